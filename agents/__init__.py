@@ -1,0 +1,1 @@
+"""Everything that has parameters: the scan, the backbones, the policy and its trainer."""

@@ -1,0 +1,1 @@
+"""Everything that touches data or a simulator: tasks, episodes, rollouts and scores."""
