@@ -1,0 +1,154 @@
+"""Three ways to act with one policy: carried, rolling and window.
+
+`carried` is the policy itself: one state through the whole episode. The other two keep the past
+that the network sees as short as it was in training on windows of `context_length` steps:
+`rolling` still runs step by step in constant time, `window` runs the last context_length steps
+again at every step, which is how Decision Transformer acts (arXiv 2106.01345, algorithm 1).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from agents.block import State
+from agents.policy import PolicyState, ReturnConditionedPolicy
+
+ROLLOUTS = ("carried", "rolling", "window")
+
+
+def make_actor(
+    policy: ReturnConditionedPolicy, rollout: str, context_length: int
+) -> ReturnConditionedPolicy | RollingActor | WindowActor:
+    """Returns what acts: the policy itself, or the policy seen through a bounded past.
+
+    Raises:
+        ValueError: No rollout has this name, or the context is too short for it.
+    """
+    if rollout == "carried":
+        return policy
+    if rollout == "rolling":
+        return RollingActor(policy, context_length)
+    if rollout == "window":
+        return WindowActor(policy, context_length)
+    raise ValueError(f"rollout '{rollout}' does not exist; there are: {', '.join(ROLLOUTS)}.")
+
+
+class RollingActor:
+    """Two states of each environment, restarted in turn, the older one acts.
+
+    Both are restarted every context_length steps, half a period apart. So the past that is acted
+    on is never longer than context_length steps and, after the episode's first half period, never
+    shorter than half of that, at twice the cost of a step and still independent of time.
+    """
+
+    def __init__(self, policy: ReturnConditionedPolicy, context_length: int) -> None:
+        if context_length < 2:
+            raise ValueError(
+                f"rollout 'rolling' needs a context_length of at least 2, not {context_length}."
+            )
+        self.policy = policy
+        self.context_length = context_length
+        self.observation_dim = policy.observation_dim
+        self.action_dim = policy.action_dim
+
+    def initial_state(self, batch_size: int) -> PolicyState:
+        """Returns a policy state whose backbone part has two rows an environment."""
+        state = self.policy.initial_state(batch_size)
+        return state._replace(backbone=self.policy.backbone.initial_state(2 * batch_size))
+
+    def act(
+        self, observation: Tensor, reward: Tensor, state: PolicyState, is_first: Tensor
+    ) -> tuple[Tensor, PolicyState]:
+        """Acts as `ReturnConditionedPolicy.act` does."""
+        return_to_go, timestep = self.policy.observe(reward, state, is_first)
+        half = self.context_length // 2
+        age = timestep % self.context_length
+        late_age = torch.where(timestep < half, timestep, (timestep - half) % self.context_length)
+        actions, backbone = self.policy.step(
+            observation.repeat(2, 1),
+            return_to_go.repeat(2),
+            state.action.repeat(2, 1),
+            timestep.repeat(2),
+            torch.cat([age == 0, late_age == 0]),
+            state.backbone,
+        )
+        first, second = actions.chunk(2)
+        action = torch.where((age >= late_age).unsqueeze(-1), first, second)
+        return action, PolicyState(backbone, action, return_to_go, timestep)
+
+
+class WindowState(NamedTuple):
+    """The last context_length steps, the newest at the end, and how many of them are real.
+
+    Attributes:
+        past: The policy's own state, without its backbone part.
+        observations: (batch, context_length, observation_dim).
+        returns_to_go: (batch, context_length).
+        previous_actions: (batch, context_length, action_dim).
+        timesteps: (batch, context_length).
+        length: (batch,), real steps in each window.
+    """
+
+    past: PolicyState
+    observations: Tensor
+    returns_to_go: Tensor
+    previous_actions: Tensor
+    timesteps: Tensor
+    length: Tensor
+
+
+class WindowActor:
+    """Runs the last context_length steps again at every step, from the initial state."""
+
+    def __init__(self, policy: ReturnConditionedPolicy, context_length: int) -> None:
+        if context_length < 1:
+            raise ValueError(
+                f"rollout 'window' needs a context_length of at least 1, not {context_length}."
+            )
+        self.policy = policy
+        self.context_length = context_length
+        self.observation_dim = policy.observation_dim
+        self.action_dim = policy.action_dim
+
+    def initial_state(self, batch_size: int) -> WindowState:
+        """Returns empty windows."""
+        past = self.policy.initial_state(batch_size)
+        shape = (batch_size, self.context_length)
+        zeros = torch.zeros(shape, device=past.action.device)
+        return WindowState(
+            past=past._replace(backbone=()),
+            observations=zeros.unsqueeze(-1).repeat(1, 1, self.observation_dim),
+            returns_to_go=zeros,
+            previous_actions=zeros.unsqueeze(-1).repeat(1, 1, self.action_dim),
+            timesteps=zeros.long(),
+            length=torch.zeros(batch_size, dtype=torch.long, device=zeros.device),
+        )
+
+    def act(
+        self, observation: Tensor, reward: Tensor, state: WindowState, is_first: Tensor
+    ) -> tuple[Tensor, WindowState]:
+        """Acts as `ReturnConditionedPolicy.act` does, at the cost of context_length steps."""
+        return_to_go, timestep = self.policy.observe(reward, state.past, is_first)
+
+        def push(window: Tensor, newest: Tensor) -> Tensor:
+            return torch.cat([window[:, 1:], newest.unsqueeze(1)], dim=1)
+
+        length = torch.where(is_first, 1, (state.length + 1).clamp(max=self.context_length))
+        observations = push(state.observations, observation)
+        returns_to_go = push(state.returns_to_go, return_to_go)
+        previous_actions = push(state.previous_actions, state.past.action)
+        timesteps = push(state.timesteps, timestep)
+        # The window's first real step forgets what stands before it, as in training.
+        position = torch.arange(self.context_length, device=length.device)
+        begins = position == (self.context_length - length).unsqueeze(1)
+        blank: State = self.policy.backbone.initial_state(len(length))
+        actions, _ = self.policy(
+            observations, returns_to_go, previous_actions, timesteps, begins, blank
+        )
+        past = PolicyState((), actions[:, -1], return_to_go, timestep)
+        return actions[:, -1], WindowState(
+            past, observations, returns_to_go, previous_actions, timesteps, length
+        )

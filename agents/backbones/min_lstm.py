@@ -1,0 +1,50 @@
+"""The minLSTM mixer (Feng et al., arXiv 2410.01201, section 3.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from agents.block import BackboneConfig, Mixer, zeros_like_weight
+from agents.scan import min_lstm_scan, min_lstm_step
+
+
+@dataclass
+class MinLSTMConfig(BackboneConfig):
+    """minLSTM's own settings.
+
+    Attributes:
+        forget_bias: Initial bias of the forget gate. Below 0 the state starts out forgetting
+            faster; 0 halves it at every step.
+        scan: The form of the recurrence in training; see agents.scan.
+    """
+
+    name: str = "min_lstm"
+    forget_bias: float = 0.0
+    scan: str = "auto"
+
+
+class MinLSTM(Mixer):
+    """h_t = f'_t h_{t-1} + i'_t g(W_h x_t) with f' = f / (f + i), i' = i / (f + i)."""
+
+    def __init__(self, config: MinLSTMConfig) -> None:
+        super().__init__()
+        self.scan = config.scan
+        # Forget gate, input gate and candidate side by side, as the fused scan reads them.
+        self.projection = nn.Linear(config.d_model, 3 * config.d_model)
+        nn.init.constant_(self.projection.bias[: config.d_model], config.forget_bias)
+
+    def initial_state(self, batch_size: int) -> Tensor:
+        """Returns zeros (batch, d_model)."""
+        return zeros_like_weight(self.projection.weight, batch_size, self.projection.in_features)
+
+    def forward(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps x (batch, time, d_model) by the parallel scan; see Mixer."""
+        states = min_lstm_scan(self.projection(x), state, is_first, form=self.scan)
+        return states, states[:, -1]
+
+    def step(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps x (batch, d_model) by one step of the recurrence; see Mixer."""
+        state = min_lstm_step(self.projection(x), state, is_first)
+        return state, state

@@ -1,0 +1,276 @@
+"""Run folders: what is needed to act, what is needed to go on training, written so that a kill
+at any moment, a full disk or a flipped bit never costs more than the steps since the last save.
+
+    config.yaml            the resolved configuration of the run
+    config.json            the policy's shape, how it acts, and what it was trained on
+    policy.safetensors     the weights to act with, and a checksum of them
+    training_state.pt      all that resuming needs; loads with weights_only=True
+    metrics.jsonl          one line a record
+    scores.json            the evaluation of the last checkpoint
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from omegaconf import OmegaConf
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise_tensors
+from torch import Tensor
+
+from agents.backbones import mixer_entry
+from agents.policy import PolicyConfig, ReturnConditionedPolicy
+
+# All that a run writes into its folder, and so all that overwriting it may delete.
+RUN_FILES = (
+    "config.yaml",
+    "config.json",
+    "policy.safetensors",
+    "training_state.pt",
+    "metrics.jsonl",
+    "scores.json",
+    "events.out.tfevents.*",
+    "*.tmp",
+)
+
+
+class CheckpointError(ValueError):
+    """A run folder that cannot be read or written; its message is one sentence for the user."""
+
+
+@dataclass
+class RunDescription:
+    """What config.json holds besides the policy's shape.
+
+    Attributes:
+        rollout: How the policy acts: `carried`, `rolling` or `window`.
+        context_length: Steps of the past that `rolling` and `window` keep.
+        dataset: The data set's id, environment, reference scores and return statistics.
+    """
+
+    rollout: str
+    context_length: int
+    dataset: dict[str, Any]
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Writes a file under a temporary name, syncs it and renames it into place.
+
+    Raises:
+        CheckpointError: The disk is full or the folder cannot be written; what stood at the path
+            before is still there.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    # torch reports a failed write as a RuntimeError of its own.
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        reason = error.strerror if isinstance(error, OSError) else "the write failed part way"
+        raise CheckpointError(
+            f"{path} could not be written ({reason}); what was saved there before is intact: free "
+            "some space or choose another run_dir, then start again with resume=true."
+        ) from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes bytes atomically; see write_atomically."""
+    write_atomically(path, lambda file: _write(file, content))
+
+
+def _write(file: BinaryIO, content: bytes) -> None:
+    file.write(content)
+
+
+def claim_run_folder(folder: Path, config: str, *, resume: bool, overwrite: bool) -> None:
+    """Makes a run folder with its config.yaml, or makes sure that the one there may be used.
+
+    Args:
+        folder: The run folder.
+        config: What config.yaml is to hold.
+        resume: A folder that holds a run with this very configuration is gone on with.
+        overwrite: The run that the folder holds is discarded.
+
+    Raises:
+        CheckpointError: The folder holds a run and neither was asked for, or it holds another run
+            than the one to be resumed, or it cannot be made.
+    """
+    path = folder / "config.yaml"
+    if path.is_file() and resume and not overwrite:
+        _check_same_config(path, config)
+        return
+    if path.is_file() and not overwrite:
+        raise CheckpointError(
+            f"{folder} already holds a run: resume=true goes on with it, overwrite=true discards "
+            "it, run_dir=PATH puts this one elsewhere."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for pattern in RUN_FILES:
+            for old in folder.glob(pattern):
+                old.unlink()
+    except OSError as error:
+        raise CheckpointError(
+            f"the run folder {folder} cannot be made ({error.strerror}); give another as run_dir."
+        ) from error
+    write_bytes(path, config.encode())
+
+
+def _check_same_config(path: Path, config: str) -> None:
+    def flat(text: str) -> dict[str, Any]:
+        values = OmegaConf.to_container(OmegaConf.create(text))
+        return {
+            f"{key}.{inner}" if isinstance(value, dict) else key: inner_value
+            for key, value in values.items()
+            for inner, inner_value in (value.items() if isinstance(value, dict) else [("", value)])
+        }
+
+    before, now = flat(path.read_text()), flat(config)
+    other = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if other:
+        key = other[0]
+        raise CheckpointError(
+            f"{path.parent} cannot be resumed with another configuration: {key} is "
+            f"{before.get(key)} there and {now.get(key)} here; give the same keys as before, or "
+            "another run_dir."
+        )
+
+
+def _digest(tensors: dict[str, Tensor], step: str) -> str:
+    digest = hashlib.sha256(step.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def save_description(
+    folder: Path, policy: ReturnConditionedPolicy, backbone: Any, description: RunDescription
+) -> None:
+    """Writes config.json: with policy.safetensors, all that is needed to act."""
+    content = {
+        "observation_dim": policy.observation_dim,
+        "action_dim": policy.action_dim,
+        "policy": asdict(policy.config),
+        "backbone": asdict(backbone),
+        **asdict(description),
+    }
+    text = json.dumps(content, indent=2) + "\n"
+    write_bytes(folder / "config.json", text.encode())
+
+
+def save_policy(folder: Path, policy: ReturnConditionedPolicy, step: int) -> None:
+    """Writes policy.safetensors: the weights to act with after `step` updates."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in policy.state_dict().items()}
+    metadata = {"step": str(step), "sha256": _digest(tensors, str(step))}
+    write_bytes(folder / "policy.safetensors", serialise_tensors(tensors, metadata))
+
+
+def load_policy(folder: Path) -> tuple[ReturnConditionedPolicy, RunDescription, int]:
+    """Rebuilds a policy from a run folder.
+
+    Returns:
+        The policy in evaluation mode, what it was trained on and how it acts, and the updates
+        that it was trained for.
+
+    Raises:
+        CheckpointError: The folder holds no checkpoint, or a damaged one.
+    """
+    config_path, weights_path = folder / "config.json", folder / "policy.safetensors"
+    for path in (config_path, weights_path):
+        if not path.is_file():
+            raise CheckpointError(
+                f"{folder} holds no checkpoint: {path.name} is missing; give the run folder that "
+                "train.py printed (it appears there with the first save)."
+            )
+    try:
+        content = json.loads(config_path.read_text())
+        config_class, _ = mixer_entry(content["backbone"]["name"])
+        policy = ReturnConditionedPolicy(
+            PolicyConfig(**content["policy"]),
+            config_class(**content["backbone"]),
+            observation_dim=content["observation_dim"],
+            action_dim=content["action_dim"],
+        )
+        description = RunDescription(
+            content["rollout"], content["context_length"], content["dataset"]
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{config_path} does not describe a policy ({error}); the file is damaged or of "
+            "another version of this project: train again."
+        ) from error
+    tensors, step = _read_weights(weights_path)
+    try:
+        policy.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{weights_path} does not fit the policy that {config_path.name} beside it describes; "
+            "one of the two files comes from another run."
+        ) from error
+    return policy.eval(), description, step
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], int]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        intact = metadata["sha256"] == _digest(tensors, metadata["step"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or damaged ({error}); copy it again from its source or train "
+            "again."
+        ) from error
+    if not intact:
+        raise CheckpointError(
+            f"{path} is damaged: its contents do not match the checksum that was saved with them; "
+            "copy it again from its source or train again."
+        )
+    return tensors, int(metadata["step"])
+
+
+def save_training_state(folder: Path, state: dict[str, Any]) -> None:
+    """Writes training_state.pt: tensors and plain values only."""
+    write_atomically(folder / "training_state.pt", lambda file: torch.save(state, file))
+
+
+def load_training_state(folder: Path) -> dict[str, Any]:
+    """Reads training_state.pt.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+    """
+    path = folder / "training_state.pt"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} cannot be resumed: training_state.pt is missing.")
+    try:
+        # torch.load itself does not look at the archive's checksums.
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            raise zipfile.BadZipFile(f"checksum of {broken}")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or damaged ({error}); the run cannot be resumed from it: start "
+            "it again with overwrite=true."
+        ) from error

@@ -1,0 +1,313 @@
+"""The return-conditioned policy: what the network sees, what it is trained to do, how it acts.
+
+It owns all that acting needs (observation statistics, return scale, action bounds, target
+return), so a checkpoint of it is complete. At step t it sees the observation, the return still to
+be collected (this step's reward included) and the action before, and it answers with an action:
+the Decision Transformer's conditioning (Chen et al., arXiv 2106.01345) on a recurrent backbone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from agents.backbones import build_backbone
+from agents.block import BackboneConfig, State, map_state
+
+
+@dataclass
+class PolicyConfig:
+    """What the policy sees at each step.
+
+    Attributes:
+        tokens: 1 puts return-to-go, observation and previous action into one token a step (the
+            sum of their linear embeddings); 3 gives each its own token, in Decision
+            Transformer's order.
+        previous_action: Whether the policy sees the action before.
+        timestep_embedding: Whether a learned embedding of the time since the episode began is
+            added to each token.
+        max_timestep: Rows of that embedding; later steps share the last row.
+        return_before_head: Whether the return-to-go is shown once more, after the backbone.
+        return_scale: Returns-to-go are divided by this (units of return).
+    """
+
+    tokens: int = 1
+    previous_action: bool = True
+    timestep_embedding: bool = False
+    max_timestep: int = 1000
+    return_before_head: bool = False
+    return_scale: float = 1000.0
+
+    def __post_init__(self) -> None:
+        if self.tokens not in (1, 3):
+            raise ValueError(f"policy.tokens is {self.tokens}; it must be 1 or 3.")
+        if not self.return_scale > 0:
+            raise ValueError(f"policy.return_scale is {self.return_scale}; it must be above 0.")
+
+
+class PolicyState(NamedTuple):
+    """What the policy carries from step to step, one row an environment.
+
+    Attributes:
+        backbone: The backbone's state.
+        action: The last action (batch, action_dim).
+        return_to_go: Return still to be collected at the last step (batch,), in units of return.
+        timestep: Steps since the episode began, at the last step (batch,).
+    """
+
+    backbone: State
+    action: Tensor
+    return_to_go: Tensor
+    timestep: Tensor
+
+
+class ReturnConditionedPolicy(nn.Module):
+    """Maps (return-to-go, observation, previous action) to an action, through a backbone."""
+
+    observation_mean: Tensor
+    observation_std: Tensor
+    action_low: Tensor
+    action_high: Tensor
+    target_return: Tensor
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        backbone: BackboneConfig,
+        *,
+        observation_dim: int,
+        action_dim: int,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.observation_dim = observation_dim
+        self.action_dim = action_dim
+        self.register_buffer("observation_mean", torch.zeros(observation_dim))
+        self.register_buffer("observation_std", torch.ones(observation_dim))
+        self.register_buffer("action_low", -torch.ones(action_dim))
+        self.register_buffer("action_high", torch.ones(action_dim))
+        self.register_buffer("target_return", torch.zeros(()))
+        d_model = backbone.d_model
+        if config.tokens == 1:
+            # One Linear over all inputs side by side is the sum of one embedding for each.
+            self.embedding = nn.Linear(1 + observation_dim + action_dim, d_model)
+        else:
+            self.return_embedding = nn.Linear(1, d_model)
+            self.observation_embedding = nn.Linear(observation_dim, d_model)
+            self.action_embedding = nn.Linear(action_dim, d_model)
+        if config.timestep_embedding:
+            self.timestep_embedding = nn.Embedding(config.max_timestep, d_model)
+        self.backbone = build_backbone(backbone)
+        if config.return_before_head:
+            self.head_return_embedding = nn.Linear(1, d_model, bias=False)
+        self.head = nn.Linear(d_model, action_dim)
+
+    def set_statistics(
+        self,
+        *,
+        observation_mean: Tensor,
+        observation_std: Tensor,
+        action_low: Tensor,
+        action_high: Tensor,
+        target_return: float,
+    ) -> None:
+        """Takes the data's statistics (each (observation_dim,) or (action_dim,)) and the target."""
+        self.observation_mean.copy_(observation_mean)
+        self.observation_std.copy_(observation_std)
+        self.action_low.copy_(action_low)
+        self.action_high.copy_(action_high)
+        self.target_return.fill_(target_return)
+
+    # -- one network, two forms ---------------------------------------------------------------
+
+    def _tokens(
+        self, observations: Tensor, returns: Tensor, previous_actions: Tensor, timesteps: Tensor
+    ) -> Tensor:
+        """Embeds steps (..., channels) as tokens (..., tokens, d_model)."""
+        observations = (observations - self.observation_mean) / self.observation_std
+        if not self.config.previous_action:
+            previous_actions = torch.zeros_like(previous_actions)
+        if self.config.tokens == 1:
+            inputs = torch.cat([returns, observations, previous_actions], dim=-1)
+            tokens = self.embedding(inputs).unsqueeze(-2)
+        else:
+            # The previous action leads, so that the observation's token, from which the action is
+            # read, is the step's last; seen along an episode this is Decision Transformer's order.
+            tokens = torch.stack(
+                [
+                    self.action_embedding(previous_actions),
+                    self.return_embedding(returns),
+                    self.observation_embedding(observations),
+                ],
+                dim=-2,
+            )
+        if self.config.timestep_embedding:
+            last = self.config.max_timestep - 1
+            times = timesteps.clamp(max=last).unsqueeze(-1).repeat_interleave(tokens.shape[-2], -1)
+            if self.config.tokens == 3:
+                # The previous action belongs to the step before.
+                times = torch.cat([(times[..., :1] - 1).clamp(min=0), times[..., 1:]], dim=-1)
+            tokens = tokens + self.timestep_embedding(times)
+        return tokens
+
+    def _first_token(self, is_first: Tensor) -> Tensor:
+        """Spreads is_first (...) over a step's tokens (..., tokens).
+
+        With three tokens the return's token begins the episode: it makes the backbone forget all
+        before it, the previous action's token included, for a first step has no previous action.
+        """
+        if self.config.tokens == 1:
+            return is_first.unsqueeze(-1)
+        others = torch.zeros_like(is_first)
+        return torch.stack([others, is_first, others], dim=-1)
+
+    def _action(self, features: Tensor, returns: Tensor) -> Tensor:
+        if self.config.return_before_head:
+            features = features + self.head_return_embedding(returns)
+        unit = torch.tanh(self.head(features))
+        middle = (self.action_high + self.action_low) / 2
+        return middle + unit * (self.action_high - self.action_low) / 2
+
+    def forward(
+        self,
+        observations: Tensor,
+        returns_to_go: Tensor,
+        previous_actions: Tensor,
+        timesteps: Tensor,
+        is_first: Tensor,
+        state: State,
+    ) -> tuple[Tensor, State]:
+        """Answers a whole sequence in parallel.
+
+        Args:
+            observations: (batch, time, observation_dim), in the environment's units.
+            returns_to_go: (batch, time), in units of return, each step's own reward included.
+            previous_actions: (batch, time, action_dim).
+            timesteps: (batch, time) integers, steps since the episode began.
+            is_first: (batch, time) bool; true where an episode, or a window of one, begins.
+            state: The backbone's state before the first step.
+
+        Returns:
+            Actions (batch, time, action_dim) and the backbone's state after the last step.
+        """
+        batch, time = is_first.shape
+        returns = (returns_to_go / self.config.return_scale).unsqueeze(-1)
+        previous_actions = previous_actions.masked_fill(is_first.unsqueeze(-1), 0.0)
+        tokens = self._tokens(observations, returns, previous_actions, timesteps)
+        features, state = self.backbone(
+            tokens.flatten(1, 2), state, self._first_token(is_first).flatten(1, 2)
+        )
+        features = features.view(batch, time, self.config.tokens, -1)[:, :, -1]
+        return self._action(features, returns), state
+
+    def step(
+        self,
+        observation: Tensor,
+        return_to_go: Tensor,
+        previous_action: Tensor,
+        timestep: Tensor,
+        is_first: Tensor,
+        state: State,
+    ) -> tuple[Tensor, State]:
+        """Answers one step, in constant time and memory: `forward` without the time axis."""
+        returns = (return_to_go / self.config.return_scale).unsqueeze(-1)
+        previous_action = previous_action.masked_fill(is_first.unsqueeze(-1), 0.0)
+        tokens = self._tokens(observation, returns, previous_action, timestep)
+        first = self._first_token(is_first)
+        for i in range(self.config.tokens):
+            features, state = self.backbone.step(tokens[:, i], state, first[:, i])
+        return self._action(features, returns), state
+
+    # -- training -----------------------------------------------------------------------------
+
+    def loss(
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        returns_to_go: Tensor,
+        timesteps: Tensor,
+        is_first: Tensor,
+        mask: Tensor,
+        state: PolicyState | None = None,
+    ) -> tuple[Tensor, PolicyState]:
+        """Returns the mean squared error of the actions over real steps.
+
+        Args:
+            observations: (batch, time, observation_dim).
+            actions: (batch, time, action_dim): the data's, which are also the previous actions
+                of the steps that follow them.
+            returns_to_go: (batch, time), in units of return.
+            timesteps: (batch, time) integers.
+            is_first: (batch, time) bool.
+            mask: (batch, time) bool, true on real steps; padding may only follow real steps.
+            state: What the rows carry from the piece before, for `streamed` training; None
+                starts them afresh.
+
+        Returns:
+            The loss, a scalar, and the state after the last step, detached.
+        """
+        batch = is_first.shape[0]
+        if state is None:
+            state = self.initial_state(batch)
+        previous_actions = torch.cat([state.action.unsqueeze(1), actions[:, :-1]], dim=1)
+        predicted, backbone = self(
+            observations, returns_to_go, previous_actions, timesteps, is_first, state.backbone
+        )
+        # The error is measured in float32 even where the network ran in a shorter type.
+        error = (predicted.float() - actions).square().mean(-1)
+        loss = (error * mask).sum() / mask.sum().clamp(min=1)
+        carried = PolicyState(
+            map_state(Tensor.detach, backbone),
+            actions[:, -1],
+            returns_to_go[:, -1],
+            timesteps[:, -1],
+        )
+        return loss, carried
+
+    # -- acting -------------------------------------------------------------------------------
+
+    def initial_state(self, batch_size: int) -> PolicyState:
+        """Returns the state of environments that are about to begin an episode."""
+        device = self.target_return.device
+        return PolicyState(
+            backbone=self.backbone.initial_state(batch_size),
+            action=torch.zeros(batch_size, self.action_dim, device=device),
+            return_to_go=self.target_return.expand(batch_size),
+            timestep=torch.zeros(batch_size, dtype=torch.long, device=device),
+        )
+
+    def observe(
+        self, reward: Tensor, state: PolicyState, is_first: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns return-to-go and timestep (batch,) of the step that follows a reward.
+
+        The return-to-go begins at the target and loses each reward as it is received.
+        """
+        return_to_go = torch.where(is_first, self.target_return, state.return_to_go - reward)
+        timestep = torch.where(is_first, 0, state.timestep + 1)
+        return return_to_go, timestep
+
+    def act(
+        self, observation: Tensor, reward: Tensor, state: PolicyState, is_first: Tensor
+    ) -> tuple[Tensor, PolicyState]:
+        """Acts in a batch of environments, the state carried through the whole episode.
+
+        Args:
+            observation: (batch, observation_dim).
+            reward: (batch,), the reward of the action before; ignored where is_first is true.
+            state: From the step before, or `initial_state`.
+            is_first: (batch,) bool; true on the observation that begins an episode.
+
+        Returns:
+            The action (batch, action_dim) and the state to hand back at the next step.
+        """
+        device = state.action.device
+        observation, reward, is_first = (x.to(device) for x in (observation, reward, is_first))
+        return_to_go, timestep = self.observe(reward, state, is_first)
+        action, backbone = self.step(
+            observation, return_to_go, state.action, timestep, is_first, state.backbone
+        )
+        return action, PolicyState(backbone, action, return_to_go, timestep)

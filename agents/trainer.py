@@ -1,0 +1,338 @@
+"""The training loop: optimiser, schedule, precision, logging, saving, resuming.
+
+On one CPU with one number of threads a run is repeatable to the bit, and a run that was killed
+and resumed ends with the same parameters as one that was not: every random state, the sampler's
+position and the state carried between batches are in training_state.pt.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.tensorboard import SummaryWriter
+
+from agents.checkpoint import load_training_state, save_policy, save_training_state
+from agents.block import map_state
+from agents.policy import PolicyState, ReturnConditionedPolicy
+
+SCHEDULES = ("cosine", "constant")
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class TrainingError(ValueError):
+    """A run that cannot go on; its message is one sentence for the user."""
+
+
+class Batches(Protocol):
+    """What the trainer needs of a sampler; see envs.windows."""
+
+    carries_state: bool
+
+    def next(self) -> dict[str, Tensor]:
+        """Returns the next batch, the keyword arguments of `ReturnConditionedPolicy.loss`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the position."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes a position back."""
+
+
+@dataclass
+class TrainerConfig:
+    """How the policy is trained.
+
+    Attributes:
+        learning_rate: AdamW's, at its highest.
+        weight_decay: AdamW's.
+        warmup: Updates over which the learning rate rises from zero.
+        schedule: `cosine` falls to zero at the last update, `constant` stays.
+        gradient_clip: Largest norm of the gradient.
+        ema_decay: The policy that acts has this exponential average of the weights; 0 acts with
+            the weights themselves.
+        precision: `float32`, or `bfloat16` (automatic mixed precision).
+        log_every: Updates between two records of the training loss.
+        save_every: Updates between two checkpoints.
+    """
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    warmup: int = 100
+    schedule: str = "cosine"
+    gradient_clip: float = 1.0
+    ema_decay: float = 0.99
+    precision: str = "float32"
+    log_every: int = 50
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        for key, value, allowed in (
+            ("schedule", self.schedule, SCHEDULES),
+            ("precision", self.precision, tuple(PRECISIONS)),
+        ):
+            if value not in allowed:
+                raise ValueError(
+                    f"trainer.{key} '{value}' does not exist; there are: {', '.join(allowed)}."
+                )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"trainer.ema_decay is {self.ema_decay}; it must be in [0, 1).")
+        for key in ("log_every", "save_every"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"trainer.{key} is {getattr(self, key)}; it must be at least 1.")
+
+    def rate_factor(self, step: int, steps: int) -> float:
+        """Returns the learning rate of update `step` (from 0), relative to its highest."""
+        rise = min(1.0, (step + 1) / max(1, self.warmup))
+        if self.schedule == "constant":
+            return rise
+        return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, steps))))
+
+
+@contextmanager
+def stop_requests() -> Iterator[threading.Event]:
+    """Turns Ctrl-C and SIGTERM into an event, so that the loop can save and end cleanly."""
+    event = threading.Event()
+
+    def request(signum: int, frame: Any) -> None:
+        event.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+class Metrics:
+    """metrics.jsonl and TensorBoard, side by side."""
+
+    def __init__(self, folder: Path, *, resume_step: int) -> None:
+        self.path = folder / "metrics.jsonl"
+        if self.path.exists():
+            # What an interrupted run logged after its last save will be logged again.
+            kept = [
+                line
+                for line in self.path.read_text().splitlines(keepends=True)
+                if line.endswith("\n") and json.loads(line)["step"] <= resume_step
+            ]
+            self.path.write_text("".join(kept))
+        self.writer = SummaryWriter(str(folder), purge_step=resume_step + 1)
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """Writes one record of scalars, named `train/*`, `eval/*` or `time/*`."""
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes TensorBoard."""
+        self.writer.close()
+
+
+class Trainer:
+    """Trains a policy on endless batches, saving into a run folder.
+
+    Args:
+        policy: On the device where it is to be trained; so are the batches.
+        batches: A sampler of envs.windows.
+        config: The settings.
+        steps: Updates in the whole run.
+        folder: The run folder; it exists.
+        evaluate: Called with the policy that acts and the number of updates so far every
+            `evaluate_every` updates; what it returns is recorded.
+        evaluate_every: Updates between two evaluations; 0 never evaluates.
+        console: Where the progress bar goes.
+    """
+
+    def __init__(
+        self,
+        policy: ReturnConditionedPolicy,
+        batches: Batches,
+        config: TrainerConfig,
+        *,
+        steps: int,
+        folder: Path,
+        evaluate: Callable[[ReturnConditionedPolicy, int], dict[str, float]] | None = None,
+        evaluate_every: int = 0,
+        console: Console | None = None,
+    ) -> None:
+        self.policy = policy
+        self.batches = batches
+        self.config = config
+        self.steps = steps
+        self.folder = folder
+        self.evaluate = evaluate
+        self.evaluate_every = evaluate_every
+        self.console = console or Console()
+        self.step = 0
+        self.carried: PolicyState | None = None
+        self.optimizer = torch.optim.AdamW(
+            policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.average = (
+            AveragedModel(policy, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+            if config.ema_decay > 0
+            else None
+        )
+
+    @property
+    def acting_policy(self) -> ReturnConditionedPolicy:
+        """The policy that is evaluated and saved: the averaged one, where there is one."""
+        return self.policy if self.average is None else self.average.module
+
+    # -- saving and resuming ------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Saves what resuming needs, then what acting needs.
+
+        Raises:
+            CheckpointError: The folder cannot be written; the save before is intact.
+        """
+        state: dict[str, Any] = {
+            "step": self.step,
+            "policy": self.policy.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "batches": self.batches.state_dict(),
+            "carried": None if self.carried is None else tuple(self.carried),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all(),
+        }
+        save_training_state(self.folder, state)
+        save_policy(self.folder, self.acting_policy, self.step)
+
+    def resume(self) -> None:
+        """Takes up the run where its last save left it, or from its beginning if there is none.
+
+        Raises:
+            CheckpointError: The save is damaged.
+        """
+        if not (self.folder / "training_state.pt").exists():
+            return
+        state = load_training_state(self.folder)
+        self.step = state["step"]
+        self.policy.load_state_dict(state["policy"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.batches.load_state_dict(state["batches"])
+        if state["carried"] is not None:
+            device = self.policy.target_return.device
+            carried = map_state(lambda tensor: tensor.to(device), state["carried"])
+            self.carried = PolicyState(*carried)
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"]:
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    def update(self) -> tuple[Tensor, Tensor, int]:
+        """Makes one update; returns its loss, its gradient's norm and the steps it saw."""
+        self.policy.train()
+        for group in self.optimizer.param_groups:
+            factor = self.config.rate_factor(self.step, self.steps)
+            group["lr"] = self.config.learning_rate * factor
+        batch = self.batches.next()
+        device_type = batch["mask"].device.type
+        precision = PRECISIONS[self.config.precision]
+        with torch.autocast(device_type, precision, enabled=precision != torch.float32):
+            loss, carried = self.policy.loss(**batch, state=self.carried)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.gradient_clip)
+        # Checked before the step, so that the weights stay those of the last good update.
+        if not bool(torch.isfinite(norm)):
+            raise TrainingError(
+                f"the loss or its gradient is not finite at update {self.step + 1} (loss "
+                f"{loss.item()}); the last checkpoint in {self.folder} is from before: lower "
+                "trainer.learning_rate or look for extreme values in the data."
+            )
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.policy)
+        if self.batches.carries_state:
+            self.carried = carried
+        self.step += 1
+        return loss.detach(), norm, int(batch["mask"].sum())
+
+    def run(self) -> bool:
+        """Trains to the last update, or until Ctrl-C or SIGTERM asks to stop.
+
+        Returns:
+            Whether the run was finished.
+
+        Raises:
+            TrainingError: The loss is not finite.
+            CheckpointError: The run folder cannot be written.
+        """
+        metrics = Metrics(self.folder, resume_step=self.step)
+        columns = (
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} steps/s"),
+            TimeRemainingColumn(),
+        )
+        try:
+            with (
+                stop_requests() as stop,
+                Progress(*columns, console=self.console, transient=True) as progress,
+            ):
+                task = progress.add_task("", total=self.steps, loss="-", speed="-")
+                progress.update(task, completed=self.step)
+                self._loop(metrics, stop, lambda **fields: progress.update(task, **fields))
+        finally:
+            metrics.close()
+        return self.step == self.steps
+
+    def _loop(self, metrics: Metrics, stop: threading.Event, show: Callable[..., None]) -> None:
+        began, seen, since = time.perf_counter(), 0, self.step
+        losses: list[Tensor] = []
+        while self.step < self.steps and not stop.is_set():
+            loss, norm, steps = self.update()
+            losses.append(loss)
+            seen += steps
+            if self.step % self.config.log_every == 0 or self.step == self.steps:
+                seconds = time.perf_counter() - began
+                mean = torch.stack(losses).mean().item()
+                values = {
+                    "train/loss": mean,
+                    "train/gradient_norm": norm.item(),
+                    "train/learning_rate": self.optimizer.param_groups[0]["lr"],
+                    "time/updates_per_second": (self.step - since) / seconds,
+                    "time/steps_per_second": seen / seconds,
+                }
+                metrics.record(self.step, values)
+                show(completed=self.step, loss=f"{mean:.4f}", speed=f"{seen / seconds:,.0f}")
+                losses.clear()
+                began, seen, since = time.perf_counter(), 0, self.step
+            if self.step % self.config.save_every == 0 or self.step == self.steps:
+                self.save()
+            if self.evaluate_every and self.evaluate and self.step % self.evaluate_every == 0:
+                start = time.perf_counter()
+                scores = self.evaluate(self.acting_policy.eval(), self.step)
+                metrics.record(
+                    self.step, {**scores, "time/evaluation": time.perf_counter() - start}
+                )
+                began += time.perf_counter() - start
+        if stop.is_set() and self.step < self.steps:
+            self.save()

@@ -1,0 +1,136 @@
+"""What a run can be told: the dataclasses behind configs/train.yaml and configs/eval.yaml."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from agents.acting import ROLLOUTS
+from agents.backbones import MIXERS
+from agents.block import BackboneConfig
+from agents.policy import PolicyConfig
+from agents.trainer import TrainerConfig
+from envs.sources import DatasetConfig
+from envs.windows import ProtocolConfig
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def _check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{key} '{value}' does not exist; there are: {', '.join(allowed)}.")
+
+
+@dataclass
+class EvaluationConfig:
+    """How a policy is scored.
+
+    Attributes:
+        rollout: `carried`, `rolling` or `window`; see agents.acting.
+        target_return: The return that the policy is asked for, fixed in advance; null asks for
+            the mean of the data's best 10 % of episodes.
+        episodes: Episodes of the final evaluation.
+        every: Updates between two evaluations in training; 0 evaluates at the end only.
+        episodes_in_training: Episodes of each of those.
+        seed: Fixes the start states: the same for every run, so that runs are compared on them.
+    """
+
+    rollout: str = "carried"
+    target_return: float | None = None
+    episodes: int = 100
+    every: int = 500
+    episodes_in_training: int = 20
+    seed: int = 1000
+
+    def __post_init__(self) -> None:
+        _check_choice("evaluation.rollout", self.rollout, ROLLOUTS)
+
+
+@dataclass
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        steps: Updates.
+        seed: Of the parameters, the dropout and the order of the data.
+        device: `auto` takes CUDA where there is one.
+        run_dir: The run folder; null names it after the data set, the backbone, the protocol,
+            the seed and whatever else was overridden, below runs/.
+        resume: Goes on from the run folder's last save.
+        overwrite: Discards what the run folder holds.
+    """
+
+    dataset: DatasetConfig = MISSING
+    backbone: BackboneConfig = MISSING
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    steps: int = 2000
+    seed: int = 0
+    device: str = "auto"
+    run_dir: str | None = None
+    resume: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        _check_choice("device", self.device, DEVICES)
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; it must be at least 1.")
+
+
+@dataclass
+class EvalConfig:
+    """One evaluation of a run folder.
+
+    Attributes:
+        run: The run folder.
+        episodes: Episodes for each target return.
+        target_return: Targets to ask for, one after the other; null asks for the policy's own.
+        rollout: `carried`, `rolling` or `window`; null acts as the run's configuration says.
+        environment: Gymnasium id; null takes the environment of the data.
+        seed: Fixes the start states.
+        n_envs: Environments at once.
+        device: `auto` takes CUDA where there is one.
+        video: Also writes one episode to this mp4 file.
+    """
+
+    run: str = MISSING
+    episodes: int = EvaluationConfig.episodes
+    target_return: list[float] | None = None
+    rollout: str | None = None
+    environment: str | None = None
+    seed: int = EvaluationConfig.seed
+    n_envs: int | None = None
+    device: str = TrainConfig.device
+    video: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("device", self.device, DEVICES)
+        if self.rollout is not None:
+            _check_choice("rollout", self.rollout, ROLLOUTS)
+
+
+def register() -> None:
+    """Tells Hydra the schemas, and each backbone of the registry as a choice of its group."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    store.store(name="eval_schema", node=EvalConfig)
+    for name, (config_class, _) in MIXERS.items():
+        store.store(group="backbone", name=name, node=config_class)
+
+
+def resolve_device(device: str) -> torch.device:
+    """Turns `auto` into the best device there is.
+
+    Raises:
+        ValueError: CUDA was asked for and this machine has none.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' was asked for, but torch finds none; use device=cpu.")
+    return torch.device(device)

@@ -1,0 +1,157 @@
+"""Trains a return-conditioned policy on offline data and scores it in its environment.
+
+    python train.py
+    python train.py dataset=halfcheetah-medium-expert backbone=min_lstm seed=1 steps=20000
+    python train.py experiment=windowed evaluation.rollout=window
+    python train.py -m seed=0,1,2
+
+`python train.py --help` lists the groups, configs/schema.py every key.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from agents.checkpoint import RunDescription, claim_run_folder, load_policy, save_description
+from agents.policy import ReturnConditionedPolicy
+from agents.trainer import Trainer
+from configs import command_line
+from configs.schema import TrainConfig, resolve_device
+from envs.episodes import Episodes
+from envs.scores import print_scores, write_scores
+from envs.sources import load_episodes
+from envs.windows import make_batches
+from eval import ERRORS, score_policy
+
+
+def main(config: TrainConfig, overrides: list[str]) -> None:
+    """Runs one training: data, policy, updates, scores."""
+    console = Console()
+    device = resolve_device(config.device)
+    folder = Path(config.run_dir or default_run_dir(config, overrides))
+    claim_run_folder(folder, config_text(config), resume=config.resume, overwrite=config.overwrite)
+    episodes = load_episodes(config.dataset)
+    description = RunDescription(
+        config.evaluation.rollout, config.protocol.context_length, describe(episodes)
+    )
+
+    torch.manual_seed(config.seed)
+    policy = make_policy(config, episodes).to(device)
+    save_description(folder, policy, config.backbone, description)
+
+    def evaluate(acting: ReturnConditionedPolicy, step: int) -> dict[str, float]:
+        (score,) = score_policy(
+            acting,
+            description,
+            step,
+            episodes=config.evaluation.episodes_in_training,
+            seed=config.evaluation.seed,
+        )
+        console.print(
+            f"update {step:>6}: return {score.return_mean:,.0f} ± {score.return_std:,.0f} over "
+            f"{score.episodes} episodes"
+        )
+        return score.scalars()
+
+    trainer = Trainer(
+        policy,
+        make_batches(episodes, config.protocol, seed=config.seed, device=device),
+        config.trainer,
+        steps=config.steps,
+        folder=folder,
+        evaluate=evaluate,
+        evaluate_every=config.evaluation.every,
+        console=console,
+    )
+    if config.resume:
+        trainer.resume()
+    console.print(
+        f"{config.backbone.name}, {sum(p.numel() for p in policy.parameters()):,} parameters, "
+        f"on {device}: updates {trainer.step} to {config.steps}, into {folder}"
+    )
+    if not trainer.run():
+        console.print(f"Saved at update {trainer.step} of {config.steps}; resume=true goes on.")
+        return
+    # Scored as anybody would score it: from the run folder, with nothing else.
+    policy, description, step = load_policy(folder)
+    scores = score_policy(
+        policy,
+        description,
+        step,
+        episodes=config.evaluation.episodes,
+        seed=config.evaluation.seed,
+        console=console,
+    )
+    write_scores(folder / "scores.json", scores)
+    print_scores(
+        scores,
+        dataset_return_mean=description.dataset["return_mean"],
+        dataset_return_top10=description.dataset["return_top10"],
+        console=console,
+    )
+    console.print(f"Score it again: python eval.py run={folder}")
+
+
+def describe(episodes: Episodes) -> dict[str, Any]:
+    """Returns what a checkpoint remembers of its data: plain values."""
+    return {
+        "id": episodes.dataset_id,
+        "environment_id": episodes.environment_id,
+        "reference_min": episodes.reference_min,
+        "reference_max": episodes.reference_max,
+        "reference_source": episodes.reference_source,
+        "episodes": episodes.n_episodes,
+        "steps": episodes.n_steps,
+        "return_mean": float(episodes.returns.mean()),
+        "return_top10": float(episodes.top_fraction_return(0.1)),
+        "return_max": float(episodes.returns.max()),
+    }
+
+
+def make_policy(config: TrainConfig, episodes: Episodes) -> ReturnConditionedPolicy:
+    """Builds the policy for a data set, its statistics taken over."""
+    policy = ReturnConditionedPolicy(
+        config.policy,
+        config.backbone,
+        observation_dim=episodes.observations.shape[1],
+        action_dim=episodes.actions.shape[1],
+    )
+    target_return = config.evaluation.target_return
+    if target_return is None:
+        target_return = float(episodes.top_fraction_return(0.1))
+    policy.set_statistics(
+        observation_mean=torch.as_tensor(episodes.observation_mean),
+        observation_std=torch.as_tensor(episodes.observation_std),
+        action_low=torch.as_tensor(episodes.action_low),
+        action_high=torch.as_tensor(episodes.action_high),
+        target_return=target_return,
+    )
+    return policy
+
+
+def default_run_dir(config: TrainConfig, overrides: list[str]) -> str:
+    """Names a run after what tells it from others: runs/hopper-medium/min_gru-streamed-seed0."""
+    name = f"{config.backbone.name}-{config.protocol.name}-seed{config.seed}"
+    named = ("dataset", "backbone", "experiment", "protocol.name", "seed", "device")
+    for override in sorted(overrides):
+        key, _, value = override.lstrip("+").partition("=")
+        if key not in (*named, "resume", "overwrite", "run_dir"):
+            name += f",{key}={value}"
+    dataset = config.dataset.id.removeprefix("builtin/").rsplit("-v", 1)[0]
+    return str(Path("runs", dataset.replace("/", "-"), name.replace("/", "-")))
+
+
+def config_text(config: TrainConfig) -> str:
+    """Returns config.yaml: every value of the run, but not how this start of it was asked for."""
+    values = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(values, dict)
+    return OmegaConf.to_yaml({k: v for k, v in values.items() if k not in ("resume", "overwrite")})
+
+
+if __name__ == "__main__":
+    command_line.run("train", main, ERRORS)
