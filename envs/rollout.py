@@ -120,6 +120,7 @@ def rollout(
             raise RolloutError(f"{name} is {value}, but must be at least {least}.")
     started = time.perf_counter()
     with closing(make_environment(environment_id)) as environment:
+        environment_id = environment.spec.id  # of the newest version, where none was given
         action_space = environment.action_space
         observation_dim = environment.observation_space.shape[0]
     check_dimensions(actor, environment_id, observation_dim, action_space.shape[0])
@@ -231,7 +232,7 @@ def make_environment(environment_id: str, **options: Any) -> gymnasium.Env:
     try:
         environment = gymnasium.make(environment_id, **options)
     except gymnasium.error.UnregisteredEnv as error:
-        near = difflib.get_close_matches(environment_id, list(gymnasium.registry), n=4, cutoff=0.5)
+        near = difflib.get_close_matches(environment_id, list(gymnasium.registry), n=2, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else "."
         raise RolloutError(f"Environment '{environment_id}' does not exist{hint}") from error
     except (gymnasium.error.Error, ImportError) as error:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from envs.rollout import RolloutError, rollout, start_seeds
+from envs.simulators import Simulators
 
 HOPPER = "Hopper-v5"  # falls within tens of steps under these actors: lengths all differ
 
@@ -147,6 +148,10 @@ def test_seed_fixes_everything_and_the_start_states_differ(actor):
     )
 
 
+def test_an_id_without_a_version_is_reported_with_the_one_that_ran(actor):
+    assert rollout(actor, "Hopper", episodes=1, seed=0).environment_id == HOPPER
+
+
 def test_start_seeds_depend_on_seed_and_index_alone():
     assert (
         start_seeds(3, np.array([2, 0])).tolist() == start_seeds(3, np.arange(3))[[2, 0]].tolist()
@@ -182,10 +187,8 @@ def test_progress_counts_finished_episodes(actor):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupt_closes_the_environments(actor, monkeypatch, error):
     closed = []
-    close = rollout_module_simulators().close
-    monkeypatch.setattr(
-        rollout_module_simulators(), "close", lambda self: (closed.append(1), close(self))
-    )
+    close = Simulators.close
+    monkeypatch.setattr(Simulators, "close", lambda self: (closed.append(1), close(self)))
 
     class Interrupted(Recorder):
         def act(self, *args):
@@ -196,12 +199,6 @@ def test_an_interrupt_closes_the_environments(actor, monkeypatch, error):
     with pytest.raises(error):
         rollout(Interrupted(actor), HOPPER, episodes=4, seed=0)
     assert closed == [1]
-
-
-def rollout_module_simulators():
-    from envs.simulators import Simulators
-
-    return Simulators
 
 
 @pytest.mark.parametrize(

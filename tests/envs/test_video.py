@@ -1,0 +1,133 @@
+"""A video against the rollout it shows, drawn for real where this machine can draw."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from envs import video
+from envs.rollout import RolloutError, rollout
+from envs.video import offscreen_backend, record_episode
+
+try:
+    offscreen_backend()
+    DRAWS = True
+except RolloutError:
+    DRAWS = False
+draws = pytest.mark.skipif(not DRAWS, reason="no off-screen OpenGL on this machine")
+
+
+class Gait:
+    """Leaps; depends on the previous reward, so that a wrong feed changes the return."""
+
+    def initial_state(self, batch_size):
+        return torch.zeros(batch_size)
+
+    def act(self, observation, reward, state, is_first):
+        state = torch.where(is_first, 0.0, state) + 1
+        action = torch.stack([torch.sin(state / 3), torch.cos(state / 5), reward - 1], 1)
+        return 0.7 * action, state
+
+
+def frames_of(path):
+    import imageio_ffmpeg
+
+    reader = imageio_ffmpeg.read_frames(str(path))
+    meta = next(reader)
+    width, height = meta["size"]
+    return meta, [np.frombuffer(f, np.uint8).reshape(height, width, 3) for f in reader]
+
+
+@draws
+def test_video_shows_the_episode_of_the_rollout(tmp_path):
+    path = tmp_path / "new" / "hopper.mp4"
+    episode_return, length = record_episode(Gait(), "Hopper-v5", path, seed=3, episode=2)
+    played = rollout(Gait(), "Hopper-v5", episodes=3, seed=3, n_envs=1)
+    assert episode_return == pytest.approx(played.episode_returns[2], rel=1e-12)
+    assert length == played.episode_lengths[2]
+    assert len(set(played.episode_returns)) == 3
+
+    meta, frames = frames_of(path)
+    assert meta["fps"] == pytest.approx(31.25)  # every fourth of 125 steps a second
+    assert len(frames) == -(-length // 4)
+    assert frames[0].std() > 10  # not a blank picture
+    assert np.abs(frames[0].astype(int) - frames[-1]).mean() > 1  # and it moves
+    assert [p.name for p in path.parent.iterdir()] == ["hopper.mp4"]
+
+
+@draws
+def test_a_failure_leaves_no_file_and_keeps_the_old_one(tmp_path):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"the old one")
+
+    class Stops(Gait):
+        def act(self, *args):
+            action, state = super().act(*args)
+            if state[0] == 5:
+                raise KeyboardInterrupt
+            return action, state
+
+    with pytest.raises(KeyboardInterrupt):
+        record_episode(Stops(), "Hopper-v5", path, seed=0)
+    assert path.read_bytes() == b"the old one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@draws
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RolloutError, match=r"file/clip.mp4' cannot be written: File exists\.$"):
+        record_episode(Gait(), "Hopper-v5", tmp_path / "file" / "clip.mp4", seed=0)
+
+
+@draws
+def test_a_policy_of_another_environment_is_refused(tmp_path):
+    actor = Gait()
+    actor.observation_dim = 17
+    with pytest.raises(RolloutError, match="17 observation dimensions, but Hopper-v5 has 11"):
+        record_episode(actor, "Hopper-v5", tmp_path / "clip.mp4", seed=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_ending_is_refused(tmp_path):
+    with pytest.raises(RolloutError, match=r"clip\.gif' must have a name that ends in \.mp4"):
+        record_episode(Gait(), "Hopper-v5", tmp_path / "clip.gif", seed=0)
+
+
+def test_missing_extra_names_the_command(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)  # makes the import fail
+    with pytest.raises(RolloutError, match=r"pip install 'decision-minrnn\[video\]'"):
+        record_episode(Gait(), "Hopper-v5", tmp_path / "clip.mp4", seed=0)
+
+
+def test_a_machine_that_cannot_draw_is_told_what_to_install(monkeypatch):
+    monkeypatch.setattr(video, "_draws", lambda backend: False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    with pytest.raises(RolloutError, match=r"cannot draw.*apt-get install libegl1"):
+        offscreen_backend(None)
+    with pytest.raises(RolloutError, match=r"MUJOCO_GL=osmesa.*apt-get install libosmesa6.*unset"):
+        offscreen_backend("osmesa")
+    with pytest.raises(RolloutError, match=r"MUJOCO_GL is 'off'.*egl or osmesa or glfw"):
+        offscreen_backend("off")
+
+
+def test_the_probe_fails_where_the_backend_does():
+    assert not video._draws("nonexistent")
+
+
+@draws
+def test_records_without_a_display_in_a_fresh_process(tmp_path):
+    """MUJOCO_GL unset, MuJoCo already imported and run: how eval.py comes to it."""
+    code = (
+        "import sys; sys.path[:0] = ['.', 'tests/envs']\n"
+        "import os; os.environ.pop('MUJOCO_GL', None); os.environ.pop('DISPLAY', None)\n"
+        "from test_video import Gait; from envs.rollout import rollout\n"
+        "from envs.video import record_episode\n"
+        "rollout(Gait(), 'Hopper-v5', episodes=2, seed=0)\n"
+        f"record_episode(Gait(), 'Hopper-v5', {str(tmp_path / 'a.mp4')!r}, seed=0)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "a.mp4").stat().st_size > 1000
