@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import Progress
 
@@ -23,7 +22,7 @@ from configs import command_line
 from configs.schema import EvalConfig, resolve_device
 from envs.episodes import DatasetError
 from envs.rollout import RolloutError, rollout
-from envs.scores import Score, make_score, print_scores, write_scores
+from envs.scores import Score, make_score, write_scores
 from envs.video import record_episode
 
 ERRORS = (CheckpointError, TrainingError, DatasetError, RolloutError, command_line.ConfigError)

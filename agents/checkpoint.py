@@ -1,5 +1,7 @@
-"""Run folders: what is needed to act, what is needed to go on training, written so that a kill
-at any moment, a full disk or a flipped bit never costs more than the steps since the last save.
+"""Run folders: what is needed to act and what is needed to go on training.
+
+Everything is written so that a kill at any moment, a full disk or a flipped bit never costs more
+than the steps since the last save.
 
     config.yaml            the resolved configuration of the run
     config.json            the policy's shape, how it acts, and what it was trained on

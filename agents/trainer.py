@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.checkpoint import load_training_state, save_policy, save_training_state
 from agents.block import map_state
+from agents.checkpoint import load_training_state, save_policy, save_training_state
 from agents.policy import PolicyState, ReturnConditionedPolicy
 
 SCHEDULES = ("cosine", "constant")

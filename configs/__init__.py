@@ -1,0 +1,1 @@
+"""Hydra configurations and their schema."""
