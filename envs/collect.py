@@ -29,7 +29,7 @@ from envs.arguments import ArgumentError, parse_arguments
 from envs.behavior import Behavior, BehaviorError
 from envs.behaviors import RECIPES, Recipe, find_recipe
 from envs.episodes import DatasetError
-from envs.simulators import Simulators
+from envs.simulators import Simulators, quiet_model_files
 
 N_ENVIRONMENTS = 32
 
@@ -296,7 +296,7 @@ def _write(recipe: Recipe, episodes: list[Episode], steps: int, seed: int) -> No
         f"shares (MuJoCo {mujoco.__version__}, Gymnasium {gym.__version__}, seed {seed}). "
         f"Reference scores: {task.reference_source}."
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), quiet_model_files():
         # Minari asks for an e-mail address and a link to the code; neither is the user's business.
         warnings.simplefilter("ignore", UserWarning)
         dataset = minari.create_dataset_from_buffers(

@@ -1,12 +1,15 @@
 """Many environments, stepped together, without automatic resets."""
 
+import contextlib
 import itertools
 import os
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
@@ -16,6 +19,26 @@ _REPLACED_WRAPPERS = (TimeLimit, OrderEnforcing, PassiveEnvChecker)
 # MuJoCo steps outside Python's lock, the rest of an environment's step (a good third) holds it:
 # more than two threads gain nothing.
 _MOST_WORKERS = 2
+
+
+@contextlib.contextmanager
+def quiet_model_files() -> Iterator[None]:
+    """Silences what MuJoCo says of Gymnasium's own model files while environments are made.
+
+    HalfCheetah's uses a deprecated attribute, and MuJoCo tells of it on standard error and in a
+    file in the working directory, once for each environment. Other messages become warnings.
+    """
+
+    def warn(message: str) -> None:
+        if "deprecated" not in message:
+            warnings.warn(message, stacklevel=2)
+
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(warn)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)
 
 
 class Simulators:
@@ -44,11 +67,12 @@ class Simulators:
         if n < 1:
             raise ValueError(f"n is {n}; at least one environment is needed")
         self.environments: list[gym.Env[Any, Any]] = []
-        for _ in range(n):
-            environment = gym.make(environment_id, disable_env_checker=True)
-            while isinstance(environment, _REPLACED_WRAPPERS):
-                environment = environment.env
-            self.environments.append(environment)
+        with quiet_model_files():
+            for _ in range(n):
+                environment = gym.make(environment_id, disable_env_checker=True)
+                while isinstance(environment, _REPLACED_WRAPPERS):
+                    environment = environment.env
+                self.environments.append(environment)
         observation_space = self.environments[0].observation_space
         action_space = self.environments[0].action_space
         for space in (observation_space, action_space):

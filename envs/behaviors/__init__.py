@@ -12,8 +12,10 @@ DIRECTORY = Path(__file__).parent
 # episodes make up medium-replay; the last of them is `medium`.
 REPLAY_STEPS = {
     "hopper": (20_000, 50_000, 80_000, 100_000, 120_000, 150_000),
+    "halfcheetah": (20_000, 30_000, 40_000, 50_000, 60_000, 80_000),
+    "walker2d": (50_000, 100_000, 150_000, 190_000, 230_000, 260_000),
 }
-BEST_STEPS = {"hopper": 410_000}
+BEST_STEPS = {"hopper": 410_000, "halfcheetah": 350_000, "walker2d": 380_000}
 
 QUALITIES = ("medium", "medium-replay", "medium-expert")
 
