@@ -117,7 +117,7 @@ class WindowActor:
         """Returns empty windows."""
         past = self.policy.initial_state(batch_size)
         shape = (batch_size, self.context_length)
-        zeros = torch.zeros(shape, device=past.action.device)
+        zeros = past.action.new_zeros(shape)
         return WindowState(
             past=past._replace(backbone=()),
             observations=zeros.unsqueeze(-1).repeat(1, 1, self.observation_dim),

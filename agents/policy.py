@@ -271,12 +271,11 @@ class ReturnConditionedPolicy(nn.Module):
 
     def initial_state(self, batch_size: int) -> PolicyState:
         """Returns the state of environments that are about to begin an episode."""
-        device = self.target_return.device
         return PolicyState(
             backbone=self.backbone.initial_state(batch_size),
-            action=torch.zeros(batch_size, self.action_dim, device=device),
+            action=self.action_low.new_zeros(batch_size, self.action_dim),
             return_to_go=self.target_return.expand(batch_size),
-            timestep=torch.zeros(batch_size, dtype=torch.long, device=device),
+            timestep=self.action_low.new_zeros(batch_size, dtype=torch.long),
         )
 
     def observe(
