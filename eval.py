@@ -48,7 +48,12 @@ def main(config: EvalConfig, overrides: list[str]) -> None:
         console=console,
     )
     write_scores(Path(config.run, "scores.json"), scores)
-    print_table(scores, description, console)
+    print_scores(
+        scores,
+        dataset_return_mean=description.dataset["return_mean"],
+        dataset_return_top10=description.dataset["return_top10"],
+        console=console,
+    )
     if config.video is not None:
         actor = make_actor(policy, description.rollout, description.context_length)
         environment_id = description.dataset["environment_id"]

@@ -53,8 +53,9 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
             seed=config.evaluation.seed,
         )
         console.print(
-            f"update {step:>6}: return {score.return_mean:,.0f} ± {score.return_std:,.0f} over "
-            f"{score.episodes} episodes"
+            f"update {step:,}: return {score.return_mean:,.0f} ± {score.return_std:,.0f} over "
+            f"{score.episodes} episodes",
+            highlight=False,
         )
         return score.scalars()
 

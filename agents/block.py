@@ -74,7 +74,7 @@ class Block(nn.Module):
         self.mixer = mixer
         self.mlp_norm = nn.LayerNorm(config.d_model)
         self.mlp = nn.Sequential(
-            nn.Linear(config.d_model, width), nn.GELU(), nn.Linear(width, config.d_model)
+            nn.Linear(config.d_model, width), nn.ReLU(), nn.Linear(width, config.d_model)
         )
         self.dropout = nn.Dropout(config.dropout)
 

@@ -18,6 +18,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -84,7 +85,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
             os.close(folder)
     # torch reports a failed write as a RuntimeError of its own.
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         reason = error.strerror if isinstance(error, OSError) else "the write failed part way"
         raise CheckpointError(
             f"{path} could not be written ({reason}); what was saved there before is intact: free "

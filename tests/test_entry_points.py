@@ -1,0 +1,178 @@
+"""train.py and eval.py as a user starts them: real data, real MuJoCo, real processes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Small enough for a test, and still the whole way: data made, trained on, scored.
+SMALL = [
+    "dataset.steps=1500",
+    "backbone.d_model=16",
+    "backbone.n_layer=1",
+    "protocol.batch_steps=128",
+    "protocol.context_length=16",
+    "evaluation.episodes=3",
+    "evaluation.episodes_in_training=2",
+    "evaluation.every=40",
+    "trainer.save_every=15",
+    "trainer.log_every=10",
+]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("minari")
+
+
+@pytest.fixture
+def start(store, tmp_path):
+    """Starts a script in an empty folder of its own."""
+
+    def run(script: str, *arguments: str, wait: bool = True):
+        command = [sys.executable, str(ROOT / script), *arguments]
+        environment = {**os.environ, "MINARI_DATASETS_PATH": str(store), "COLUMNS": "100"}
+        if wait:
+            return subprocess.run(
+                command, cwd=tmp_path, env=environment, capture_output=True, text=True
+            )
+        return subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    return run
+
+
+def test_train_then_eval(start, tmp_path):
+    trained = start("train.py", *SMALL, "steps=80")
+    assert trained.returncode == 0, trained.stderr
+    (folder,) = tmp_path.glob("runs/hopper-medium/*")
+    assert folder.name.startswith("min_gru-streamed-seed0,backbone.d_model=16")
+    for name in ("config.yaml", "config.json", "policy.safetensors", "training_state.pt"):
+        assert (folder / name).is_file()
+    output = trained.stdout
+    for part in ("Hopper-v5", "MuJoCo", "D4RL", "top 10 %", "normalised score", "carried"):
+        assert part in output, output
+    (score,) = json.loads((folder / "scores.json").read_text())
+    assert score["checkpoint_step"] == 80 and score["episodes"] == 3
+    assert f"{score['return_mean']:,.1f} ± {score['return_std']:,.1f}" in output
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    assert [r["step"] for r in records if "eval/return_mean" in r] == [40, 80]
+    assert not list(tmp_path.glob("outputs")) and not list(tmp_path.glob("*.log"))
+
+    # The run folder is all that eval.py needs, wherever it is.
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name in ("config.json", "policy.safetensors"):
+        (folder / name).rename(moved / name)
+    again = start("eval.py", f"run={moved}", "episodes=3")
+    assert again.returncode == 0, again.stderr
+    (second,) = json.loads((moved / "scores.json").read_text())
+    assert second == score
+
+    swept = start("eval.py", f"run={moved}", "episodes=2", "target_return=[100,2000]", "rollout=window")
+    assert swept.returncode == 0, swept.stderr
+    rows = json.loads((moved / "scores.json").read_text())
+    assert [(row["target_return"], row["rollout"]) for row in rows] == [
+        (100.0, "window"),
+        (2000.0, "window"),
+    ]
+
+    other = start("eval.py", f"run={moved}", "environment=Walker2d-v5")
+    assert other.returncode == 1
+    assert "observation" in other.stderr and "Traceback" not in other.stderr
+
+
+def test_a_killed_run_resumes_to_the_same_bits(start, tmp_path):
+    arguments = [*SMALL, "steps=120", "evaluation.every=0"]
+    unbroken = start("train.py", *arguments, "run_dir=unbroken")
+    assert unbroken.returncode == 0, unbroken.stderr
+
+    kills = 0
+    while kills < 3:
+        process = start("train.py", *arguments, "run_dir=killed", "resume=true", wait=False)
+        seen = time.time()
+        state = tmp_path / "killed" / "training_state.pt"
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        while time.time() < seen + 60 and process.poll() is None:
+            if state.exists() and state.stat().st_mtime_ns != before:
+                break
+            time.sleep(0.001)
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert kills >= 2
+    last = start("train.py", *arguments, "run_dir=killed", "resume=true")
+    assert last.returncode == 0, last.stderr
+    for name in ("policy.safetensors", "config.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (
+            tmp_path / "unbroken" / name
+        ).read_bytes()
+    scores = [json.loads((tmp_path / f / "scores.json").read_text()) for f in ("killed", "unbroken")]
+    assert scores[0] == scores[1]
+
+
+def test_sigterm_saves_and_ends_cleanly(start, tmp_path):
+    process = start(
+        "train.py", *SMALL, "steps=100000", "evaluation.every=0", "run_dir=run", wait=False
+    )
+    while not (tmp_path / "run" / "policy.safetensors").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 0
+    assert re.search(r"Saved at update \d+ of 100000; resume=true goes on", output)
+
+
+def test_a_sweep_makes_one_run_for_each_value(start, tmp_path):
+    swept = start("train.py", "-m", *SMALL, "steps=2", "evaluation.every=0", "seed=0,1")
+    assert swept.returncode == 0, swept.stderr
+    names = sorted(path.name.partition(",")[0] for path in tmp_path.glob("runs/hopper-medium/*"))
+    assert names == ["min_gru-streamed-seed0", "min_gru-streamed-seed1"]
+
+
+WRONG = {
+    "stepz=3": r"key 'stepz' does not exist \(did you mean 'steps'\?\); there are: .*backbone",
+    "trainer.learning_rat=3": r"key 'learning_rat' does not exist in trainer .*learning_rate",
+    "backbone.gate_biass=3": r"key 'gate_biass' does not exist in backbone .*gate_bias",
+    "steps=many": r"steps=many cannot be used: .*could not be converted to Integer",
+    "steps=0": r"steps is 0; it must be at least 1",
+    "backbone=min_grue": r"backbone 'min_grue' does not exist .*there are: min_gru, min_lstm",
+    "dataset=hoper-medium": r"dataset 'hoper-medium' does not exist .*'hopper-medium'.*walker2d",
+    "experiment=stream": r"experiment 'stream' does not exist .*carried, streamed, windowed",
+    "dataset.id=builtin/hopper/simple-v0": r"there is no built-in data set",
+    "dataset.source=hdf6": r"there is no data source 'hdf6'; there are: builtin",
+    "dataset=minari": r"dataset\.id has no value; give one as dataset\.id=VALUE",
+    "evaluation.rollout=rolled": r"evaluation\.rollout 'rolled' does not exist; there are: carried",
+    "protocol.name=packed": r"protocol\.name 'packed' does not exist",
+    "device=tpu": r"device 'tpu' does not exist; there are: auto, cpu, cuda",
+    "trainer.schedule=linear": r"trainer\.schedule 'linear' does not exist",
+    "policy.tokens=2": r"policy\.tokens is 2; it must be 1 or 3",
+    "steps": r"'steps' is not an override; write key=value",
+}
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_a_wrong_override_is_one_sentence(start, tmp_path, override):
+    found = start("train.py", override)
+    assert found.returncode == 1
+    assert re.search(WRONG[override], found.stderr), found.stderr
+    assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1, found.stderr
+    assert not (tmp_path / "runs").exists() or not list(tmp_path.glob("runs/*/*/policy*"))
+
+
+@pytest.mark.parametrize("run", ["nowhere", "."])
+def test_eval_without_a_checkpoint_is_one_sentence(start, run):
+    found = start("eval.py", f"run={run}")
+    assert found.returncode == 1
+    assert re.match(r"error: .*holds no checkpoint: config.json is missing", found.stderr)
