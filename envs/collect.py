@@ -169,7 +169,9 @@ def collect(recipe: Recipe, steps: int, seed: int) -> list[Episode]:
         Simulators(recipe.task.environment_id, N_ENVIRONMENTS) as simulators,
         Progress(*columns, console=Console(stderr=True)) as progress,
     ):
-        bar = progress.add_task(f"Collecting {recipe.dataset_id}", total=share * len(behaviors))
+        bar = progress.add_task(
+            f"{recipe.task.name}-{recipe.quality}", total=share * len(behaviors)
+        )
         for part, behavior in enumerate(behaviors):
 
             def show(count: int, part: int = part) -> None:
