@@ -22,7 +22,7 @@ from configs import command_line
 from configs.schema import EvalConfig, resolve_device
 from envs.episodes import DatasetError
 from envs.rollout import RolloutError, rollout
-from envs.scores import Score, make_score, write_scores
+from envs.scores import Score, make_score, print_scores, write_scores
 from envs.video import record_episode
 
 ERRORS = (CheckpointError, TrainingError, DatasetError, RolloutError, command_line.ConfigError)
@@ -107,3 +107,7 @@ def score_policy(
                 policy.target_return.fill_(own_target)
             scores.append(make_score(result, description, target, step))
     return scores
+
+
+if __name__ == "__main__":
+    command_line.run("eval", main, ERRORS)

@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +141,14 @@ def default_run_dir(config: TrainConfig, overrides: list[str]) -> str:
     """Names a run after what tells it from others: runs/hopper-medium/min_gru-streamed-seed0."""
     name = f"{config.backbone.name}-{config.protocol.name}-seed{config.seed}"
     named = ("dataset", "backbone", "experiment", "protocol.name", "seed", "device")
-    for override in sorted(overrides):
-        key, _, value = override.lstrip("+").partition("=")
-        if key not in (*named, "resume", "overwrite", "run_dir"):
-            name += f",{key}={value}"
-    dataset = config.dataset.id.removeprefix("builtin/").rsplit("-v", 1)[0]
-    return str(Path("runs", dataset.replace("/", "-"), name.replace("/", "-")))
+    unnamed = ("resume", "overwrite", "run_dir")
+    others = [o for o in sorted(overrides) if o.partition("=")[0] not in (*named, *unnamed)]
+    # Only what needs no quoting in a shell or an override.
+    rest = "".join("-" + re.sub(r"[^\w.]+", "-", other).strip("-") for other in others)
+    if len(rest) > 100:
+        rest = "-" + hashlib.sha256(rest.encode()).hexdigest()[:8]
+    dataset = config.dataset.id.removeprefix("builtin/").rsplit("-v", 1)[0].replace("/", "-")
+    return str(Path("runs", dataset, name + rest))
 
 
 def config_text(config: TrainConfig) -> str:

@@ -6,9 +6,9 @@ is told apart from another by its mixer alone, and the contract below is all tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,10 @@ class Block(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
 
+    def initial_state(self, batch_size: int) -> State:
+        """Returns the mixer's state before an episode begins."""
+        return self.mixer.initial_state(batch_size)
+
     def _residual(self, x: Tensor, mixed: Tensor) -> Tensor:
         x = x + self.dropout(mixed)
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
@@ -101,9 +105,12 @@ class Backbone(nn.Module):
         self.blocks = nn.ModuleList(Block(mixer, config) for mixer in mixers)
         self.norm = nn.LayerNorm(config.d_model)
 
+    def _blocks(self) -> Iterator[Block]:
+        yield from cast("Iterator[Block]", self.blocks)
+
     def initial_state(self, batch_size: int) -> State:
         """Returns the state before an episode begins, one entry a block."""
-        return tuple(block.mixer.initial_state(batch_size) for block in self.blocks)
+        return tuple(block.initial_state(batch_size) for block in self._blocks())
 
     def forward(self, x: Tensor, state: State, is_first: Tensor) -> tuple[Tensor, State]:
         """Maps a sequence in parallel.
@@ -117,7 +124,7 @@ class Backbone(nn.Module):
             The outputs (batch, time, d_model) and the state after the last step.
         """
         states = []
-        for block, block_state in zip(self.blocks, state, strict=True):
+        for block, block_state in zip(self._blocks(), state, strict=True):
             x, block_state = block(x, block_state, is_first)
             states.append(block_state)
         return self.norm(x), tuple(states)
@@ -125,7 +132,7 @@ class Backbone(nn.Module):
     def step(self, x: Tensor, state: State, is_first: Tensor) -> tuple[Tensor, State]:
         """Maps one step: x (batch, d_model), is_first (batch,), in constant time and memory."""
         states = []
-        for block, block_state in zip(self.blocks, state, strict=True):
+        for block, block_state in zip(self._blocks(), state, strict=True):
             x, block_state = block.step(x, block_state, is_first)
             states.append(block_state)
         return self.norm(x), tuple(states)

@@ -139,11 +139,14 @@ def claim_run_folder(folder: Path, config: str, *, resume: bool, overwrite: bool
 
 def _check_same_config(path: Path, config: str) -> None:
     def flat(text: str) -> dict[str, Any]:
-        values = OmegaConf.to_container(OmegaConf.create(text))
+        values: Any = OmegaConf.to_container(OmegaConf.create(text))
+        parts = {
+            key: value if isinstance(value, dict) else {"": value} for key, value in values.items()
+        }
         return {
-            f"{key}.{inner}" if isinstance(value, dict) else key: inner_value
-            for key, value in values.items()
-            for inner, inner_value in (value.items() if isinstance(value, dict) else [("", value)])
+            f"{key}.{inner}".rstrip("."): value
+            for key, part in parts.items()
+            for inner, value in part.items()
         }
 
     before, now = flat(path.read_text()), flat(config)
@@ -162,7 +165,7 @@ def _digest(tensors: dict[str, Tensor], step: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

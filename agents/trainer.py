@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from rich.console import Console
@@ -197,7 +197,9 @@ class Trainer:
     @property
     def acting_policy(self) -> ReturnConditionedPolicy:
         """The policy that is evaluated and saved: the averaged one, where there is one."""
-        return self.policy if self.average is None else self.average.module
+        if self.average is None:
+            return self.policy
+        return cast(ReturnConditionedPolicy, self.average.module)
 
     # -- saving and resuming ------------------------------------------------------------------
 

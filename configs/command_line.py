@@ -134,7 +134,7 @@ def _check_key(text: str, known: DictConfig) -> None:
     node: Any = known
     path: list[str] = []
     for part in key.split("."):
-        if not isinstance(node, DictConfig) or part not in node:
+        if not isinstance(node, DictConfig) or part not in list(node):
             where = f" in {'.'.join(path)}" if path else ""
             names = [str(name) for name in node] if isinstance(node, DictConfig) else []
             there = f"there are: {', '.join(names)}" if names else f"{'.'.join(path)} has no keys"

@@ -166,5 +166,7 @@ def test_a_step_costs_the_same_at_any_time(name):
 
 def test_an_unknown_backbone_is_refused_with_a_list():
     config = MIXERS["min_gru"][0](name="min_grue")
-    with pytest.raises(ValueError, match=r"'min_grue' does not exist; there are: min_gru, min_lstm"):
+    with pytest.raises(
+        ValueError, match=r"'min_grue' does not exist; there are: min_gru, min_lstm"
+    ):
         build_backbone(config)

@@ -156,7 +156,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(tmp_path):
 
 def test_a_path_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="run folder .* cannot be made"):
+    with pytest.raises(CheckpointError, match=r"run folder .* cannot be made"):
         claim_run_folder(tmp_path / "file" / "run", "", resume=False, overwrite=False)
     with pytest.raises(CheckpointError, match="could not be written"):
         write_bytes(tmp_path / "missing" / "x", b"1")
@@ -168,7 +168,9 @@ def test_a_run_folder_is_never_taken_over_silently(tmp_path):
     (folder / "policy.safetensors").write_text("precious")
     (folder / "notes.txt").write_text("mine")
     same = "seed: 0\ntrainer:\n  warmup: 5\n"
-    with pytest.raises(CheckpointError, match="already holds a run: resume=true .* overwrite=true"):
+    with pytest.raises(
+        CheckpointError, match=r"already holds a run: resume=true .* overwrite=true"
+    ):
         claim_run_folder(folder, same, resume=False, overwrite=False)
     claim_run_folder(folder, same, resume=True, overwrite=False)
     other = "seed: 0\ntrainer:\n  warmup: 6\n"
