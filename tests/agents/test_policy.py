@@ -230,7 +230,7 @@ def test_rolling_keeps_the_age_of_the_state_between_half_and_whole_context():
     def spy(observation, return_to_go, action, timestep, is_first, state):
         nonlocal ages
         ages = torch.where(is_first, 0, ages + 1)
-        actions, state = step(observation, return_to_go, action, timestep, is_first, state)
+        _, state = step(observation, return_to_go, action, timestep, is_first, state)
         # Mark the actions by the age of the state that made them.
         return ages.unsqueeze(-1).expand(2, ACTION_DIM).double(), state
 
