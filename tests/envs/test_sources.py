@@ -1,0 +1,204 @@
+import json
+import warnings
+
+import gymnasium as gym
+import h5py
+import minari
+import numpy as np
+import pytest
+from minari.data_collector import EpisodeBuffer
+from minari.storage import get_dataset_path
+
+from envs.episodes import DatasetError
+from envs.sources import DatasetConfig, load_episodes
+from envs.sources.minari import load_minari
+
+LENGTHS = (3, 1, 4)
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "store"))
+    monkeypatch.setattr("envs.collect.N_ENVIRONMENTS", 4)
+    return tmp_path / "store"
+
+
+def write(
+    dataset_id="test/line-v0",
+    *,
+    lengths=LENGTHS,
+    change=lambda i, episode: None,
+    observation_space=None,
+    action_space=None,
+    **arguments,
+):
+    """A data set as any user of Minari makes it; `change` may spoil an episode."""
+    buffers, row = [], 0
+    for i, length in enumerate(lengths):
+        episode = {
+            "observations": 10.0 * i + np.arange(2.0 * (length + 1)).reshape(length + 1, 2),
+            "actions": np.full((length, 1), 0.1 * i, np.float32),
+            "rewards": np.arange(row, row + length, dtype=np.float64),
+            "terminations": np.arange(length) == length - 1,
+            "truncations": np.zeros(length, bool),
+        }
+        row += length
+        change(i, episode)
+        buffers.append(EpisodeBuffer(**episode))
+    if "env" not in arguments:
+        arguments["observation_space"] = observation_space or gym.spaces.Box(-np.inf, np.inf, (2,))
+        arguments["action_space"] = action_space or gym.spaces.Box(-1, 1, (1,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        minari.create_dataset_from_buffers(dataset_id, buffers, data_format="hdf5", **arguments)
+    return dataset_id
+
+
+def load(dataset_id, source="minari"):
+    return load_episodes(DatasetConfig(source, dataset_id))
+
+
+def test_reads_every_step_and_drops_the_last_observation():
+    episodes = load(write())
+    assert (episodes.n_steps, episodes.n_episodes) == (8, 3)
+    np.testing.assert_array_equal(episodes.offsets, [0, 3, 4, 8])
+    np.testing.assert_array_equal(episodes.observations[:, 0], [0, 2, 4, 10, 20, 22, 24, 26])
+    np.testing.assert_allclose(episodes.actions[:, 0], [0] * 3 + [0.1] + [0.2] * 4)
+    np.testing.assert_array_equal(episodes.rewards, np.arange(8))
+    np.testing.assert_array_equal(np.flatnonzero(episodes.terminations), [2, 3, 7])
+    assert not episodes.truncations.any()
+    np.testing.assert_array_equal(episodes.action_low, [-1])
+    assert episodes.dataset_id == "test/line-v0"
+    assert (episodes.reference_min, episodes.reference_max, episodes.reference_source) == (
+        None,
+        None,
+        None,
+    )
+
+
+def hopper_episode(i, episode):
+    length = len(episode["rewards"])
+    episode["observations"] = np.zeros((length + 1, 11))
+    episode["actions"] = np.zeros((length, 3), np.float32)
+
+
+def test_reference_scores_of_the_metadata_come_first():
+    dataset_id = write(
+        "test/hopper-v0",
+        env="Hopper-v5",
+        change=hopper_episode,
+        ref_min_score=5.0,
+        ref_max_score=50.0,
+    )
+    episodes = load(dataset_id)
+    assert episodes.environment_id == "Hopper-v5"
+    assert (episodes.reference_min, episodes.reference_max) == (5.0, 50.0)
+    assert episodes.reference_source == "metadata of test/hopper-v0"
+
+
+def test_reference_scores_of_a_known_environment_are_d4rls():
+    episodes = load(write("test/hopper-v1", env="Hopper-v5", change=hopper_episode))
+    assert (episodes.reference_min, episodes.reference_max) == (-20.272305, 3234.3)
+    assert "D4RL" in episodes.reference_source
+
+
+def spoil(name, index, value):
+    def change(i, episode):
+        if i == 2:
+            episode[name] = episode[name].copy()
+            episode[name][index] = value
+
+    return change
+
+
+def drop_last_observation(i, episode):
+    episode["observations"] = episode["observations"][:-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (spoil("observations", (1, 1), np.nan), r"observations\[5, 1\] = nan \(episode 2\) is not"),
+        (spoil("rewards", 3, np.inf), r"rewards\[7\] = inf \(episode 2\) is not finite"),
+        (spoil("actions", (0, 0), 1.5), r"actions\[4, 0\] = 1.5 \(episode 2\) is outside the"),
+        (drop_last_observation, "episode 0 has 3 observations for 3 rewards; Minari keeps one"),
+    ],
+)
+def test_spoilt_data_are_one_sentence(change, message):
+    with pytest.raises(DatasetError, match="test/line-v0: " + message) as error:
+        load(write(change=change))
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_episode_is_one_sentence():
+    """Minari does not write one, other programs do."""
+    with h5py.File(get_dataset_path(write()) / "data" / "main_data.hdf5", "a") as file:
+        for name, dataset in file["episode_1"].items():
+            values = dataset[: 1 if name == "observations" else 0]
+            del file["episode_1"][name]
+            file["episode_1"][name] = values
+    with pytest.raises(DatasetError, match=r"^test/line-v0: episode 1 is empty; remove it$"):
+        load("test/line-v0")
+
+
+def test_spaces_of_another_kind_are_one_sentence():
+    def discrete(i, episode):
+        episode["actions"] = np.zeros(len(episode["rewards"]), np.int64)
+
+    dataset_id = write(action_space=gym.spaces.Discrete(3), change=discrete)
+    with pytest.raises(DatasetError, match=r"the actions are Discrete\(3\), not one-dimensional"):
+        load(dataset_id)
+    dataset_id = write("test/unbounded-v0", action_space=gym.spaces.Box(-np.inf, np.inf, (1,)))
+    with pytest.raises(DatasetError, match=r"action_low is \[-inf\], not 1 finite numbers"):
+        load(dataset_id)
+
+
+def test_a_damaged_file_is_one_sentence():
+    data = get_dataset_path(write()) / "data"
+    file = data / "main_data.hdf5"
+    file.write_bytes(file.read_bytes()[:3000])
+    with pytest.raises(DatasetError, match=r"test/line-v0 is damaged in .*delete that directory"):
+        load("test/line-v0")
+    metadata = data / "metadata.json"
+    metadata.write_text(metadata.read_text()[:-20])
+    with pytest.raises(DatasetError, match="test/line-v0 cannot be read from"):
+        load("test/line-v0")
+
+
+def test_a_data_set_of_a_newer_minari_is_one_sentence():
+    path = get_dataset_path(write()) / "data" / "metadata.json"
+    metadata = json.loads(path.read_text())
+    path.write_text(json.dumps(metadata | {"minari_version": "99.0.0"}))
+    with pytest.raises(DatasetError, match=r"cannot be read .*does not support .*99\.0\.0"):
+        load("test/line-v0")
+
+
+def test_what_does_not_exist_is_one_sentence_that_says_what_does(monkeypatch):
+    monkeypatch.setenv("MINARI_REMOTE", "hf://no-such-place")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    write()
+    with pytest.raises(DatasetError, match=r"'test/nothing-v0' is not in .*: test/line-v0$"):
+        load("test/nothing-v0")
+    with pytest.raises(DatasetError, match="'test/line' has no version"):
+        load("test/line")
+    with pytest.raises(DatasetError, match=r"no built-in data set 'ant-medium'; .*walker2d/medium"):
+        load("ant-medium", source="builtin")
+    with pytest.raises(DatasetError, match="no data source 'd4rl'; there are: builtin, minari"):
+        load("hopper-medium", source="d4rl")
+
+
+def test_a_built_in_data_set_is_made_once_and_then_loaded(capfd, caplog):
+    config = DatasetConfig("builtin", "hopper-medium", steps=300)
+    made = load_episodes(config)
+    assert "hopper-medium" in capfd.readouterr().err  # the progress bar
+    loaded = load_episodes(config)
+    assert capfd.readouterr() == ("", "") and not caplog.records
+    np.testing.assert_array_equal(loaded.observations, made.observations)
+    assert made.dataset_id == "builtin/hopper/medium-v0"
+    assert made.environment_id == "Hopper-v5"
+    assert "D4RL" in made.reference_source
+    same = load_minari("builtin/hopper/medium-v0")
+    np.testing.assert_array_equal(same.rewards, made.rewards)
+
+    load_episodes(DatasetConfig("builtin", "hopper-medium", steps=500, seed=7))
+    assert "steps=500 seed=7 overwrite=true" in caplog.text
