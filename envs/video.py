@@ -1,6 +1,7 @@
 """A video of one episode: the policy at work, drawn off screen by MuJoCo."""
 
 import functools
+import importlib
 import math
 import os
 import subprocess
@@ -137,13 +138,12 @@ def _draws(backend: str) -> bool:
 
 def _import_ffmpeg() -> ModuleType:
     try:
-        import imageio_ffmpeg
+        return importlib.import_module("imageio_ffmpeg")
     except ImportError as error:
         raise RolloutError(
             "A video needs the extra 'video', which is not installed:"
             " pip install 'decision-minrnn[video]'."
         ) from error
-    return imageio_ffmpeg
 
 
 def _film(
