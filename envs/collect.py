@@ -233,7 +233,7 @@ def make_dataset(recipe: Recipe, steps: int, seed: int, *, overwrite: bool = Fal
 def _explained(dataset_id: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError) as error:  # h5py reports a full disk as either
+    except OSError as error:
         store = os.environ.get("MINARI_DATASETS_PATH", "~/.minari/datasets")
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise DatasetError(

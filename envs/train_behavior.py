@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import gymnasium as gym
 
 from envs.arguments import ArgumentError, parse_arguments
-from envs.behavior import Behavior
+from envs.behavior import Behavior, load_behavior
 from envs.behaviors import snapshot_path
 from envs.measure_behavior import Measurement, describe, measure, write_returns
 from envs.simulators import Simulators, quiet_model_files
@@ -109,8 +109,9 @@ def train(config: TrainBehaviorConfig) -> list[Measurement]:
                 min(config.every, config.steps - model.num_timesteps),
                 reset_num_timesteps=False,
             )
-            behavior = behavior_of(model, task.environment_id)
-            behavior.save(snapshot_path(task.name, model.num_timesteps, directory))
+            path = snapshot_path(task.name, model.num_timesteps, directory)
+            behavior_of(model, task.environment_id).save(path)
+            behavior = load_behavior(path)  # what is measured is what the file holds
             measurements.append(
                 measure(task, simulators, behavior, model.num_timesteps, config.seed)
             )
