@@ -2,7 +2,7 @@
 
     python train.py
     python train.py dataset=halfcheetah-medium-expert backbone=min_lstm seed=1 steps=20000
-    python train.py experiment=windowed evaluation.rollout=window
+    python train.py experiment=windowed rollout=window
     python train.py -m seed=0,1,2
 
 `python train.py --help` lists the groups, configs/schema.py every key.
@@ -36,11 +36,9 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
     console = Console()
     device = resolve_device(config.device)
     folder = Path(config.run_dir or default_run_dir(config, overrides))
-    claim_run_folder(folder, config_text(config), resume=config.resume, overwrite=config.overwrite)
     episodes = load_episodes(config.dataset)
-    description = RunDescription(
-        config.evaluation.rollout, config.protocol.context_length, describe(episodes)
-    )
+    description = RunDescription(config.rollout, config.protocol.context_length, describe(episodes))
+    claim_run_folder(folder, config_text(config), resume=config.resume, overwrite=config.overwrite)
 
     torch.manual_seed(config.seed)
     policy = make_policy(config, episodes).to(device)
@@ -67,6 +65,7 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
         config.trainer,
         steps=config.steps,
         folder=folder,
+        precision=config.precision,
         evaluate=evaluate,
         evaluate_every=config.evaluation.every,
         console=console,

@@ -64,7 +64,6 @@ class TrainerConfig:
         gradient_clip: Largest norm of the gradient.
         ema_decay: The policy that acts has this exponential average of the weights; 0 acts with
             the weights themselves.
-        precision: `float32`, or `bfloat16` (automatic mixed precision).
         log_every: Updates between two records of the training loss.
         save_every: Updates between two checkpoints.
     """
@@ -75,19 +74,15 @@ class TrainerConfig:
     schedule: str = "cosine"
     gradient_clip: float = 1.0
     ema_decay: float = 0.99
-    precision: str = "float32"
     log_every: int = 50
     save_every: int = 500
 
     def __post_init__(self) -> None:
-        for key, value, allowed in (
-            ("schedule", self.schedule, SCHEDULES),
-            ("precision", self.precision, tuple(PRECISIONS)),
-        ):
-            if value not in allowed:
-                raise ValueError(
-                    f"trainer.{key} '{value}' does not exist; there are: {', '.join(allowed)}."
-                )
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"trainer.schedule '{self.schedule}' does not exist; there are: "
+                f"{', '.join(SCHEDULES)}."
+            )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"trainer.ema_decay is {self.ema_decay}; it must be in [0, 1).")
         for key in ("log_every", "save_every"):
@@ -157,6 +152,7 @@ class Trainer:
         config: The settings.
         steps: Updates in the whole run.
         folder: The run folder; it exists.
+        precision: A key of PRECISIONS; all but float32 is automatic mixed precision.
         evaluate: Called with the policy that acts and the number of updates so far every
             `evaluate_every` updates; what it returns is recorded.
         evaluate_every: Updates between two evaluations; 0 never evaluates.
@@ -171,6 +167,7 @@ class Trainer:
         *,
         steps: int,
         folder: Path,
+        precision: str = "float32",
         evaluate: Callable[[ReturnConditionedPolicy, int], dict[str, float]] | None = None,
         evaluate_every: int = 0,
         console: Console | None = None,
@@ -180,6 +177,7 @@ class Trainer:
         self.config = config
         self.steps = steps
         self.folder = folder
+        self.precision = PRECISIONS[precision]
         self.evaluate = evaluate
         self.evaluate_every = evaluate_every
         self.console = console or Console()
@@ -255,8 +253,8 @@ class Trainer:
             group["lr"] = self.config.learning_rate * factor
         batch = self.batches.next()
         device_type = batch["mask"].device.type
-        precision = PRECISIONS[self.config.precision]
-        with torch.autocast(device_type, precision, enabled=precision != torch.float32):
+        mixed = self.precision != torch.float32
+        with torch.autocast(device_type, self.precision, enabled=mixed):
             loss, carried = self.policy.loss(**batch, state=self.carried)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

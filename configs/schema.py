@@ -12,7 +12,7 @@ from agents.acting import ROLLOUTS
 from agents.backbones import MIXERS
 from agents.block import BackboneConfig
 from agents.policy import PolicyConfig
-from agents.trainer import TrainerConfig
+from agents.trainer import PRECISIONS, TrainerConfig
 from envs.sources import DatasetConfig
 from envs.windows import ProtocolConfig
 
@@ -29,7 +29,6 @@ class EvaluationConfig:
     """How a policy is scored.
 
     Attributes:
-        rollout: `carried`, `rolling` or `window`; see agents.acting.
         target_return: The return that the policy is asked for, fixed in advance; null asks for
             the mean of the data's best 10 % of episodes.
         episodes: Episodes of the final evaluation.
@@ -38,15 +37,11 @@ class EvaluationConfig:
         seed: Fixes the start states: the same for every run, so that runs are compared on them.
     """
 
-    rollout: str = "carried"
     target_return: float | None = None
     episodes: int = 100
     every: int = 500
     episodes_in_training: int = 20
     seed: int = 1000
-
-    def __post_init__(self) -> None:
-        _check_choice("evaluation.rollout", self.rollout, ROLLOUTS)
 
 
 @dataclass
@@ -56,7 +51,9 @@ class TrainConfig:
     Attributes:
         steps: Updates.
         seed: Of the parameters, the dropout and the order of the data.
+        rollout: How the policy acts: `carried`, `rolling` or `window`; see agents.acting.
         device: `auto` takes CUDA where there is one.
+        precision: `float32`, or `bfloat16` for automatic mixed precision in training.
         run_dir: The run folder; null names it after the data set, the backbone, the protocol,
             the seed and whatever else was overridden, below runs/.
         resume: Goes on from the run folder's last save.
@@ -71,13 +68,17 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     steps: int = 2000
     seed: int = 0
+    rollout: str = "carried"
     device: str = "auto"
+    precision: str = "float32"
     run_dir: str | None = None
     resume: bool = False
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        _check_choice("rollout", self.rollout, ROLLOUTS)
         _check_choice("device", self.device, DEVICES)
+        _check_choice("precision", self.precision, tuple(PRECISIONS))
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; it must be at least 1.")
 

@@ -49,7 +49,9 @@ class RandomBatches:
         self.generator.set_state(state["generator"])
 
 
-def make_trainer(folder: Path, steps: int = 30, evaluate=None, **config) -> Trainer:
+def make_trainer(
+    folder: Path, steps: int = 30, evaluate=None, precision="float32", **config
+) -> Trainer:
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
     policy = ReturnConditionedPolicy(PolicyConfig(), CONFIG, observation_dim=5, action_dim=2)
@@ -61,6 +63,7 @@ def make_trainer(folder: Path, steps: int = 30, evaluate=None, **config) -> Trai
         settings,
         steps=steps,
         folder=folder,
+        precision=precision,
         evaluate=evaluate,
         evaluate_every=10 if evaluate else 0,
     )
@@ -230,7 +233,6 @@ def test_the_schedule():
     ("settings", "message"),
     [
         ({"schedule": "linear"}, r"trainer\.schedule 'linear' does not exist; there are: cosine"),
-        ({"precision": "float16"}, r"trainer\.precision 'float16' does not exist"),
         ({"ema_decay": 1.0}, r"trainer\.ema_decay is 1\.0"),
         ({"save_every": 0}, r"trainer\.save_every is 0"),
     ],
