@@ -187,6 +187,7 @@ def _film(
             length += 1
             ends = terminated or truncated
     # The writer does not tell when ffmpeg fails to finish the file, as it does on a full disk.
-    if ffmpeg.count_frames_and_secs(str(path))[0] != frames:
-        raise OSError("the file is incomplete; is the disk full?")
-    return episode_return, length
+    with suppress(RuntimeError):  # raised for a file that cannot be read at all
+        if ffmpeg.count_frames_and_secs(str(path))[0] == frames:
+            return episode_return, length
+    raise OSError("ffmpeg could not finish the file; is the disk full?")

@@ -76,6 +76,21 @@ def test_a_failure_leaves_no_file_and_keeps_the_old_one(tmp_path):
 
 
 @draws
+def test_a_full_disk_is_one_sentence(tmp_path):
+    """A limit on the size of files stands for the full disk: ffmpeg's writes fail part way."""
+    code = (
+        "import resource, sys; sys.path[:0] = ['.', 'tests/envs']\n"
+        "from test_video import Gait; from envs.video import record_episode\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
+        f"record_episode(Gait(), 'Hopper-v5', {str(tmp_path / 'a.mp4')!r}, seed=0)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "RolloutError: The video" in ran.stderr
+    assert "a.mp4' cannot be written: " in ran.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@draws
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RolloutError, match=r"file/clip.mp4' cannot be written: File exists\.$"):
