@@ -1,0 +1,84 @@
+"""The parallel scan of the paper, in logarithms.
+
+Heinsen 2023 (arXiv:2311.06281); Feng et al. 2024 (arXiv:2410.01201), appendix B.
+
+log h_t = A_t + logcumsumexp(log b_t - A_t) with A = cumsum(log a). Portable: two library calls, no
+loop. It never overflows, but A grows with time and float32 keeps only its leading digits: at
+100,000 steps the gradients of ordinary inputs are off by a third. So it is the paper's form to
+compare with, never the default.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from agents.scan.gates import log_positive, min_gru_gates, min_lstm_gates
+
+
+def _log_scan(log_decay: Tensor, log_input: Tensor) -> Tensor:
+    total = log_decay.cumsum(dim=1)
+    return (total + torch.logcumsumexp(log_input - total, dim=1)).exp()
+
+
+def _with_state(log_decay: Tensor, states: Tensor, initial_state: Tensor) -> Tensor:
+    """Add what is left of the initial state; apart, because it may be zero or negative."""
+    return states + log_decay.cumsum(dim=1).exp() * initial_state.unsqueeze(1)
+
+
+def _reset(log_decay: Tensor, is_first: Tensor | None) -> Tensor:
+    # A finite logarithm of zero: it makes the past vanish, and is no larger than that, because it
+    # costs the sums over time their digits.
+    if is_first is None:
+        return log_decay
+    return log_decay.masked_fill(
+        is_first.unsqueeze(-1), 2 * math.log(torch.finfo(log_decay.dtype).eps)
+    )
+
+
+def linear_scan(
+    decay: Tensor, input: Tensor, initial_state: Tensor, is_first: Tensor | None
+) -> Tensor:
+    """The log-space scan behind `agents.scan.linear_scan`; the decay must lie in [0, inf).
+
+    Logarithms need positive inputs, so a constant is added and the scan of the constant taken off
+    again.
+
+    Raises:
+        ValueError: if a decay is negative.
+    """
+    if input.numel() == 0:
+        return input.clone()
+    if bool((decay < 0).any()):
+        raise ValueError(
+            f"form 'log_space' takes the logarithm of decay, whose smallest value is "
+            f"{decay.min().item():g}; use form 'two_level' or 'reference' for a negative decay."
+        )
+    log_decay = _reset(decay.clamp(min=torch.finfo(decay.dtype).tiny).log(), is_first)
+    offset = (2 * input.detach().abs().amax()).clamp(min=torch.finfo(input.dtype).tiny)
+    shifted = _log_scan(log_decay, (input + offset).log())
+    constant = _log_scan(log_decay, offset.log().expand_as(input))
+    return _with_state(log_decay, shifted - constant, initial_state)
+
+
+def min_gru_scan(preactivations: Tensor, initial_state: Tensor, is_first: Tensor | None) -> Tensor:
+    """The log-space scan behind `agents.scan.min_gru_scan`."""
+    gate, candidate = min_gru_gates(preactivations)
+    return _min_scan(gate, candidate, initial_state, is_first)
+
+
+def min_lstm_scan(preactivations: Tensor, initial_state: Tensor, is_first: Tensor | None) -> Tensor:
+    """The log-space scan behind `agents.scan.min_lstm_scan`."""
+    gate, candidate = min_lstm_gates(preactivations)
+    return _min_scan(gate, candidate, initial_state, is_first)
+
+
+def _min_scan(
+    gate: Tensor, candidate: Tensor, initial_state: Tensor, is_first: Tensor | None
+) -> Tensor:
+    if gate.numel() == 0:
+        return candidate.clone()
+    log_decay = _reset(F.logsigmoid(-gate), is_first)
+    states = _log_scan(log_decay, F.logsigmoid(gate) + log_positive(candidate))
+    return _with_state(log_decay, states, initial_state)
