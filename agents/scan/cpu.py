@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from agents.scan import kernels
+from agents.scan.operations import register
 
 _log = logging.getLogger(__name__)
 
@@ -213,37 +214,6 @@ def _min_lstm_scan_backward(
     return gradient, d_state
 
 
-def _register(forward: Any, backward: Any, count: int) -> None:
-    """Shapes for tracing, and gradients; ``count`` of them belong to sequences."""
-
-    def fake_forward(*args: Any) -> Tensor:
-        sequence, state = args[0], args[-2]
-        return state.new_empty((*sequence.shape[:2], state.shape[1]))
-
-    def fake_backward(sequence: Tensor, state: Tensor, *_: Any) -> tuple[Tensor, ...]:
-        return (
-            *(sequence.new_empty(sequence.shape) for _ in range(count)),
-            state.new_empty(state.shape),
-        )
-
-    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0], *inputs[-2:], output)
-
-    def differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return (*backward(*ctx.saved_tensors, grad), None)
-
-    def refuse(ctx: Any, *grads: Any) -> None:
-        raise RuntimeError(
-            f"{forward._name} on the CPU has no second derivative; "
-            "pass form='two_level' or form='reference', which have derivatives of any order."
-        )
-
-    forward.register_fake(fake_forward)
-    backward.register_fake(fake_backward)
-    forward.register_autograd(differentiate, setup_context=save)
-    backward.register_autograd(refuse, setup_context=lambda ctx, inputs, output: None)
-
-
-_register(linear_scan, _linear_scan_backward, 2)
-_register(min_gru_scan, _min_gru_scan_backward, 1)
-_register(min_lstm_scan, _min_lstm_scan_backward, 1)
+register(linear_scan, _linear_scan_backward, 2)
+register(min_gru_scan, _min_gru_scan_backward, 1)
+register(min_lstm_scan, _min_lstm_scan_backward, 1)

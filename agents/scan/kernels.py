@@ -282,7 +282,7 @@ def min_lstm_backward(
                 i = larger if kf <= ki else smaller
                 # 1 - sigmoid(k) = e^(-k-m) / u_k
                 rest_low = (e_low if low >= 0 else one) / u_low
-                rest_high = e_high / u_high
+                rest_high = e_high / (u_high if u_high > 0 else one)  # 0 / 0: both underflow
                 total = dh[c] + carry[c]
                 d_share = total * (previous[c] - g) * (smaller * larger)
                 d_forget[c] = d_share * (rest_low if kf <= ki else rest_high)
