@@ -12,7 +12,7 @@ The states have the dtype of ``initial_state``. With bfloat16 or float16 pre-act
 state may be float32, as under autocast; sums are kept in float32 at least in every form.
 """
 
-import functools
+import contextlib
 import importlib
 import logging
 from collections.abc import Callable
@@ -36,7 +36,7 @@ FORMS = ("auto", "reference", "log_space", "two_level", "cpu", "triton")
 
 _log = logging.getLogger(__name__)
 _PLAIN = {"reference": reference, "log_space": log_space, "two_level": two_level}
-_FUSED = {"cpu": ("cpu", "numba"), "cuda": ("triton", "triton")}  # device -> form, what it needs
+_FUSED = {"cpu": "cpu", "cuda": "triton"}  # device -> form
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -175,39 +175,50 @@ def _scan(
     initial_state: Tensor,
     is_first: Tensor | None,
 ) -> Tensor:
-    module = _module(form, initial_state.device.type)
+    device = initial_state.device.type
+    # a look-up first: torch.compile can trace that, but not an import
+    module = _modules.get((form, device)) or _find_module(form, device)
     scan = getattr(module, name)
-    if module.__name__.rpartition(".")[2] in _PLAIN and sequences[0].dtype in _HALF:
+    if module in _PLAIN.values() and sequences[0].dtype in _HALF:
         wide = [sequence.float() for sequence in sequences]
         return scan(*wide, initial_state.float(), is_first).to(initial_state.dtype)
     return scan(*sequences, initial_state, is_first)
 
 
-@functools.cache
-def _module(form: str, device: str) -> ModuleType:
-    if form in _PLAIN:
-        return _PLAIN[form]
+def _find_module(form: str, device: str) -> ModuleType:
+    """The module of a form, remembered in ``_modules``; "auto" falls back, once, with a warning."""
     if form not in FORMS:
         raise ValueError(f"form is {form!r}; expected one of {', '.join(map(repr, FORMS))}.")
-    fused, package = _FUSED.get(device, (None, None))
-    if form == "auto" and fused is None:
-        return two_level
-    name = fused if form == "auto" else form
-    try:
-        return importlib.import_module(f"agents.scan.{name}")
-    except ImportError as error:
-        if form != "auto":
-            raise ValueError(
-                f"form {form!r} cannot be imported ({error}); install it or leave form at 'auto'."
-            ) from error
-        _log.warning(
-            "The fused scan for %s needs %s, which cannot be imported (%s): using the slower form "
-            "'two_level'.",
-            device,
-            package,
-            error,
-        )
-        return two_level
+    name = _FUSED.get(device, "two_level") if form == "auto" else form
+    module: ModuleType | None = _PLAIN.get(name)
+    if module is None:
+        try:
+            module = importlib.import_module(f"agents.scan.{name}")
+        except ImportError as error:
+            if form != "auto":
+                raise ValueError(
+                    f"form {form!r} cannot be imported ({error}); "
+                    "install what it needs or leave form at 'auto'."
+                ) from error
+            message = "No fused scan for %s (%s): using the slower form 'two_level'."
+            _log.warning(message, device, error)
+            module = two_level
+    _modules[form, device] = module
+    return module
+
+
+def _find_usual_modules() -> None:
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    for device in devices:
+        for form in (*_PLAIN, _FUSED[device], "auto"):
+            # where its package is missing, "auto" warns on its first use
+            with contextlib.suppress(ValueError):
+                if form != "auto" or (_FUSED[device], device) in _modules:
+                    _find_module(form, device)
+
+
+_modules: dict[tuple[str, str], ModuleType] = {}
+_find_usual_modules()
 
 
 def _describe(tensor: Tensor) -> str:

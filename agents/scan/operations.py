@@ -10,7 +10,7 @@ def register(forward: Any, backward: Any, count: int) -> None:
 
     Args:
         forward: operation (sequence, ..., initial_state, is_first) -> states.
-        backward: operation (first sequence, initial_state, is_first, states, gradient of the states)
+        backward: operation (first sequence, initial_state, is_first, states, gradient of states)
             -> gradients of the sequences and of the initial state.
         count: how many sequences there are.
     """

@@ -1,9 +1,9 @@
 # mypy: disallow-untyped-defs=False, disallow-untyped-decorators=False
 """The fused forms for CUDA: one program scans one block of channels of one sequence.
 
-The state stays in registers from step to step, in float32 at least; gates and candidate are computed
-on the way, and again on the way back, as in the kernels for CPUs. With TRITON_INTERPRET=1 in the
-environment the same code runs, slowly, on CPU tensors.
+The state stays in registers from step to step, in float32 at least; gates and candidate are
+computed on the way, and again on the way back, as in the kernels for CPUs. With TRITON_INTERPRET=1
+in the environment the same code runs, slowly, on CPU tensors.
 """
 
 import os
@@ -80,8 +80,9 @@ def _backward_kernel(
         t = time - 1 - i
         row = b * time + t
         before = out_ptr + (row - 1) * channels + c
-        previous = tl.load(before, mask=real & (t > 0), other=0.0).to(WIDE)
-        previous = tl.where(t > 0, previous, initial)
+        later = c * 0 + t > 0
+        previous = tl.load(before, mask=real & later, other=0.0).to(WIDE)
+        previous = tl.where(later, previous, initial)
         if RESETS:
             first = tl.load(first_ptr + row) != 0
             previous = tl.where(first, tl.zeros_like(previous), previous)
@@ -118,7 +119,7 @@ def _backward_kernel(
 
 
 def _launch(kernel: Any, kind: Any, state: Tensor, is_first: Tensor | None, args: Any) -> None:
-    """``args``: tensors before and after the resets, in the kernel's order."""
+    """``args``: the tensors before and after the resets in the kernel's order, and the time."""
     if not state.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(
             f"form 'triton' needs CUDA tensors, got {state.device.type}; "
