@@ -1,0 +1,414 @@
+"""What a minimal-RNN layer costs beside its Linear alone, nn.GRU, attention and other packages.
+
+`python benchmarks/scan.py` measures forward + backward of one layer (gradients of input and weights):
+
+- ``layers``: every variant on every shape, in interleaved rounds, as a ratio to the Linear alone
+- ``memory``: peak memory of one step above what stood before it, one process a variant (Linux)
+- ``growth``: time and memory against time steps, 64 to 1,000,000
+- ``headline``: minGRU against a GRU that goes step by step through autograd, as Feng et al. 2024
+
+Tables (Markdown and CSV) and a plot go to benchmarks/results. Packages of the extra ``bench`` that
+are missing are left out, by name. `--quick` makes small sizes and few rounds, to see that it works.
+"""
+
+import argparse
+import csv
+import gc
+import importlib
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from agents.scan import linear_scan, min_gru_scan, min_lstm_scan
+
+RESULTS = Path(__file__).resolve().parent / "results"
+SHAPES = [(64, 20, 128), (64, 60, 128), (64, 512, 128), (16, 1024, 256), (1, 100_000, 128)]
+QUICK_SHAPES = [(8, 20, 64), (4, 200, 64)]
+# Where a variant stops: beyond, it takes minutes or more memory than a small machine has.
+LONGEST = {
+    "loop": 4096, "log-space": 100_000, "nn.GRU": 16_384, "nn.LSTM": 100_000, "attention": 4096,
+    "mingru-pytorch": 100_000, "mingru-scans": 16_384,
+}  # fmt: skip
+GROWTH = ["minGRU", "minLSTM", "nn.GRU", "attention"]
+
+
+class MinimalLayer(nn.Module):
+    """One Linear and the scan of its output."""
+
+    def __init__(self, width: int, scan: Callable[..., Tensor], gates: int, form: str) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, gates * width)
+        self.scan, self.form = scan, form
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, time, width) -> the same."""
+        state = x.new_zeros(x.shape[0], x.shape[2])
+        return self.scan(self.linear(x), state, form=self.form)
+
+
+class GatedLayer(nn.Module):
+    """MinGRU with the gates in PyTorch around somebody's linear scan(decay, input)."""
+
+    def __init__(self, width: int, scan: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.linear, self.scan = nn.Linear(width, 2 * width), scan
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, time, width) -> the same."""
+        gate, candidate = self.linear(x).chunk(2, dim=-1)
+        candidate = torch.where(candidate >= 0, candidate + 0.5, candidate.sigmoid())
+        return self.scan((-gate).sigmoid(), gate.sigmoid() * candidate)
+
+
+class Attention(nn.Module):
+    """Causal attention with 4 heads: query, key and value from one Linear, no output projection."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 3 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, time, width) -> the same."""
+        heads = [y.unflatten(-1, (4, -1)).transpose(1, 2) for y in self.linear(x).chunk(3, -1)]
+        y = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True)
+        return y.transpose(1, 2).flatten(2)
+
+
+class First(nn.Module):
+    """The first of a layer's outputs."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, time, width) -> the same."""
+        y = self.layer(x)
+        return y[0] if isinstance(y, tuple) else y
+
+
+class StepwiseGRU(nn.Module):
+    """A GRU as a loop over time: the baseline of the paper's headline."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, time, width) -> the same."""
+        h, states = x.new_zeros(x.shape[0], x.shape[2]), []
+        for t in range(x.shape[1]):
+            h = self.cell(x[:, t], h)
+            states.append(h)
+        return torch.stack(states, dim=1)
+
+
+def mambapy_layer(width: int) -> nn.Module:
+    """MinGRU around mambapy's parallel scan, (batch, time, channels, 1)."""
+    pscan = importlib.import_module("mambapy.pscan").pscan
+    return GatedLayer(width, lambda a, v: pscan(a.unsqueeze(-1), v.unsqueeze(-1)).squeeze(-1))
+
+
+def accelerated_layer(width: int) -> nn.Module:
+    """MinGRU around accelerated-scan's reference, (batch, channels, time)."""
+    scan = importlib.import_module("accelerated_scan.ref").scan
+
+    def transposed(decay: Tensor, value: Tensor) -> Tensor:
+        a, v = (x.transpose(1, 2).contiguous() for x in (decay, value))
+        return scan(a, v).transpose(1, 2)
+
+    return GatedLayer(width, transposed)
+
+
+def own(scan: Callable[..., Tensor], gates: int, form: str) -> Callable[[int], nn.Module]:
+    """A builder of this project's layer."""
+    return lambda width: MinimalLayer(width, scan, gates, form)
+
+
+def zero_state_scan(decay: Tensor, value: Tensor) -> Tensor:
+    """This project's linear scan from a zero state."""
+    return linear_scan(decay, value, torch.zeros_like(decay[:, 0]))
+
+
+VARIANTS: dict[str, Callable[[int], nn.Module]] = {
+    "Linear 2d": lambda width: nn.Linear(width, 2 * width),
+    "Linear 3d": lambda width: nn.Linear(width, 3 * width),
+    "minGRU": own(min_gru_scan, 2, "auto"),
+    "minLSTM": own(min_lstm_scan, 3, "auto"),
+    "linear scan": lambda width: GatedLayer(width, zero_state_scan),
+    "two-level": own(min_gru_scan, 2, "two_level"),
+    "loop": own(min_gru_scan, 2, "reference"),
+    "log-space": own(min_gru_scan, 2, "log_space"),
+    "nn.GRU": lambda width: First(nn.GRU(width, width, batch_first=True)),
+    "nn.LSTM": lambda width: First(nn.LSTM(width, width, batch_first=True)),
+    "attention": Attention,
+    "mingru-pytorch": lambda width: First(
+        importlib.import_module("minGRU_pytorch").minGRU(width, expansion_factor=1.0)
+    ),
+    "mambapy pscan": mambapy_layer,
+    "accelerated-scan ref": accelerated_layer,
+}
+
+
+def available() -> dict[str, Callable[[int], nn.Module]]:
+    """The variants whose packages are here; says which are not."""
+    found = {}
+    for name, build in VARIANTS.items():
+        try:
+            build(8)
+            found[name] = build
+        except ImportError as error:
+            print(f"left out: {name} ({error}); install the extra 'bench'")
+    return found
+
+
+def make_step(build: Callable[[int], nn.Module], shape: tuple[int, int, int]) -> Callable[[], None]:
+    """One forward and backward pass of a layer on a fixed random input."""
+    torch.manual_seed(0)
+    layer = build(shape[2])
+    x = torch.randn(shape, requires_grad=True)
+    with torch.no_grad():
+        gradient = torch.randn_like(layer(x))
+    inputs = [x, *layer.parameters()]
+
+    def step() -> None:
+        torch.autograd.grad(layer(x), inputs, gradient)
+
+    return step
+
+
+def seconds(step: Callable[[], None]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def interleaved(
+    builders: dict[str, Callable[[int], nn.Module]], shape: tuple[int, int, int], rounds: int
+) -> dict[str, float]:
+    """Median seconds of each variant, A B C A B C ..., so that noise meets all of them alike."""
+    steps = {
+        name: make_step(build, shape)
+        for name, build in builders.items()
+        if shape[1] <= LONGEST.get(name, shape[1])
+    }
+    samples: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        step()  # compile, allocate
+    for done in range(rounds):
+        for name, step in steps.items():
+            # a slow variant tells enough in three rounds
+            if done < 3 or statistics.median(samples[name]) < 1.0:
+                samples[name].append(seconds(step))
+        gc.collect()
+    return {name: statistics.median(values) for name, values in samples.items()}
+
+
+def peak_memory(name: str, shape: tuple[int, int, int], threads: int) -> int | None:
+    """Peak bytes of one step above the inputs, measured in a fresh process; None off Linux."""
+    if platform.system() != "Linux":
+        return None
+    sizes = [str(size) for size in shape]
+    command = [sys.executable, __file__, "--peak", name, *sizes, "--threads", str(threads)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(result.stdout.split()[-1])
+
+
+def print_peak(name: str, shape: tuple[int, int, int]) -> None:
+    """Run one step in this process and print by how many bytes its peak exceeds the start."""
+    make_step(VARIANTS[name], (1, 4, shape[2]))()  # compile and import first
+    step = make_step_without_trial(VARIANTS[name], shape)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = status_bytes("VmRSS")
+    step()
+    print(status_bytes("VmHWM") - before)
+
+
+def make_step_without_trial(
+    build: Callable[[int], nn.Module], shape: tuple[int, int, int]
+) -> Callable[[], None]:
+    """As `make_step`, but touching no more than the input before the step runs."""
+    layer = build(shape[2])
+    x = torch.randn(shape, requires_grad=True)
+    inputs = [x, *layer.parameters()]
+
+    def step() -> None:
+        y = layer(x)
+        torch.autograd.grad(y, inputs, torch.ones_like(y))
+
+    return step
+
+
+def status_bytes(key: str) -> int:
+    """A figure of /proc/self/status."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(key)
+
+
+Row = dict[str, object]
+
+
+def layers(quick: bool, threads: int, memory: bool) -> list[Row]:
+    """The table of all variants and shapes."""
+    rows: list[Row] = []
+    for shape in QUICK_SHAPES if quick else SHAPES:
+        rounds = 3 if quick else 60 if shape[1] <= 60 else 7
+        times = interleaved(available(), shape, rounds)
+        for name, value in times.items():
+            floor = times["Linear 3d" if name in ("minLSTM", "attention") else "Linear 2d"]
+            peak = peak_memory(name, shape, threads) if memory else None
+            rows.append(
+                {
+                    "threads": threads, "batch": shape[0], "time": shape[1], "d": shape[2],
+                    "layer": name, "ms": round(1e3 * value, 3),
+                    "x its Linear": round(value / floor, 2),
+                    "peak MiB": "" if peak is None else round(peak / 2**20, 1),
+                }
+            )  # fmt: skip
+            print(*rows[-1].values(), sep="\t", flush=True)
+    return rows
+
+
+def growth(quick: bool, threads: int, memory: bool) -> list[Row]:
+    """Time and memory against the number of steps, one sequence, d 64."""
+    lengths = [64, 256, 1024] if quick else [64, 512, 4096, 16_384, 100_000, 1_000_000]
+    rows: list[Row] = []
+    for length in lengths:
+        builders = {name: VARIANTS[name] for name in GROWTH}
+        times = interleaved(builders, (1, length, 64), 3 if length > 4096 else 9)
+        for name, value in times.items():
+            peak = peak_memory(name, (1, length, 64), threads) if memory else None
+            rows.append(
+                {
+                    "threads": threads, "time": length, "layer": name, "ms": round(1e3 * value, 3),
+                    "us a step": round(1e6 * value / length, 3),
+                    "peak MiB": "" if peak is None else round(peak / 2**20, 1),
+                }
+            )  # fmt: skip
+            print(*rows[-1].values(), sep="\t", flush=True)
+    return rows
+
+
+def headline(quick: bool, threads: int) -> list[Row]:
+    """MinGRU against GRUs, batch 16, d 128; the paper's factors are for a T4 and the plain loop."""
+    paper = {512: 175, 4096: 1324}
+    rows: list[Row] = []
+    for length in [64] if quick else [512, 4096]:
+        builders = {
+            "minGRU": VARIANTS["minGRU"],
+            "GRU, step by step": StepwiseGRU,
+            "nn.GRU": VARIANTS["nn.GRU"],
+        }
+        times = interleaved(builders, (16, length, 128), 3)
+        for name, value in times.items():
+            rows.append(
+                {
+                    "threads": threads, "time": length, "layer": name, "ms": round(1e3 * value, 2),
+                    "x minGRU": round(value / times["minGRU"], 2),
+                    "paper (T4 GPU)": paper.get(length, "") if "step" in name else "",
+                }
+            )  # fmt: skip
+            print(*rows[-1].values(), sep="\t", flush=True)
+    return rows
+
+
+def markdown(rows: list[Row]) -> str:
+    """Rows as a Markdown table."""
+    lines = [rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def save(tables: dict[str, list[Row]], name: str) -> None:
+    """Write each table as CSV and all of them as one Markdown page with the command above."""
+    RESULTS.mkdir(exist_ok=True)
+    command = " ".join(["python", "benchmarks/scan.py", *sys.argv[1:]])
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    page = [f"# {name}", f"`{command}`, {versions}, {platform.machine()}."]
+    page.append("Forward + backward of one layer, float32, CPU; medians of interleaved rounds.")
+    for title, rows in tables.items():
+        page += [f"## {title}", markdown(rows)]
+        with (RESULTS / f"{name}_{title}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
+    (RESULTS / f"{name}.md").write_text("\n\n".join(page) + "\n")
+
+
+def plot(tables: dict[str, list[Row]], name: str) -> None:
+    """Milliseconds and memory against time, and the layers' ratios to their Linear."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("no plot: install matplotlib (extra 'bench')")
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    for layer in GROWTH:
+        rows = [row for row in tables.get("growth", []) if row["layer"] == layer]
+        rows = [row for row in rows if row["threads"] == rows[0]["threads"]]
+        for axis, key in zip(axes, ("ms", "peak MiB"), strict=False):
+            points = [(row["time"], row[key]) for row in rows if row[key] != ""]
+            if points:
+                axis.loglog(*zip(*points, strict=True), "o-", label=layer)
+            axis.set(xlabel="time steps", ylabel=key, title="one sequence, d 64")
+    ratios = {
+        f"{row['layer']}, {row['batch']}x{row['time']}x{row['d']}": row["x its Linear"]
+        for row in tables.get("layers", [])
+        if row["layer"] in (*GROWTH, "log-space") and row["threads"] == 1
+    }
+    axes[2].barh(list(ratios), [float(str(value)) for value in ratios.values()])
+    axes[2].set(xscale="log", xlabel="forward + backward / Linear alone", title="1 thread")
+    axes[0].legend()
+    figure.savefig(RESULTS / f"{name}.png", dpi=120)
+
+
+def main() -> None:
+    """Parse the command line, measure, print and save."""
+    parser = argparse.ArgumentParser(description="Benchmark the minimal-RNN layers on the CPU.")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--quick", action="store_true", help="small sizes, saved as scan_quick")
+    parser.add_argument(
+        "--parts", nargs="+", default=["layers", "memory", "growth", "headline"],
+        choices=["layers", "memory", "growth", "headline"],
+    )  # fmt: skip
+    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak:
+        torch.set_num_threads(arguments.threads[0])
+        name, batch, length, width = arguments.peak
+        print_peak(name, (int(batch), int(length), int(width)))
+        return
+    tables: dict[str, list[Row]] = {}
+    for threads in arguments.threads:
+        torch.set_num_threads(threads)
+        # memory hardly depends on the threads: once is enough
+        memory = "memory" in arguments.parts and threads == arguments.threads[0]
+        if "layers" in arguments.parts:
+            tables.setdefault("layers", []).extend(layers(arguments.quick, threads, memory))
+        if "growth" in arguments.parts:
+            tables.setdefault("growth", []).extend(growth(arguments.quick, threads, memory))
+        if "headline" in arguments.parts:
+            tables.setdefault("headline", []).extend(headline(arguments.quick, threads))
+    name = "scan_quick" if arguments.quick else "scan"
+    save(tables, name)
+    plot(tables, name)
+    print(f"saved {RESULTS / name}.md, .csv and .png")
+
+
+if __name__ == "__main__":
+    main()
