@@ -1,6 +1,6 @@
 """What a minimal-RNN layer costs beside its Linear alone, nn.GRU, attention and other packages.
 
-`python benchmarks/scan.py` measures forward + backward of one layer (gradients of input and weights):
+`python benchmarks/scan.py` measures forward + backward of a layer (gradients of input, weights):
 
 - ``layers``: every variant on every shape, in interleaved rounds, as a ratio to the Linear alone
 - ``memory``: peak memory of one step above what stood before it, one process a variant (Linux)
