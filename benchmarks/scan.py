@@ -30,6 +30,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from agents.scan import linear_scan, min_gru_scan, min_lstm_scan
+from agents.scan.layer import min_gru_layer, min_lstm_layer
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SHAPES = [(64, 20, 128), (64, 60, 128), (64, 512, 128), (16, 1024, 256), (1, 100_000, 128)]
@@ -37,9 +38,9 @@ QUICK_SHAPES = [(8, 20, 64), (4, 200, 64)]
 # Where a variant stops: beyond, it takes minutes or more memory than a small machine has.
 LONGEST = {
     "loop": 4096, "log-space": 100_000, "nn.GRU": 16_384, "nn.LSTM": 100_000, "attention": 4096,
-    "mingru-pytorch": 100_000, "mingru-scans": 16_384,
+    "mingru-pytorch": 100_000,
 }  # fmt: skip
-GROWTH = ["minGRU", "minLSTM", "nn.GRU", "attention"]
+GROWTH = ["minGRU", "minGRU recomputed", "minLSTM", "nn.GRU", "attention"]
 
 
 class MinimalLayer(nn.Module):
@@ -54,6 +55,22 @@ class MinimalLayer(nn.Module):
         """(batch, time, width) -> the same."""
         state = x.new_zeros(x.shape[0], x.shape[2])
         return self.scan(self.linear(x), state, form=self.form)
+
+
+class PiecewiseLayer(nn.Module):
+    """One Linear and its scan in pieces that stay in the cache."""
+
+    def __init__(
+        self, width: int, layer: Callable[..., Tensor], gates: int, recompute: bool
+    ) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, gates * width)
+        self.layer, self.recompute = layer, recompute
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, time, width) -> the same."""
+        state = x.new_zeros(x.shape[0], x.shape[2])
+        return self.layer(x, self.linear.weight, self.linear.bias, state, None, self.recompute)
 
 
 class GatedLayer(nn.Module):
@@ -145,6 +162,9 @@ VARIANTS: dict[str, Callable[[int], nn.Module]] = {
     "Linear 3d": lambda width: nn.Linear(width, 3 * width),
     "minGRU": own(min_gru_scan, 2, "auto"),
     "minLSTM": own(min_lstm_scan, 3, "auto"),
+    "minGRU in pieces": lambda width: PiecewiseLayer(width, min_gru_layer, 2, False),
+    "minLSTM in pieces": lambda width: PiecewiseLayer(width, min_lstm_layer, 3, False),
+    "minGRU recomputed": lambda width: PiecewiseLayer(width, min_gru_layer, 2, True),
     "linear scan": lambda width: GatedLayer(width, zero_state_scan),
     "two-level": own(min_gru_scan, 2, "two_level"),
     "loop": own(min_gru_scan, 2, "reference"),
@@ -268,7 +288,8 @@ def layers(quick: bool, threads: int, memory: bool) -> list[Row]:
         rounds = 3 if quick else 60 if shape[1] <= 60 else 7
         times = interleaved(available(), shape, rounds)
         for name, value in times.items():
-            floor = times["Linear 3d" if name in ("minLSTM", "attention") else "Linear 2d"]
+            three = name == "attention" or name.startswith("minLSTM")
+            floor = times["Linear 3d" if three else "Linear 2d"]
             peak = peak_memory(name, shape, threads) if memory else None
             rows.append(
                 {

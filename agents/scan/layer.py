@@ -1,0 +1,176 @@
+"""A whole minGRU or minLSTM layer, the Linear and its scan, in pieces that stay in the CPU's cache.
+
+The scan reads what the matrix product wrote a moment ago, and the product of the gradients reads
+what the reverse scan wrote, instead of both going through memory. With ``recompute`` the
+pre-activations are not kept for the backward pass but multiplied again: one float a step and channel
+stays alive, the state, in place of three (minGRU) or four (minLSTM).
+"""
+
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from agents.scan import min_gru_scan, min_lstm_scan
+
+cpu: ModuleType | None
+try:
+    from agents.scan import cpu
+except ImportError:  # no numba
+    cpu = None
+
+_ROWS = 1024  # steps of a piece: with 128 channels, about a megabyte of pre-activations
+
+
+def min_gru_layer(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor,
+    is_first: Tensor | None = None,
+    recompute: bool = False,
+) -> Tensor:
+    """`min_gru_scan` of ``F.linear(x, weight, bias)``.
+
+    Args:
+        x: (batch, time, features).
+        weight: (2 * channels, features).
+        bias: (2 * channels,) or None.
+        initial_state: (batch, channels).
+        is_first: (batch, time) bool or None.
+        recompute: multiply again in the backward pass instead of keeping the pre-activations.
+
+    Returns:
+        The states, (batch, time, channels).
+
+    Raises:
+        ValueError: as `min_gru_scan`.
+    """
+    return _layer(2, x, weight, bias, initial_state, is_first, recompute)
+
+
+def min_lstm_layer(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor,
+    is_first: Tensor | None = None,
+    recompute: bool = False,
+) -> Tensor:
+    """`min_lstm_scan` of ``F.linear(x, weight, bias)``: as `min_gru_layer`, with 3 * channels."""
+    return _layer(3, x, weight, bias, initial_state, is_first, recompute)
+
+
+def _layer(
+    gates: int,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor,
+    is_first: Tensor | None,
+    recompute: bool,
+) -> Tensor:
+    bias_like = weight.new_zeros(weight.shape[0]) if bias is None else bias
+    plain = (
+        cpu is None
+        or torch.compiler.is_compiling()
+        or torch.is_autocast_enabled("cpu")
+        or any(y.device.type != "cpu" for y in (x, weight, state))
+        or any(y.dtype != torch.float32 for y in (x, weight, bias_like, state))
+        or x.dim() != 3
+        or weight.shape != (gates * state.shape[-1], x.shape[-1])
+        or state.shape[:-1] != x.shape[:1]
+        or x.numel() == 0
+        or (is_first is not None and (is_first.dtype, is_first.shape) != (torch.bool, x.shape[:2]))
+    )
+    if plain:  # what is wrong with the input is said there
+        scan = min_gru_scan if gates == 2 else min_lstm_scan
+        return scan(F.linear(x, weight, bias), state, is_first)
+    states: Tensor = _Layer.apply(gates, recompute, x, weight, bias_like, state, is_first)
+    return states
+
+
+def _pieces(batch: int, time: int) -> Iterator[tuple[slice, slice]]:
+    """Whole sequences, or stretches of a single one: in both cases a piece is contiguous."""
+    rows = max(1, _ROWS // time)
+    length = min(time, _ROWS)
+    for b in range(0, batch, rows):
+        for t in range(0, time, length):
+            yield slice(b, min(b + rows, batch)), slice(t, min(t + length, time))
+
+
+def _before(states: Tensor, state: Tensor, b: slice, t: slice) -> Tensor:
+    return state[b] if t.start == 0 else states[b, t.start - 1]
+
+
+class _Layer(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        gates: int,
+        recompute: bool,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        state: Tensor,
+        is_first: Tensor | None,
+    ) -> Tensor:
+        assert cpu is not None
+        x, state = x.contiguous(), state.contiguous()
+        batch, time, _ = x.shape
+        states = x.new_empty(batch, time, state.shape[1])
+        keep = not recompute and any(ctx.needs_input_grad)
+        kept = x.new_empty(batch, time, weight.shape[0]) if keep else None
+        scratch = None if keep else x.new_empty(_ROWS * weight.shape[0])
+        kernel = cpu.kernels.min_gru_forward if gates == 2 else cpu.kernels.min_lstm_forward
+        for b, t in _pieces(batch, time):
+            p = _multiply(x[b, t], weight, bias, kept[b, t] if kept is not None else scratch)
+            resets = cpu._resets(None if is_first is None else is_first[b, t])
+            cpu._run(kernel, [p, _before(states, state, b, t), resets, states[b, t]], states[b, t])
+        ctx.save_for_backward(x, weight, bias, state, is_first, states, kept)
+        ctx.gates = gates
+        return states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        assert cpu is not None
+        x, weight, bias, state, is_first, states, kept = ctx.saved_tensors
+        grad = grad.contiguous()
+        batch, time, features = x.shape
+        kernel = cpu.kernels.min_gru_backward if ctx.gates == 2 else cpu.kernels.min_lstm_backward
+        d_x = torch.empty_like(x) if ctx.needs_input_grad[2] else None
+        d_weight, d_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        d_state = torch.zeros_like(state)
+        scratch = x.new_empty(_ROWS * weight.shape[0]) if kept is None else None
+        buffer = x.new_empty(_ROWS * weight.shape[0])
+        for b, t in reversed(list(_pieces(batch, time))):
+            p = kept[b, t] if kept is not None else _multiply(x[b, t], weight, bias, scratch)
+            piece = grad[b, t]
+            if t.stop < time:  # what the later stretches of this sequence hand back
+                piece = piece.clone()
+                piece[:, -1] += d_state[b]
+            d_p = buffer[: p.numel()].view(p.shape)
+            resets = cpu._resets(None if is_first is None else is_first[b, t])
+            previous = _before(states, state, b, t)
+            tensors = [p, previous, resets, states[b, t], piece, d_p, d_state[b]]
+            cpu._run(kernel, tensors, states[b, t])
+            flat = d_p.view(-1, weight.shape[0])
+            if d_x is not None:
+                torch.mm(flat, weight, out=d_x[b, t].view(-1, features))
+            d_weight.addmm_(flat.t(), x[b, t].view(-1, features))
+            d_bias += flat.sum(0)
+        return None, None, d_x, d_weight, d_bias, d_state, None
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None) -> Tensor:
+    """F.linear into ``out``, which is either of the right shape or room for a piece."""
+    assert out is not None
+    p = out if out.dim() == 3 else out[: x[..., 0].numel() * weight.shape[0]]
+    flat = p.view(-1, weight.shape[0])
+    torch.addmm(bias, x.view(-1, x.shape[-1]), weight.t(), out=flat)
+    return p.view(*x.shape[:2], weight.shape[0])

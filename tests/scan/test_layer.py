@@ -1,0 +1,64 @@
+"""The layer in pieces against the Linear and the scan: values, gradients, what stays alive."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from agents.scan import min_gru_scan, min_lstm_scan
+from agents.scan.layer import min_gru_layer, min_lstm_layer
+
+LAYERS = {
+    "min_gru": (min_gru_layer, min_gru_scan, 2),
+    "min_lstm": (min_lstm_layer, min_lstm_scan, 3),
+}
+
+
+def make(gates, batch, time, features=6, channels=16):
+    torch.manual_seed(0)
+    x = torch.randn(batch, time, features)
+    weight = torch.randn(gates * channels, features) / features**0.5
+    bias, state = torch.randn(gates * channels), torch.randn(batch, channels)
+    is_first = torch.rand(batch, time) < 0.01
+    return [y.requires_grad_() for y in (x, weight, bias, state)], is_first
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+# whole sequences with a rest; one sequence in stretches with a rest; stretches of several sequences
+@pytest.mark.parametrize(("batch", "time"), [(70, 60), (1, 2500), (3, 1100), (2, 1), (2, 0)])
+def test_layer_equals_linear_and_scan(name, recompute, batch, time):
+    layer, scan, gates = LAYERS[name]
+    inputs, is_first = make(gates, batch, time)
+    for resets in (None, is_first):
+        actual = layer(*inputs, resets, recompute)
+        x, weight, bias, state = inputs
+        wide = scan(F.linear(x.double(), weight.double(), bias.double()), state.double(), resets)
+        assert actual.shape == wide.shape
+        if time == 0:
+            continue
+        torch.testing.assert_close(actual.double(), wide, rtol=1e-5, atol=1e-5)
+        weight_of_loss = torch.randn(actual.shape)
+        ours = torch.autograd.grad(actual, inputs, weight_of_loss)
+        exact = torch.autograd.grad(wide, inputs, weight_of_loss.double())
+        for a, b in zip(ours, exact, strict=True):
+            assert (a - b).abs().max() < 2e-5 * b.abs().max()
+
+
+def test_recomputation_keeps_one_float_a_step_and_channel():
+    inputs, _ = make(2, 8, 200)
+    kept: dict[int, int] = {}
+
+    def pack(tensor):
+        kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        states = min_gru_layer(*inputs, None, True)
+    given = {y.data_ptr() for y in inputs}
+    assert sum(n for at, n in kept.items() if at not in given) <= 1.2 * states.numel()
+
+
+def test_bad_shapes_reach_the_scan_and_its_sentence():
+    (x, weight, bias, _), _ = make(2, 2, 3)
+    with pytest.raises(ValueError, match="initial_state is float32"):
+        min_gru_layer(x, weight, bias, torch.zeros(2, 5))
