@@ -2,8 +2,8 @@
 
 The scan reads what the matrix product wrote a moment ago, and the product of the gradients reads
 what the reverse scan wrote, instead of both going through memory. With ``recompute`` the
-pre-activations are not kept for the backward pass but multiplied again: one float a step and channel
-stays alive, the state, in place of three (minGRU) or four (minLSTM).
+pre-activations are not kept for the backward pass but multiplied again: one float a step and
+channel stays alive, the state, in place of three (minGRU) or four (minLSTM).
 """
 
 from collections.abc import Iterator
