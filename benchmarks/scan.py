@@ -38,7 +38,7 @@ QUICK_SHAPES = [(8, 20, 64), (4, 200, 64)]
 # Where a variant stops: beyond, it takes minutes or more memory than a small machine has.
 LONGEST = {
     "loop": 4096, "log-space": 100_000, "nn.GRU": 16_384, "nn.LSTM": 100_000, "attention": 4096,
-    "mingru-pytorch": 100_000,
+    "mingru-pytorch": 100_000, "mingru-scans": 16_384,
 }  # fmt: skip
 GROWTH = ["minGRU", "minGRU recomputed", "minLSTM", "nn.GRU", "attention"]
 
@@ -175,6 +175,7 @@ VARIANTS: dict[str, Callable[[int], nn.Module]] = {
     "mingru-pytorch": lambda width: First(
         importlib.import_module("minGRU_pytorch").minGRU(width, expansion_factor=1.0)
     ),
+    "mingru-scans": lambda width: importlib.import_module("mingru").MinGRU(width, width),
     "mambapy pscan": mambapy_layer,
     "accelerated-scan ref": accelerated_layer,
 }
