@@ -13,7 +13,6 @@ are missing are left out, by name. `--quick` makes small sizes and few rounds, t
 
 import argparse
 import csv
-import gc
 import importlib
 import platform
 import statistics
@@ -218,7 +217,7 @@ def seconds(step: Callable[[], None]) -> float:
 def interleaved(
     builders: dict[str, Callable[[int], nn.Module]], shape: tuple[int, int, int], rounds: int
 ) -> dict[str, float]:
-    """Median seconds of each variant, A B C A B C ..., so that noise meets all of them alike."""
+    """Median seconds of each variant, A B C, B C A, ...: noise and neighbours meet all alike."""
     steps = {
         name: make_step(build, shape)
         for name, build in builders.items()
@@ -228,11 +227,12 @@ def interleaved(
     for step in steps.values():
         step()  # compile, allocate
     for done in range(rounds):
-        for name, step in steps.items():
+        names = list(steps)
+        turn = done % len(names)
+        for name in names[turn:] + names[:turn]:
             # a slow variant tells enough in three rounds
             if done < 3 or statistics.median(samples[name]) < 1.0:
-                samples[name].append(seconds(step))
-        gc.collect()
+                samples[name].append(seconds(steps[name]))
     return {name: statistics.median(values) for name, values in samples.items()}
 
 
@@ -429,7 +429,7 @@ def main() -> None:
     name = "scan_quick" if arguments.quick else "scan"
     save(tables, name)
     plot(tables, name)
-    print(f"saved {RESULTS / name}.md, .csv and .png")
+    print(f"saved {RESULTS / name}.md and what belongs to it")
 
 
 if __name__ == "__main__":
