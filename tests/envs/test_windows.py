@@ -66,9 +66,10 @@ def test_every_batch_is_made_of_true_pieces_of_the_data(
                     assert (episode, step) == (last_episode, last_step + 1)
             # Padding follows the real steps.
             assert mask.tolist() == sorted(mask.tolist(), reverse=True)
-        index = episodes.offsets[batch["observations"][..., 0].long()] + batch[
-            "observations"
-        ][..., 1].long().numpy()
+        index = (
+            episodes.offsets[batch["observations"][..., 0].long()]
+            + batch["observations"][..., 1].long().numpy()
+        )
         for key in ("actions", "returns_to_go", "timesteps"):
             np.testing.assert_array_equal(batch[key].numpy(), getattr(episodes, key)[index])
 
