@@ -1,6 +1,6 @@
 """Scores a run folder in its environment, one step at a time.
 
-    python eval.py run=runs/hopper-medium/min_gru-streamed-seed0
+    python eval.py run=runs/hopper-medium/min_gru-windowed-seed0
     python eval.py run=PATH episodes=100 target_return=[1800,3600] rollout=window
     python eval.py run=PATH episodes=1 video=hopper.mp4
 

@@ -137,7 +137,7 @@ def make_policy(config: TrainConfig, episodes: Episodes) -> ReturnConditionedPol
 
 
 def default_run_dir(config: TrainConfig, overrides: list[str]) -> str:
-    """Names a run after what tells it from others: runs/hopper-medium/min_gru-streamed-seed0."""
+    """Names a run after what tells it from others: runs/hopper-medium/min_gru-windowed-seed0."""
     name = f"{config.backbone.name}-{config.protocol.name}-seed{config.seed}"
     named = ("dataset", "backbone", "experiment", "protocol.name", "seed", "device")
     unnamed = ("resume", "overwrite", "run_dir")

@@ -66,7 +66,7 @@ class TrainConfig:
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    steps: int = 2000
+    steps: int = 1500
     seed: int = 0
     rollout: str = "carried"
     device: str = "auto"

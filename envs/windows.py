@@ -30,9 +30,9 @@ class ProtocolConfig:
         context_length: Steps in a row of a batch (`streamed`, `windowed`).
     """
 
-    name: str = "streamed"
+    name: str = "windowed"
     batch_steps: int = 2048
-    context_length: int = 64
+    context_length: int = 20
 
     def __post_init__(self) -> None:
         if self.name not in BATCHES:

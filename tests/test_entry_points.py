@@ -56,7 +56,7 @@ def test_train_then_eval(start, tmp_path):
     trained = start("train.py", *SMALL, "steps=80")
     assert trained.returncode == 0, trained.stderr
     (folder,) = tmp_path.glob("runs/hopper-medium/*")
-    assert re.fullmatch(r"min_gru-streamed-seed0-[0-9a-f]{8}", folder.name)
+    assert re.fullmatch(r"min_gru-windowed-seed0-[0-9a-f]{8}", folder.name)
     for name in ("config.yaml", "config.json", "policy.safetensors", "training_state.pt"):
         assert (folder / name).is_file()
     output = trained.stdout
@@ -95,7 +95,8 @@ def test_train_then_eval(start, tmp_path):
 
 
 def test_a_killed_run_resumes_to_the_same_bits(start, tmp_path):
-    arguments = [*SMALL, "steps=120", "evaluation.every=0"]
+    # `streamed` carries a state from batch to batch, which must be saved too.
+    arguments = [*SMALL, "steps=120", "evaluation.every=0", "protocol.name=streamed"]
     unbroken = start("train.py", *arguments, "run_dir=unbroken")
     assert unbroken.returncode == 0, unbroken.stderr
 
@@ -145,7 +146,7 @@ def test_a_sweep_makes_one_run_for_each_value(start, tmp_path):
     swept = start("train.py", "-m", *SMALL, "steps=2", "evaluation.every=0", "seed=0,1")
     assert swept.returncode == 0, swept.stderr
     names = sorted(path.name[:22] for path in tmp_path.glob("runs/hopper-medium/*"))
-    assert names == ["min_gru-streamed-seed0", "min_gru-streamed-seed1"]
+    assert names == ["min_gru-windowed-seed0", "min_gru-windowed-seed1"]
 
 
 WRONG = {
