@@ -63,6 +63,7 @@ class RollingActor:
         self, observation: Tensor, reward: Tensor, state: PolicyState, is_first: Tensor
     ) -> tuple[Tensor, PolicyState]:
         """Acts as `ReturnConditionedPolicy.act` does."""
+        observation, reward, is_first = self.policy.on_device(observation, reward, is_first)
         return_to_go, timestep = self.policy.observe(reward, state, is_first)
         half = self.context_length // 2
         age = timestep % self.context_length
@@ -131,6 +132,7 @@ class WindowActor:
         self, observation: Tensor, reward: Tensor, state: WindowState, is_first: Tensor
     ) -> tuple[Tensor, WindowState]:
         """Acts as `ReturnConditionedPolicy.act` does, at the cost of context_length steps."""
+        observation, reward, is_first = self.policy.on_device(observation, reward, is_first)
         return_to_go, timestep = self.policy.observe(reward, state.past, is_first)
 
         def push(window: Tensor, newest: Tensor) -> Tensor:

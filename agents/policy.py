@@ -278,6 +278,10 @@ class ReturnConditionedPolicy(nn.Module):
             timestep=self.action_low.new_zeros(batch_size, dtype=torch.long),
         )
 
+    def on_device(self, *tensors: Tensor) -> list[Tensor]:
+        """Brings what a simulator hands over to where the policy is."""
+        return [tensor.to(self.action_low.device) for tensor in tensors]
+
     def observe(
         self, reward: Tensor, state: PolicyState, is_first: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -303,8 +307,7 @@ class ReturnConditionedPolicy(nn.Module):
         Returns:
             The action (batch, action_dim) and the state to hand back at the next step.
         """
-        device = state.action.device
-        observation, reward, is_first = (x.to(device) for x in (observation, reward, is_first))
+        observation, reward, is_first = self.on_device(observation, reward, is_first)
         return_to_go, timestep = self.observe(reward, state, is_first)
         action, backbone = self.step(
             observation, return_to_go, state.action, timestep, is_first, state.backbone

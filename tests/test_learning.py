@@ -1,4 +1,4 @@
-"""The whole way at a size that learns: about two minutes; run it with `pytest -m slow`."""
+"""The whole way at a size that learns; run it with `pytest -m slow`."""
 
 import json
 import os
