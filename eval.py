@@ -57,8 +57,12 @@ def main(config: EvalConfig, overrides: list[str]) -> None:
     if config.video is not None:
         actor = make_actor(policy, description.rollout, description.context_length)
         environment_id = description.dataset["environment_id"]
-        record_episode(actor, environment_id, Path(config.video), seed=config.seed)
-        console.print(f"Video of episode 0: {config.video}")
+        episode_return, length = record_episode(
+            actor, environment_id, Path(config.video), seed=config.seed
+        )
+        console.print(
+            f"Video of episode 0, return {episode_return:,.1f} in {length} steps: {config.video}"
+        )
 
 
 def score_policy(

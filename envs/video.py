@@ -23,6 +23,7 @@ from envs.rollout import (
     make_environment,
     start_seeds,
 )
+from envs.simulators import quiet_model_files
 
 MAX_FPS = 32.0  # drawing in software is slow, and Hopper's 125 frames a second show no more
 
@@ -67,7 +68,8 @@ def record_episode(
         raise RolloutError(f"The video '{path}' must have a name that ends in .mp4.")
     ffmpeg = _import_ffmpeg()
     os.environ["MUJOCO_GL"] = offscreen_backend(os.environ.get("MUJOCO_GL"))
-    environment = make_environment(environment_id, render_mode="rgb_array")
+    with quiet_model_files():
+        environment = make_environment(environment_id, render_mode="rgb_array")
     # ffmpeg takes the format from the ending.
     unfinished = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
     try:

@@ -28,11 +28,14 @@ class ProtocolConfig:
         batch_steps: Steps in a batch, over all its rows; `carried` takes whole episodes until
             it has at least these.
         context_length: Steps in a row of a batch (`streamed`, `windowed`).
+        burn_in: Steps at the beginning of a window that only warm the state up: they do not count
+            in the loss, unless the episode begins with them (`windowed`).
     """
 
     name: str = "windowed"
     batch_steps: int = 2048
     context_length: int = 20
+    burn_in: int = 0
 
     def __post_init__(self) -> None:
         if self.name not in BATCHES:
@@ -48,6 +51,16 @@ class ProtocolConfig:
                 f"protocol.batch_steps is {self.batch_steps}, less than one row of "
                 f"protocol.context_length = {self.context_length} steps; raise the first or lower "
                 "the second."
+            )
+        if not 0 <= self.burn_in < self.context_length:
+            raise ValueError(
+                f"protocol.burn_in is {self.burn_in}; it must be at least 0 and less than "
+                f"protocol.context_length = {self.context_length}."
+            )
+        if self.burn_in and self.name != "windowed":
+            raise ValueError(
+                f"protocol.burn_in is {self.burn_in}, but protocol.name '{self.name}' has no "
+                "windows; leave it at 0 or choose 'windowed'."
             )
 
     @property
@@ -245,6 +258,7 @@ class Windows(Batches):
         is_first = np.zeros(index.shape, dtype=bool)
         is_first[:, 0] = True
         index = self.starts[episode][:, None] + np.where(mask, index, first[:, None])
+        mask[first > 0, : self.config.burn_in] = False
         return self._gather(index, is_first, mask)
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from agents.block import BackboneConfig, Mixer, zeros_like_weight
-from agents.scan import min_lstm_scan, min_lstm_step
+from agents.scan import min_lstm_step
+from agents.scan.layer import min_lstm_layer
 
 
 @dataclass
@@ -18,11 +19,14 @@ class MinLSTMConfig(BackboneConfig):
         forget_bias: Initial bias of the forget gate. Below 0 the state starts out forgetting
             faster; 0 halves it at every step.
         scan: The form of the recurrence in training; see agents.scan.
+        recompute: Multiplies again in the backward pass instead of keeping the pre-activations:
+            less memory, more time.
     """
 
     name: str = "min_lstm"
     forget_bias: float = 0.0
     scan: str = "auto"
+    recompute: bool = False
 
 
 class MinLSTM(Mixer):
@@ -31,6 +35,7 @@ class MinLSTM(Mixer):
     def __init__(self, config: MinLSTMConfig) -> None:
         super().__init__()
         self.scan = config.scan
+        self.recompute = config.recompute
         # Forget gate, input gate and candidate side by side, as the fused scan reads them.
         self.projection = nn.Linear(config.d_model, 3 * config.d_model)
         nn.init.constant_(self.projection.bias[: config.d_model], config.forget_bias)
@@ -41,7 +46,10 @@ class MinLSTM(Mixer):
 
     def forward(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
         """Maps x (batch, time, d_model) by the parallel scan; see Mixer."""
-        states = min_lstm_scan(self.projection(x), state, is_first, form=self.scan)
+        weight, bias = self.projection.weight, self.projection.bias
+        states = min_lstm_layer(
+            x, weight, bias, state, is_first, form=self.scan, recompute=self.recompute
+        )
         return states, states[:, -1]
 
     def step(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:

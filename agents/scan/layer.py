@@ -32,6 +32,8 @@ def min_gru_layer(
     bias: Tensor | None,
     initial_state: Tensor,
     is_first: Tensor | None = None,
+    *,
+    form: str = "auto",
     recompute: bool = False,
 ) -> Tensor:
     """`min_gru_scan` of ``F.linear(x, weight, bias)``.
@@ -42,6 +44,7 @@ def min_gru_layer(
         bias: (2 * channels,) or None.
         initial_state: (batch, channels).
         is_first: (batch, time) bool or None.
+        form: as for `min_gru_scan`; all but "auto" and "cpu" multiply once for all steps.
         recompute: multiply again in the backward pass instead of keeping the pre-activations.
 
     Returns:
@@ -50,7 +53,7 @@ def min_gru_layer(
     Raises:
         ValueError: as `min_gru_scan`.
     """
-    return _layer(2, x, weight, bias, initial_state, is_first, recompute)
+    return _layer(2, x, weight, bias, initial_state, is_first, form, recompute)
 
 
 def min_lstm_layer(
@@ -59,10 +62,12 @@ def min_lstm_layer(
     bias: Tensor | None,
     initial_state: Tensor,
     is_first: Tensor | None = None,
+    *,
+    form: str = "auto",
     recompute: bool = False,
 ) -> Tensor:
     """`min_lstm_scan` of ``F.linear(x, weight, bias)``: as `min_gru_layer`, with 3 * channels."""
-    return _layer(3, x, weight, bias, initial_state, is_first, recompute)
+    return _layer(3, x, weight, bias, initial_state, is_first, form, recompute)
 
 
 def _layer(
@@ -72,11 +77,13 @@ def _layer(
     bias: Tensor | None,
     state: Tensor,
     is_first: Tensor | None,
+    form: str,
     recompute: bool,
 ) -> Tensor:
     bias_like = weight.new_zeros(weight.shape[0]) if bias is None else bias
     plain = (
         cpu is None
+        or form not in ("auto", "cpu")
         or torch.compiler.is_compiling()
         or torch.is_autocast_enabled("cpu")
         or any(y.device.type != "cpu" for y in (x, weight, state))
@@ -89,7 +96,7 @@ def _layer(
     )
     if plain:  # what is wrong with the input is said there
         scan = min_gru_scan if gates == 2 else min_lstm_scan
-        return scan(F.linear(x, weight, bias), state, is_first)
+        return scan(F.linear(x, weight, bias), state, is_first, form=form)
     states: Tensor = _Layer.apply(gates, recompute, x, weight, bias_like, state, is_first)
     return states
 

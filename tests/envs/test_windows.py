@@ -126,6 +126,20 @@ def test_every_step_is_seen_equally_often(name):
     assert share.min() > 0.93 and share.max() < 1.07, share
 
 
+def test_burn_in_leaves_out_only_steps_that_warm_the_state_up():
+    config = ProtocolConfig("windowed", 60, 6, burn_in=2)
+    batches = make_batches(make_episodes([7, 3, 15]), config, seed=0, device=CPU)
+    plain = make_batches(
+        make_episodes([7, 3, 15]), ProtocolConfig("windowed", 60, 6), seed=0, device=CPU
+    )
+    for _ in range(20):
+        batch, whole = batches.next(), plain.next()
+        warming = (batch["timesteps"][:, :1] > 0) & (torch.arange(6) < 2)
+        assert torch.equal(batch["mask"], whole["mask"] & ~warming)
+        assert torch.equal(batch["observations"], whole["observations"])
+        assert torch.equal(batch["is_first"], whole["is_first"])
+
+
 @pytest.mark.parametrize("name", sorted(BATCHES))
 def test_the_position_can_be_saved_and_taken_back(name, tmp_path):
     lengths = [9, 4, 13, 6]
@@ -148,3 +162,7 @@ def test_settings_that_make_no_batch_are_refused():
         ProtocolConfig("streamed", 10, 20)
     with pytest.raises(ValueError, match=r"protocol\.context_length is 0"):
         ProtocolConfig("windowed", 10, 0)
+    with pytest.raises(ValueError, match=r"burn_in is 20; it must be .* less than .* = 20"):
+        ProtocolConfig(burn_in=20)
+    with pytest.raises(ValueError, match=r"'streamed' has no windows"):
+        ProtocolConfig("streamed", burn_in=2)

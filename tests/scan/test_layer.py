@@ -30,7 +30,7 @@ def test_layer_equals_linear_and_scan(name, recompute, batch, time):
     layer, scan, gates = LAYERS[name]
     inputs, is_first = make(gates, batch, time)
     for resets in (None, is_first):
-        actual = layer(*inputs, resets, recompute)
+        actual = layer(*inputs, resets, recompute=recompute)
         x, weight, bias, state = inputs
         wide = scan(F.linear(x.double(), weight.double(), bias.double()), state.double(), resets)
         assert actual.shape == wide.shape
@@ -53,7 +53,7 @@ def test_recomputation_keeps_one_float_a_step_and_channel():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        states = min_gru_layer(*inputs, None, True)
+        states = min_gru_layer(*inputs, recompute=True)
     given = {y.data_ptr() for y in inputs}
     assert sum(n for at, n in kept.items() if at not in given) <= 1.2 * states.numel()
 
