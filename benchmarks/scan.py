@@ -13,7 +13,6 @@ are missing are left out, by name. `--quick` makes small sizes and few rounds, t
 
 import argparse
 import csv
-import importlib
 import platform
 import statistics
 import subprocess
@@ -23,13 +22,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from agents.scan import linear_scan, min_gru_scan, min_lstm_scan
-from agents.scan.layer import min_gru_layer, min_lstm_layer
+from benchmarks.scan_layers import VARIANTS, StepwiseGRU, available
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SHAPES = [(64, 20, 128), (64, 60, 128), (64, 512, 128), (16, 1024, 256), (1, 100_000, 128)]
@@ -40,156 +37,6 @@ LONGEST = {
     "mingru-pytorch": 100_000, "mingru-scans": 16_384,
 }  # fmt: skip
 GROWTH = ["minGRU", "minGRU recomputed", "minLSTM", "nn.GRU", "attention"]
-
-
-class MinimalLayer(nn.Module):
-    """One Linear and the scan of its output."""
-
-    def __init__(self, width: int, scan: Callable[..., Tensor], gates: int, form: str) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, gates * width)
-        self.scan, self.form = scan, form
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, time, width) -> the same."""
-        state = x.new_zeros(x.shape[0], x.shape[2])
-        return self.scan(self.linear(x), state, form=self.form)
-
-
-class PiecewiseLayer(nn.Module):
-    """One Linear and its scan in pieces that stay in the cache."""
-
-    def __init__(
-        self, width: int, layer: Callable[..., Tensor], gates: int, recompute: bool
-    ) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, gates * width)
-        self.layer, self.recompute = layer, recompute
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, time, width) -> the same."""
-        state = x.new_zeros(x.shape[0], x.shape[2])
-        return self.layer(x, self.linear.weight, self.linear.bias, state, None, self.recompute)
-
-
-class GatedLayer(nn.Module):
-    """MinGRU with the gates in PyTorch around somebody's linear scan(decay, input)."""
-
-    def __init__(self, width: int, scan: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.linear, self.scan = nn.Linear(width, 2 * width), scan
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, time, width) -> the same."""
-        gate, candidate = self.linear(x).chunk(2, dim=-1)
-        candidate = torch.where(candidate >= 0, candidate + 0.5, candidate.sigmoid())
-        return self.scan((-gate).sigmoid(), gate.sigmoid() * candidate)
-
-
-class Attention(nn.Module):
-    """Causal attention with 4 heads: query, key and value from one Linear, no output projection."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, 3 * width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, time, width) -> the same."""
-        heads = [y.unflatten(-1, (4, -1)).transpose(1, 2) for y in self.linear(x).chunk(3, -1)]
-        y = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True)
-        return y.transpose(1, 2).flatten(2)
-
-
-class First(nn.Module):
-    """The first of a layer's outputs."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, time, width) -> the same."""
-        y = self.layer(x)
-        return y[0] if isinstance(y, tuple) else y
-
-
-class StepwiseGRU(nn.Module):
-    """A GRU as a loop over time: the baseline of the paper's headline."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.cell = nn.GRUCell(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, time, width) -> the same."""
-        h, states = x.new_zeros(x.shape[0], x.shape[2]), []
-        for t in range(x.shape[1]):
-            h = self.cell(x[:, t], h)
-            states.append(h)
-        return torch.stack(states, dim=1)
-
-
-def mambapy_layer(width: int) -> nn.Module:
-    """MinGRU around mambapy's parallel scan, (batch, time, channels, 1)."""
-    pscan = importlib.import_module("mambapy.pscan").pscan
-    return GatedLayer(width, lambda a, v: pscan(a.unsqueeze(-1), v.unsqueeze(-1)).squeeze(-1))
-
-
-def accelerated_layer(width: int) -> nn.Module:
-    """MinGRU around accelerated-scan's reference, (batch, channels, time)."""
-    scan = importlib.import_module("accelerated_scan.ref").scan
-
-    def transposed(decay: Tensor, value: Tensor) -> Tensor:
-        a, v = (x.transpose(1, 2).contiguous() for x in (decay, value))
-        return scan(a, v).transpose(1, 2)
-
-    return GatedLayer(width, transposed)
-
-
-def own(scan: Callable[..., Tensor], gates: int, form: str) -> Callable[[int], nn.Module]:
-    """A builder of this project's layer."""
-    return lambda width: MinimalLayer(width, scan, gates, form)
-
-
-def zero_state_scan(decay: Tensor, value: Tensor) -> Tensor:
-    """This project's linear scan from a zero state."""
-    return linear_scan(decay, value, torch.zeros_like(decay[:, 0]))
-
-
-VARIANTS: dict[str, Callable[[int], nn.Module]] = {
-    "Linear 2d": lambda width: nn.Linear(width, 2 * width),
-    "Linear 3d": lambda width: nn.Linear(width, 3 * width),
-    "minGRU": own(min_gru_scan, 2, "auto"),
-    "minLSTM": own(min_lstm_scan, 3, "auto"),
-    "minGRU in pieces": lambda width: PiecewiseLayer(width, min_gru_layer, 2, False),
-    "minLSTM in pieces": lambda width: PiecewiseLayer(width, min_lstm_layer, 3, False),
-    "minGRU recomputed": lambda width: PiecewiseLayer(width, min_gru_layer, 2, True),
-    "linear scan": lambda width: GatedLayer(width, zero_state_scan),
-    "two-level": own(min_gru_scan, 2, "two_level"),
-    "loop": own(min_gru_scan, 2, "reference"),
-    "log-space": own(min_gru_scan, 2, "log_space"),
-    "nn.GRU": lambda width: First(nn.GRU(width, width, batch_first=True)),
-    "nn.LSTM": lambda width: First(nn.LSTM(width, width, batch_first=True)),
-    "attention": Attention,
-    "mingru-pytorch": lambda width: First(
-        importlib.import_module("minGRU_pytorch").minGRU(width, expansion_factor=1.0)
-    ),
-    "mingru-scans": lambda width: importlib.import_module("mingru").MinGRU(width, width),
-    "mambapy pscan": mambapy_layer,
-    "accelerated-scan ref": accelerated_layer,
-}
-
-
-def available() -> dict[str, Callable[[int], nn.Module]]:
-    """The variants whose packages are here; says which are not."""
-    found = {}
-    for name, build in VARIANTS.items():
-        try:
-            build(8)
-            found[name] = build
-        except ImportError as error:
-            print(f"left out: {name} ({error}); install the extra 'bench'")
-    return found
 
 
 def make_step(build: Callable[[int], nn.Module], shape: tuple[int, int, int]) -> Callable[[], None]:
