@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import gymnasium
-import mujoco
 import numpy as np
 import torch
 
+from envs.envpool_simulators import EnvPoolSimulators
 from envs.simulators import Simulators
 
 DEFAULT_N_ENVS = 100
+ENGINES = ("gymnasium", "envpool")
 
 
 class RolloutError(ValueError):
@@ -61,6 +62,7 @@ class RolloutResult:
         episode_returns: Undiscounted sums of rewards, (episodes,), float64.
         episode_lengths: Steps, (episodes,), int64.
         environment_id: Gymnasium id of the environment.
+        engine: What stepped it: ``gymnasium`` or ``envpool``.
         mujoco_version: Version of the physics engine that ran.
         seed: Seed of the start states.
         seconds: Wall time of the whole rollout.
@@ -70,6 +72,7 @@ class RolloutResult:
     episode_returns: np.ndarray
     episode_lengths: np.ndarray
     environment_id: str
+    engine: str
     mujoco_version: str
     seed: int
     seconds: float
@@ -84,6 +87,7 @@ def rollout(
     seed: int,
     n_envs: int | None = None,
     horizon: int | None = None,
+    engine: str = "gymnasium",
     progress: Callable[[int, int], None] | None = None,
 ) -> RolloutResult:
     """Plays whole episodes and returns what each of them earned.
@@ -100,7 +104,9 @@ def rollout(
         episodes: Number of episodes.
         seed: Seed of the start states, not negative.
         n_envs: Environments at once; by default 100, and never more than ``episodes``.
-        horizon: Cuts episodes after this many steps; by default the environment's own limit.
+        horizon: Truncates episodes after this many steps, also past the environment's own limit,
+            which is the default.
+        engine: ``gymnasium``, the reference, or ``envpool``, faster, with other start states.
         progress: Called as ``progress(finished, episodes)`` whenever episodes have ended.
 
     Returns:
@@ -118,6 +124,8 @@ def rollout(
     ):
         if value is not None and value < least:
             raise RolloutError(f"{name} is {value}, but must be at least {least}.")
+    if engine not in ENGINES:
+        raise RolloutError(f"engine '{engine}' does not exist; there are: {', '.join(ENGINES)}.")
     started = time.perf_counter()
     with closing(make_environment(environment_id)) as environment:
         environment_id = environment.spec.id  # of the newest version, where none was given
@@ -135,7 +143,8 @@ def rollout(
     is_first = np.ones(n_envs, bool)
     policy_seconds = 0.0
 
-    with closing(Simulators(environment_id, n_envs)) as simulators, torch.inference_mode():
+    simulators = _make_simulators(engine, environment_id, n_envs, episodes, seed, horizon)
+    with closing(simulators), torch.inference_mode():
         state = actor.initial_state(n_envs)
         observations[:] = simulators.reset(active, start_seeds(seed, episode))
         while active.size:
@@ -157,8 +166,6 @@ def rollout(
             is_first[:] = False
 
             ends = np.logical_or(terminations, truncations)
-            if horizon is not None:
-                ends |= lengths[played] >= horizon
             if not ends.any():
                 continue
             ended = active[ends]
@@ -178,11 +185,24 @@ def rollout(
         episode_returns=returns,
         episode_lengths=lengths,
         environment_id=environment_id,
-        mujoco_version=mujoco.__version__,
+        engine=engine,
+        mujoco_version=simulators.physics,
         seed=seed,
         seconds=time.perf_counter() - started,
         policy_seconds=policy_seconds,
     )
+
+
+def _make_simulators(
+    engine: str, environment_id: str, n_envs: int, episodes: int, seed: int, horizon: int | None
+) -> Simulators | EnvPoolSimulators:
+    if engine == "gymnasium":
+        return Simulators(environment_id, n_envs, horizon=horizon)
+    seeds = start_seeds(seed, np.arange(episodes))
+    try:
+        return EnvPoolSimulators(environment_id, n_envs, seeds, horizon=horizon)
+    except ValueError as error:
+        raise RolloutError(str(error)) from error
 
 
 def start_seeds(seed: int, episodes: np.ndarray) -> np.ndarray:

@@ -52,9 +52,11 @@ class Simulators:
         environment_id: Gymnasium id; observations and actions must be one-dimensional boxes.
         n: Number of environments.
         workers: Threads that step; by default one or two, as the machine allows.
+        horizon: Steps after which an episode is truncated; None is the environment's own limit.
 
     Attributes:
         n: Number of environments.
+        physics: Version of MuJoCo.
         horizon: Steps after which an episode is truncated; None without a time limit.
         observation_dim: Length of an observation.
         action_dim: Length of an action.
@@ -63,7 +65,14 @@ class Simulators:
         environments: The environments themselves, without the outer wrappers of gymnasium.make.
     """
 
-    def __init__(self, environment_id: str, n: int, *, workers: int | None = None) -> None:
+    def __init__(
+        self,
+        environment_id: str,
+        n: int,
+        *,
+        workers: int | None = None,
+        horizon: int | None = None,
+    ) -> None:
         if n < 1:
             raise ValueError(f"n is {n}; at least one environment is needed")
         self.environments: list[gym.Env[Any, Any]] = []
@@ -79,7 +88,8 @@ class Simulators:
             if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
                 raise ValueError(f"{environment_id} has the space {space}, not a flat Box")
         self.n = n
-        self.horizon: int | None = gym.spec(environment_id).max_episode_steps
+        self.physics = mujoco.__version__
+        self.horizon: int | None = horizon or gym.spec(environment_id).max_episode_steps
         self.observation_dim = observation_space.shape[0]
         self.action_dim = action_space.shape[0]
         self.action_low = action_space.low.astype(np.float32)

@@ -134,6 +134,8 @@ def test_environment_limit_and_horizon_end_episodes_without_a_termination():
     for i in range(5):
         rewards, _ = plain_loop(cheetah, "HalfCheetah-v5", 0, i, horizon=13)
         assert cut.episode_returns[i] == pytest.approx(sum(rewards), rel=1e-12)
+    longer = rollout(cheetah, "HalfCheetah-v5", episodes=1, seed=0, horizon=1200)
+    assert longer.episode_lengths.tolist() == [1200]
 
 
 def test_seed_fixes_everything_and_the_start_states_differ(actor):

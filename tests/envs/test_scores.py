@@ -36,6 +36,7 @@ REFERENCE = {
     "reference_source": "Somebody, measured in the v2 environments",
 }
 RESULT = RolloutResult(
+    engine="gymnasium",
     episode_returns=np.array([100.0, 300.0, 200.0, 0.0]),
     episode_lengths=np.array([10, 1000, 20, 30]),
     environment_id="Hopper-v5",
