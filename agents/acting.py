@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from agents.block import State
+from agents.fused_policy import FusedPolicy, fuse
 from agents.policy import PolicyState, ReturnConditionedPolicy
 
 ROLLOUTS = ("carried", "rolling", "window")
@@ -21,14 +22,17 @@ ROLLOUTS = ("carried", "rolling", "window")
 
 def make_actor(
     policy: ReturnConditionedPolicy, rollout: str, context_length: int
-) -> ReturnConditionedPolicy | RollingActor | WindowActor:
+) -> FusedPolicy | ReturnConditionedPolicy | RollingActor | WindowActor:
     """Returns what acts: the policy itself, or the policy seen through a bounded past.
+
+    A carried policy is fused into one kernel where that is possible; see agents.fused_policy. The
+    weights are those of now, while the policy's target return is read at every step.
 
     Raises:
         ValueError: No rollout has this name, or the context is too short for it.
     """
     if rollout == "carried":
-        return policy
+        return fuse(policy)
     if rollout == "rolling":
         return RollingActor(policy, context_length)
     if rollout == "window":

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from agents.scan import min_gru_scan, min_lstm_scan
 
@@ -143,9 +142,15 @@ class _Layer(torch.autograd.Function):
         return states
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         assert cpu is not None
+        # On only under create_graph=True. PyTorch's once_differentiable lets that pass where grad
+        # itself needs no gradient, and then drops the second derivative in silence.
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the layer in pieces has no second derivative; pass form='two_level' or "
+                "form='reference', which have derivatives of any order."
+            )
         x, weight, bias, state, is_first, states, kept = ctx.saved_tensors
         grad = grad.contiguous()
         batch, time, features = x.shape

@@ -58,6 +58,16 @@ def test_recomputation_keeps_one_float_a_step_and_channel():
     assert sum(n for at, n in kept.items() if at not in given) <= 1.2 * states.numel()
 
 
+def test_a_second_derivative_is_refused_in_a_sentence():
+    inputs, _ = make(2, 2, 3)
+    y = min_gru_layer(*inputs)
+    with pytest.raises(RuntimeError, match="no second derivative; pass form='two_level'"):
+        torch.autograd.grad(y.sum(), inputs[0], create_graph=True)
+    y = min_gru_layer(*inputs, form="two_level")
+    (gradient,) = torch.autograd.grad(y.square().sum(), inputs[0], create_graph=True)
+    assert gradient.requires_grad
+
+
 def test_bad_shapes_reach_the_scan_and_its_sentence():
     (x, weight, bias, _), _ = make(2, 2, 3)
     with pytest.raises(ValueError, match="initial_state is float32"):

@@ -1,0 +1,257 @@
+# mypy: disallow-untyped-defs=False, disallow-untyped-decorators=False
+"""One step of a whole policy as one CPU kernel: embedding, blocks, head, without PyTorch between.
+
+Weights lie as (inputs, outputs), so that the inner loops run along contiguous outputs and vectorise
+as they are. A single row is bound by the way of the weights from the cache; from two rows on, each
+weight that was loaded serves a block of rows. The gates are those of `kernels.py`; Numba's cache on
+disk does not see when they change: then touch this file too.
+"""
+
+import math
+
+import numpy as np
+from numba import njit, types
+from numba.extending import intrinsic
+
+from agents.scan.kernels import _OPTIONS, _kernel, min_gru_forward, min_lstm_forward
+
+# Sums along a row may be taken in any order, or they would not vectorise.
+_SUM_OPTIONS = {**_OPTIONS, "fastmath": _OPTIONS["fastmath"] | {"reassoc"}}
+
+
+@intrinsic
+def _use_wide_vectors(context):
+    """Lets this function use vectors of 512 bits where the CPU has them.
+
+    LLVM keeps to 256 bits on Intel's, for the sake of programs that seldom need more; a product
+    takes nearly twice as long then. llvmlite has no name for the attribute that says so.
+    """
+
+    def generate(context, builder, signature, arguments):
+        attributes = builder.function.attributes
+        if isinstance(attributes, set):
+            set.add(attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+BLOCK = 4  # rows that share each weight once it is in a register
+
+
+@njit(**_OPTIONS)
+def _add_product_of_row(x, weight, y, nonzero):
+    """Adds x @ weight to y, skipping the zeros of x: behind a ReLU, half of the weights or more."""
+    _use_wide_vectors()
+    count = 0
+    for j in range(x.shape[0]):
+        nonzero[count] = j
+        count += x[j] != 0  # a NaN counts
+    whole = count - count % BLOCK
+    for k in range(0, whole, BLOCK):
+        j0, j1, j2, j3 = nonzero[k], nonzero[k + 1], nonzero[k + 2], nonzero[k + 3]
+        x0, x1, x2, x3 = x[j0], x[j1], x[j2], x[j3]
+        w0, w1, w2, w3 = weight[j0], weight[j1], weight[j2], weight[j3]
+        for i in range(y.shape[0]):
+            y[i] += x0 * w0[i] + x1 * w1[i] + x2 * w2[i] + x3 * w3[i]
+    for k in range(whole, count):
+        x0 = x[nonzero[k]]
+        w0 = weight[nonzero[k]]
+        for i in range(y.shape[0]):
+            y[i] += x0 * w0[i]
+
+
+@njit(**_OPTIONS)
+def _add_product_of_block(x, weight, y):
+    """Adds x @ weight to y, for BLOCK rows at once."""
+    _use_wide_vectors()
+    ya, yb, yc, yd = y[0], y[1], y[2], y[3]
+    whole = x.shape[1] - x.shape[1] % 4
+    for j in range(0, whole, 4):
+        w0, w1, w2, w3 = weight[j], weight[j + 1], weight[j + 2], weight[j + 3]
+        a0, a1, a2, a3 = x[0, j], x[0, j + 1], x[0, j + 2], x[0, j + 3]
+        b0, b1, b2, b3 = x[1, j], x[1, j + 1], x[1, j + 2], x[1, j + 3]
+        c0, c1, c2, c3 = x[2, j], x[2, j + 1], x[2, j + 2], x[2, j + 3]
+        d0, d1, d2, d3 = x[3, j], x[3, j + 1], x[3, j + 2], x[3, j + 3]
+        for i in range(y.shape[1]):
+            p, q, r, s = w0[i], w1[i], w2[i], w3[i]
+            ya[i] += a0 * p + a1 * q + a2 * r + a3 * s
+            yb[i] += b0 * p + b1 * q + b2 * r + b3 * s
+            yc[i] += c0 * p + c1 * q + c2 * r + c3 * s
+            yd[i] += d0 * p + d1 * q + d2 * r + d3 * s
+    for j in range(whole, x.shape[1]):
+        for b in range(BLOCK):
+            for i in range(y.shape[1]):
+                y[b, i] += x[b, j] * weight[j, i]
+
+
+@njit(**_OPTIONS)
+def _add_product(x, weight, y, rows, nonzero):
+    """Adds x[:rows] @ weight to y[:rows]; x and y have rows to spare up to a whole block."""
+    b = 0
+    while rows - b > 1:  # half a block is still no slower than its rows alone
+        _add_product_of_block(x[b : b + BLOCK], weight, y[b : b + BLOCK])
+        b += BLOCK
+    if b < rows:
+        _add_product_of_row(x[b], weight, y[b], nonzero)
+
+
+@njit(**_OPTIONS)
+def _copy(x, y):
+    """Copies a row into y; as a loop, it compiles in a fraction of the time of ``y[:] = x``."""
+    for c in range(y.shape[0]):
+        y[c] = x[c]
+
+
+@njit(**_OPTIONS)
+def _add(x, y):
+    for c in range(y.shape[0]):
+        y[c] += x[c]
+
+
+@njit(**_SUM_OPTIONS)
+def _layer_norm(x, norm, epsilon, y):
+    """Layer norm (Ba et al. 2016, arXiv:1607.06450) of one row; norm is (2, channels)."""
+    scale, shift = norm[0], norm[1]
+    total = x.dtype.type(0.0)
+    for c in range(x.shape[0]):
+        total += x[c]
+    mean = total / x.dtype.type(x.shape[0])
+    squares = x.dtype.type(0.0)
+    for c in range(x.shape[0]):
+        squares += (x[c] - mean) * (x[c] - mean)
+    variance = squares / x.dtype.type(x.shape[0])
+    inverse = x.dtype.type(1.0) / np.sqrt(variance + epsilon)
+    for c in range(x.shape[0]):
+        y[c] = (x[c] - mean) * inverse * scale[c] + shift[c]
+
+
+@njit(**_SUM_OPTIONS)
+def _dot(x, y):
+    total = x.dtype.type(0.0)
+    for c in range(x.shape[0]):
+        total += x[c] * y[c]
+    return total
+
+
+@_kernel
+def policy_step(
+    observation,
+    reward,
+    is_first,
+    action,
+    return_to_go,
+    timestep,
+    state,
+    target_return,
+    return_scale,
+    epsilon,
+    normaliser,
+    bounds,
+    embedding,
+    embedding_bias,
+    time_embedding,
+    token_norm,
+    norms,
+    projection,
+    projection_bias,
+    output,
+    output_bias,
+    up,
+    up_bias,
+    down,
+    down_bias,
+    head_return,
+    head,
+    head_bias,
+    next_action,
+    next_return_to_go,
+    next_timestep,
+    next_state,
+):
+    """One step of `agents.policy.ReturnConditionedPolicy.act` with one token a step.
+
+    The arguments up to ``state`` (layers, batch, channels) are those of ``act``, the last four are
+    what it returns. Between them, with d the width of the residual stream:
+
+    ``normaliser`` (2, observation_dim): mean and standard deviation. ``bounds`` (2, action_dim):
+    low and high. ``embedding`` (1 + observation_dim + action_dim, d). ``time_embedding`` (rows, d).
+    ``token_norm`` (1, 2, d), or (0, 2, d) for none. ``norms`` (2 * layers + 1, 2, d): scale and
+    shift of each layer norm, in the order of use. ``projection`` (layers, d, 2 * channels) for
+    minGRU, 3 * channels for minLSTM. ``output`` (layers, channels, d), or (0, channels, d) where
+    the mixers have none. ``up`` (layers, d, width), ``down`` (layers, width, d). ``head_return``
+    (d,). ``head`` (action_dim, d).
+    """
+    layers, batch, channels = state.shape
+    d, width, gates = embedding.shape[1], up.shape[2], projection.shape[2]
+    observed = observation.shape[1]
+    zero = np.float32(0.0)
+    room = -(-batch // BLOCK) * BLOCK
+    inputs = np.empty((room, embedding.shape[0]), np.float32)
+    x = np.empty((room, d), np.float32)
+    normed = np.empty((room, d), np.float32)
+    preactivations = np.empty((room, gates), np.float32)
+    mixed = np.empty((room, channels), np.float32)
+    hidden = np.empty((room, width), np.float32)
+    for rows in (inputs, x, normed, preactivations, mixed, hidden):
+        for b in range(batch, room):  # multiplied with the others of their block, they stay zero
+            for c in range(rows.shape[1]):
+                rows[b, c] = zero
+    nonzero = np.empty(max(width, channels, d, embedding.shape[0]), np.int64)
+    resets = is_first.reshape(batch, 1)
+
+    for b in range(batch):
+        first = is_first[b]
+        next_return_to_go[b] = target_return if first else return_to_go[b] - reward[b]
+        next_timestep[b] = 0 if first else timestep[b] + 1
+        inputs[b, 0] = next_return_to_go[b] / return_scale
+        for c in range(observed):
+            inputs[b, 1 + c] = (observation[b, c] - normaliser[0, c]) / normaliser[1, c]
+        for c in range(action.shape[1]):
+            inputs[b, 1 + observed + c] = zero if first else action[b, c]
+        _copy(embedding_bias, x[b])
+        _add(time_embedding[min(next_timestep[b], time_embedding.shape[0] - 1)], x[b])
+    _add_product(inputs, embedding, x, batch, nonzero)
+    if token_norm.shape[0] > 0:
+        for b in range(batch):
+            _layer_norm(x[b], token_norm[0], epsilon, x[b])
+
+    for layer in range(layers):
+        for b in range(batch):
+            _layer_norm(x[b], norms[2 * layer], epsilon, normed[b])
+            _copy(projection_bias[layer], preactivations[b])
+        _add_product(normed, projection[layer], preactivations, batch, nonzero)
+        p = preactivations[:batch].reshape(batch, 1, gates)
+        h = next_state[layer].reshape(batch, 1, channels)
+        if gates == 2 * channels:
+            min_gru_forward(p, state[layer], resets, h, 0, batch, 0, channels)
+        else:
+            min_lstm_forward(p, state[layer], resets, h, 0, batch, 0, channels)
+        if output.shape[0] > 0:
+            for b in range(batch):
+                _copy(h[b, 0], mixed[b])
+                _add(output_bias[layer], x[b])
+            _add_product(mixed, output[layer], x, batch, nonzero)
+        else:
+            for b in range(batch):
+                _add(h[b, 0], x[b])
+
+        for b in range(batch):
+            _layer_norm(x[b], norms[2 * layer + 1], epsilon, normed[b])
+            _copy(up_bias[layer], hidden[b])
+            _add(down_bias[layer], x[b])
+        _add_product(normed, up[layer], hidden, batch, nonzero)
+        for b in range(batch):
+            for c in range(width):
+                hidden[b, c] = zero if hidden[b, c] < zero else hidden[b, c]  # a NaN stays
+        _add_product(hidden, down[layer], x, batch, nonzero)
+
+    for b in range(batch):
+        features = normed[b]
+        _layer_norm(x[b], norms[2 * layers], epsilon, features)
+        for c in range(d):
+            features[c] += inputs[b, 0] * head_return[c]
+        for c in range(head.shape[0]):
+            unit = math.tanh(_dot(features, head[c]) + head_bias[c])
+            low, high = bounds[0, c], bounds[1, c]
+            next_action[b, c] = (high + low) / 2 + unit * (high - low) / 2

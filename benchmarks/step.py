@@ -1,0 +1,186 @@
+"""Times one recurrent step, as it runs in a rollout, beside the matrix products that it contains.
+
+    python benchmarks/step.py
+
+Batch 1 and 100, 3 layers, d 128, float32, CPU, microseconds. Every variant is measured in turn,
+again and again, so that noise meets all alike; the table shows medians and, for a busy machine,
+minima. Saved as benchmarks/results/step.csv.
+
+"products alone" are the step's own matrix products by torch.addmm into memory at hand, and nothing
+else. "no MLP" is the policy with MLPs of width 0: the recurrent stack with embedding, norms and
+head around it. "kernel alone" leaves out the way from and to PyTorch tensors.
+"""
+
+import argparse
+import csv
+import platform
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from agents.backbones import MIXERS
+from agents.fused_policy import FusedPolicy
+from agents.policy import PolicyConfig, ReturnConditionedPolicy
+
+RESULTS = Path(__file__).parent / "results"
+OBSERVATION_DIM, ACTION_DIM, LAYERS, D_MODEL = 11, 3, 3, 128  # Hopper's
+
+Step = Callable[[], object]
+Actor = ReturnConditionedPolicy | FusedPolicy
+
+
+def make_policy(backbone: str, mlp_ratio: int) -> ReturnConditionedPolicy:
+    """A policy of the default kind, untrained."""
+    torch.manual_seed(0)
+    config = MIXERS[backbone][0](d_model=D_MODEL, n_layer=LAYERS, mlp_ratio=mlp_ratio)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the initialisation of an MLP of width 0
+        policy = ReturnConditionedPolicy(
+            PolicyConfig(), config, observation_dim=OBSERVATION_DIM, action_dim=ACTION_DIM
+        )
+    policy.target_return.fill_(3000.0)
+    return policy.eval()
+
+
+def acting(actor: Actor, batch: int) -> Step:
+    """A step that carries its state on, as in a rollout."""
+    observation, reward = torch.randn(batch, OBSERVATION_DIM), torch.rand(batch)
+    is_first = torch.zeros(batch, dtype=torch.bool)
+    _, state = actor.act(observation, reward, actor.initial_state(batch), ~is_first)
+
+    def step() -> None:
+        nonlocal state
+        _, state = actor.act(observation, reward, state, is_first)
+
+    return step
+
+
+def kernel(fused: FusedPolicy, batch: int) -> Step:
+    """The same compiled call again and again, on the arrays of one step."""
+    calls: list[tuple[object, ...]] = []
+    own = fused._step
+    fused._step = lambda *arguments: calls.append(arguments)
+    acting(fused, batch)
+    fused._step = own
+    return lambda: own(*calls[0])
+
+
+def products(policy: ReturnConditionedPolicy, batch: int) -> Step:
+    """All matrix products of a step."""
+    linears = [module for module in policy.modules() if isinstance(module, nn.Linear)]
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = [
+        (
+            linear.bias.detach(),
+            torch.randn(batch, linear.in_features),
+            linear.weight.detach().t().contiguous(),
+            torch.empty(batch, linear.out_features),
+        )
+        for linear in linears
+        if linear.weight.numel()
+    ]
+
+    def step() -> None:
+        for bias, x, weight, out in parts:
+            torch.addmm(bias, x, weight, out=out)
+
+    return step
+
+
+def library(layer: nn.GRU | nn.LSTM, batch: int) -> Step:
+    """One step of PyTorch's own recurrent layers, which have neither MLP nor head."""
+    x, state = torch.randn(1, batch, D_MODEL), None
+
+    def step() -> None:
+        nonlocal state
+        _, state = layer(x, state)
+
+    return step
+
+
+def variants(batch: int) -> dict[str, Step]:
+    """Every variant at one batch size."""
+    steps: dict[str, Step] = {}
+    for backbone in ("min_gru", "min_lstm"):
+        for kind, mlp_ratio in (("policy", 4), ("no MLP", 0)):
+            policy = make_policy(backbone, mlp_ratio)
+            fused = FusedPolicy(policy)
+            name = f"{backbone} {kind}"
+            steps[f"{name}, products alone"] = products(policy, batch)
+            steps[f"{name}, eager"] = acting(policy, batch)
+            steps[f"{name}, fused"] = acting(fused, batch)
+            steps[f"{name}, fused, kernel alone"] = kernel(fused, batch)
+    for layer in (nn.GRU(D_MODEL, D_MODEL, LAYERS), nn.LSTM(D_MODEL, D_MODEL, LAYERS)):
+        steps[f"nn.{type(layer).__name__}, {LAYERS} layers"] = library(layer, batch)
+    return steps
+
+
+def microseconds(step: Step, calls: int) -> float:
+    """Mean time of a few calls in a row."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        step()
+    return 1e6 * (time.perf_counter() - start) / calls
+
+
+def measure(batch: int, rounds: int) -> list[dict[str, object]]:
+    """One row a variant: median and least time, and the ratios to products and eager."""
+    steps = variants(batch)
+    samples: dict[str, list[float]] = {name: [] for name in steps}
+    names = list(steps)
+    calls = max(2, 50 // batch)
+    for turn in range(-1, rounds):  # the first round warms up
+        for i in range(len(names)):
+            name = names[(turn + i) % len(names)]
+            sample = microseconds(steps[name], calls)
+            if turn >= 0:
+                samples[name].append(sample)
+    medians = {name: statistics.median(values) for name, values in samples.items()}
+    rows: list[dict[str, object]] = []
+    for name, median in medians.items():
+        family = name.split(",")[0]
+        floor, eager = (medians.get(f"{family}, {x}") for x in ("products alone", "eager"))
+        rows.append(
+            {
+                "threads": torch.get_num_threads(),
+                "batch": batch,
+                "variant": name,
+                "median_us": round(median, 1),
+                "min_us": round(min(samples[name]), 1),
+                "x_products": round(median / floor, 2) if floor else "",
+                "eager_x": round(eager / median, 1) if eager else "",
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Parse the command line, measure, print and save."""
+    parser = argparse.ArgumentParser(description="Benchmark the recurrent step on the CPU.")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=300)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rows: list[dict[str, object]] = []
+    with torch.inference_mode():
+        for batch in (1, 100):
+            rows += measure(batch, arguments.rounds)
+    command = " ".join(["python", "benchmarks/step.py", *sys.argv[1:]])
+    print(f"{command}: torch {torch.__version__}, {platform.machine()}")
+    for cells in (list(rows[0]), *([str(cell) for cell in row.values()] for row in rows)):
+        print(f"{cells[0]:>7} {cells[1]:>5}  {cells[2]:34}", *(f"{x:>10}" for x in cells[3:]))
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / "step.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"saved {RESULTS / 'step.csv'}")
+
+
+if __name__ == "__main__":
+    main()
