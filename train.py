@@ -23,10 +23,11 @@ from agents.checkpoint import RunDescription, claim_run_folder, load_policy, sav
 from agents.policy import ReturnConditionedPolicy
 from agents.trainer import Trainer
 from configs import command_line
-from configs.schema import TrainConfig, resolve_device
+from configs.schema import EvaluationConfig, TrainConfig, resolve_device
 from envs.episodes import Episodes
 from envs.scores import print_scores, write_scores
 from envs.sources import load_episodes
+from envs.tasks import task_of_environment
 from envs.windows import make_batches
 from eval import ERRORS, score_policy
 
@@ -123,31 +124,47 @@ def make_policy(config: TrainConfig, episodes: Episodes) -> ReturnConditionedPol
         observation_dim=episodes.observations.shape[1],
         action_dim=episodes.actions.shape[1],
     )
-    target_return = config.evaluation.target_return
-    if target_return is None:
-        target_return = float(episodes.top_fraction_return(0.1))
     policy.set_statistics(
         observation_mean=torch.as_tensor(episodes.observation_mean),
         observation_std=torch.as_tensor(episodes.observation_std),
         action_low=torch.as_tensor(episodes.action_low),
         action_high=torch.as_tensor(episodes.action_high),
-        target_return=target_return,
+        target_return=target_return(config.evaluation, episodes),
     )
     return policy
+
+
+def target_return(config: EvaluationConfig, episodes: Episodes) -> float:
+    """Returns the return that the policy is asked for, in units of return.
+
+    Raises:
+        ConfigError: The published target was asked for, and there is none for the environment.
+    """
+    if config.target_return is not None:
+        return config.target_return
+    if config.target == "data":
+        return float(episodes.top_fraction_return(0.1))
+    task = task_of_environment(episodes.environment_id)
+    if task is None:
+        raise command_line.ConfigError(
+            f"evaluation.target is 'published', but none is known for {episodes.environment_id}; "
+            "give evaluation.target_return=RETURN or evaluation.target=data."
+        )
+    return task.target_return
 
 
 def default_run_dir(config: TrainConfig, overrides: list[str]) -> str:
     """Names a run after what tells it from others: runs/hopper-medium/min_gru-windowed-seed0."""
     name = f"{config.backbone.name}-{config.protocol.name}-seed{config.seed}"
     named = ("dataset", "backbone", "experiment", "protocol.name", "seed", "device")
+    named += ("dataset.path", "dataset.name", "dataset.parts")
     unnamed = ("resume", "overwrite", "run_dir")
     others = [o for o in sorted(overrides) if o.partition("=")[0] not in (*named, *unnamed)]
     # Only what needs no quoting in a shell or an override.
     rest = "".join("-" + re.sub(r"[^\w.]+", "-", other).strip("-") for other in others)
     if len(rest) > 100:
         rest = "-" + hashlib.sha256(rest.encode()).hexdigest()[:8]
-    dataset = config.dataset.id.removeprefix("builtin/").rsplit("-v", 1)[0].replace("/", "-")
-    return str(Path("runs", dataset, name + rest))
+    return str(Path("runs", config.dataset.label, name + rest))
 
 
 def config_text(config: TrainConfig) -> str:

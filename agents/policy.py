@@ -30,6 +30,8 @@ class PolicyConfig:
         timestep_embedding: Whether a learned embedding of the time since the episode began is
             added to each token.
         max_timestep: Rows of that embedding; later steps share the last row.
+        token_norm: Whether a LayerNorm and the backbone's dropout come between the embeddings and
+            the backbone, as in Decision Transformer.
         return_before_head: Whether the return-to-go is shown once more, after the backbone.
         return_scale: Returns-to-go are divided by this (units of return).
     """
@@ -38,6 +40,7 @@ class PolicyConfig:
     previous_action: bool = True
     timestep_embedding: bool = False
     max_timestep: int = 1000
+    token_norm: bool = False
     return_before_head: bool = False
     return_scale: float = 1000.0
 
@@ -100,6 +103,8 @@ class ReturnConditionedPolicy(nn.Module):
             self.action_embedding = nn.Linear(action_dim, d_model)
         if config.timestep_embedding:
             self.timestep_embedding = nn.Embedding(config.max_timestep, d_model)
+        if config.token_norm:
+            self.token_norm = nn.Sequential(nn.LayerNorm(d_model), nn.Dropout(backbone.dropout))
         self.backbone = build_backbone(backbone)
         if config.return_before_head:
             self.head_return_embedding = nn.Linear(1, d_model, bias=False)
@@ -151,6 +156,8 @@ class ReturnConditionedPolicy(nn.Module):
                 # The previous action belongs to the step before.
                 times = torch.cat([(times[..., :1] - 1).clamp(min=0), times[..., 1:]], dim=-1)
             tokens = tokens + self.timestep_embedding(times)
+        if self.config.token_norm:
+            tokens = self.token_norm(tokens)
         return tokens
 
     def _first_token(self, is_first: Tensor) -> Tensor:

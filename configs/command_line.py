@@ -97,7 +97,12 @@ def check(arguments: list[str], name: str) -> None:
         for override in plain:
             _check_choice(override, groups)
         chosen = [text for text in plain if text.partition("=")[0].lstrip("+~") in groups]
-        known = compose(name, chosen)
+        try:
+            known = compose(name, chosen)
+        except HydraException as error:
+            reason = str(error.__cause__ or error).splitlines()
+            detail = next((line for line in reason if line.startswith("Key ")), reason[0])
+            raise ConfigError(f"{' '.join(chosen)} do not go together: {detail}.") from error
         for text in plain:
             if text not in chosen:
                 _check_key(text, known)

@@ -17,6 +17,7 @@ from envs.sources import DatasetConfig
 from envs.windows import ProtocolConfig
 
 DEVICES = ("auto", "cpu", "cuda")
+TARGETS = ("data", "published")
 
 
 def _check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -29,19 +30,25 @@ class EvaluationConfig:
     """How a policy is scored.
 
     Attributes:
-        target_return: The return that the policy is asked for, fixed in advance; null asks for
-            the mean of the data's best 10 % of episodes.
+        target: Where the return comes from that the policy is asked for, fixed in advance: `data`,
+            the mean of its best 10 % of episodes, or `published`, Decision Transformer's first
+            target for the task.
+        target_return: Asks for this return instead.
         episodes: Episodes of the final evaluation.
         every: Updates between two evaluations in training; 0 evaluates at the end only.
         episodes_in_training: Episodes of each of those.
         seed: Fixes the start states: the same for every run, so that runs are compared on them.
     """
 
+    target: str = "data"
     target_return: float | None = None
     episodes: int = 100
     every: int = 500
     episodes_in_training: int = 20
     seed: int = 1000
+
+    def __post_init__(self) -> None:
+        _check_choice("evaluation.target", self.target, TARGETS)
 
 
 @dataclass

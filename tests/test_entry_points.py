@@ -155,18 +155,19 @@ WRONG = {
     "backbone.gate_biass=3": r"key 'gate_biass' does not exist in backbone .*gate_bias",
     "steps=many": r"steps=many cannot be used: .*could not be converted to Integer",
     "steps=0": r"steps is 0; it must be at least 1",
-    "backbone=min_grue": r"backbone 'min_grue' does not exist .*there are: min_gru, min_lstm",
+    "backbone=min_grue": r"backbone 'min_grue' does not exist .*there are: .*min_gru, min_lstm",
     "dataset=hoper-medium": r"dataset 'hoper-medium' does not exist .*'hopper-medium'.*walker2d",
-    "experiment=stream": r"experiment 'stream' does not exist .*carried, streamed, windowed",
+    "experiment=stream": r"experiment 'stream' does not exist .*carried, .*streamed, windowed",
     "dataset.id=builtin/hopper/simple-v0": r"there is no built-in data set",
     "dataset.source=hdf6": r"there is no data source 'hdf6'; there are: builtin",
-    "dataset=minari": r"dataset\.id has no value; give one as dataset\.id=VALUE",
+    "dataset=minari": r"needs dataset\.id=",
     "rollout=rolled": r"rollout 'rolled' does not exist; there are: carried, rolling, window",
     "precision=float16": r"precision 'float16' does not exist; there are: float32, bfloat16",
     "protocol.name=packed": r"protocol\.name 'packed' does not exist",
     "device=tpu": r"device 'tpu' does not exist; there are: auto, cpu, cuda",
     "trainer.schedule=linear": r"trainer\.schedule 'linear' does not exist",
     "policy.tokens=2": r"policy\.tokens is 2; it must be 1 or 3",
+    "evaluation.target=best": r"evaluation\.target 'best' does not exist; there are: data, published",
     "steps": r"'steps' is not an override; write key=value",
 }
 
@@ -178,6 +179,12 @@ def test_a_wrong_override_is_one_sentence(start, tmp_path, override):
     assert re.search(WRONG[override], found.stderr), found.stderr
     assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1, found.stderr
     assert not (tmp_path / "runs").exists() or not list(tmp_path.glob("runs/*/*/policy*"))
+
+
+def test_an_experiment_and_a_backbone_that_do_not_fit_are_one_sentence(start):
+    found = start("train.py", "experiment=decision_transformer", "backbone=gru")
+    assert found.returncode == 1
+    assert re.match(r"error: .* do not go together: .*n_head", found.stderr), found.stderr
 
 
 @pytest.mark.parametrize("run", ["nowhere", "."])

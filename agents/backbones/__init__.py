@@ -1,12 +1,24 @@
 """The sequence mixers, by name. A new one is one file here and one line in MIXERS."""
 
+from agents.backbones.aaren import Aaren, AarenConfig
+from agents.backbones.attention import Attention, AttentionConfig
+from agents.backbones.gru import GRU, GRUConfig
+from agents.backbones.lstm import LSTM, LSTMConfig
+from agents.backbones.mamba import Mamba, MambaConfig
 from agents.backbones.min_gru import MinGRU, MinGRUConfig
 from agents.backbones.min_lstm import MinLSTM, MinLSTMConfig
+from agents.backbones.s4d import S4D, S4DConfig
 from agents.block import Backbone, BackboneConfig, Mixer
 
 MIXERS: dict[str, tuple[type[BackboneConfig], type[Mixer]]] = {
     "min_gru": (MinGRUConfig, MinGRU),
     "min_lstm": (MinLSTMConfig, MinLSTM),
+    "gru": (GRUConfig, GRU),
+    "lstm": (LSTMConfig, LSTM),
+    "attention": (AttentionConfig, Attention),
+    "aaren": (AarenConfig, Aaren),
+    "s4d": (S4DConfig, S4D),
+    "mamba": (MambaConfig, Mamba),
 }
 
 

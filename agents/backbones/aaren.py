@@ -1,0 +1,145 @@
+"""The Aaren mixer: attention as an RNN (Feng et al., arXiv 2405.13956, section 3).
+
+Softmax attention whose query is learned, not taken from the input, is a recurrence: each step adds
+one more key and value to the sums that it has kept. Aaren takes the place of self-attention in a
+Transformer's layer and has the same projections, plus the query token (the paper counts 3,152,896
+parameters against 3,152,384 at d_model 512).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from agents.backbones.state import check_state
+from agents.block import BackboneConfig, Mixer
+from agents.scan import linear_scan
+
+_EMPTY = float("-inf")  # the maximum over no scores
+
+
+@dataclass
+class AarenConfig(BackboneConfig):
+    """Aaren's own settings.
+
+    Attributes:
+        n_head: Heads; each has d_model / n_head channels and a query of its own.
+    """
+
+    name: str = "aaren"
+    n_head: int = 1
+
+    def __post_init__(self) -> None:
+        if self.n_head < 1 or self.d_model % self.n_head:
+            raise ValueError(
+                f"backbone.n_head is {self.n_head} and backbone.d_model is {self.d_model}; "
+                "give a number of heads that divides d_model."
+            )
+
+
+class Aaren(Mixer):
+    """o_t = sum_i exp(s_i) v_i / sum_i exp(s_i) over the episode's steps i <= t, s_i = q . k_i.
+
+    The state of each head is the triple (m, c, u) of section 3.1: the largest score so far, the sum
+    of exp(s_i - m) v_i, and the sum of exp(s_i - m).
+    """
+
+    def __init__(self, config: AarenConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.d_head = config.d_model // config.n_head
+        self.query_token = nn.Parameter(torch.randn(config.d_model))
+        self.query = nn.Linear(config.d_model, config.d_model)
+        self.key = nn.Linear(config.d_model, config.d_model)
+        self.value = nn.Linear(config.d_model, config.d_model)
+        self.output = nn.Linear(config.d_model, config.d_model)
+
+    def initial_state(self, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns m (batch, n_head), c (batch, n_head, d_head), u (batch, n_head) of no step."""
+        token = self.query_token
+        return (
+            token.new_full((batch_size, self.n_head), _EMPTY),
+            token.new_zeros(batch_size, self.n_head, self.d_head),
+            token.new_zeros(batch_size, self.n_head),
+        )
+
+    def _check(self, x: Tensor, state: tuple[Tensor, Tensor, Tensor]) -> None:
+        heads = (len(x), self.n_head)
+        check_state("aaren", state, heads, (*heads, self.d_head), heads)
+
+    def _scores_and_values(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Maps x (..., d_model) to scores (..., n_head) and values (..., n_head, d_head)."""
+        query = self.query(self.query_token).view(self.n_head, 1, self.d_head)
+        query = query / self.d_head**0.5
+        # The query is the same at every step, so it is multiplied with the key's weights first:
+        # q . (W x + b) = (q W) x + q . b needs no keys.
+        weight = query @ self.key.weight.view(self.n_head, self.d_head, -1)
+        bias = query @ self.key.bias.view(self.n_head, self.d_head, 1)
+        scores = F.linear(x, weight.squeeze(1), bias.view(-1))
+        values = self.value(x).unflatten(-1, (self.n_head, self.d_head))
+        return scores.to(dtype), values.to(dtype)
+
+    def forward(
+        self, x: Tensor, state: tuple[Tensor, Tensor, Tensor], is_first: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Maps x (batch, time, d_model) by scans over m, c and u; see Mixer."""
+        self._check(x, state)
+        maximum, numerator, denominator = state
+        scores, values = self._scores_and_values(x, numerator.dtype)
+        # c / u does not depend on m, which only keeps the exponentials in range: a constant.
+        maxima = _running_maximum(scores.detach(), maximum.detach(), is_first)
+        before = torch.cat([maximum.unsqueeze(1), maxima[:, :-1]], dim=1)
+        # Masked before the exponential: the score of another episode may be larger by any amount.
+        decay = (before - maxima).masked_fill(is_first.unsqueeze(-1), _EMPTY).exp()
+        weights = (scores - maxima).exp()
+        denominators = linear_scan(decay, weights, denominator)
+        numerators = linear_scan(
+            decay.unsqueeze(-1).expand_as(values).flatten(2),
+            (weights.unsqueeze(-1) * values).flatten(2),
+            numerator.flatten(1),
+        ).view_as(values)
+        mixed = self.output((numerators / denominators.unsqueeze(-1)).flatten(2))
+        return mixed, (maxima[:, -1], numerators[:, -1], denominators[:, -1])
+
+    def step(
+        self, x: Tensor, state: tuple[Tensor, Tensor, Tensor], is_first: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Maps x (batch, d_model) by one step of the recurrence; see Mixer."""
+        self._check(x, state)
+        before, numerator, denominator = state
+        scores, values = self._scores_and_values(x, numerator.dtype)
+        before = before.masked_fill(is_first.unsqueeze(-1), _EMPTY)
+        maximum = torch.maximum(before, scores).detach()
+        decay, weight = (before - maximum).exp(), (scores - maximum).exp()
+        denominator = decay * denominator + weight
+        numerator = decay.unsqueeze(-1) * numerator + weight.unsqueeze(-1) * values
+        mixed = self.output((numerator / denominator.unsqueeze(-1)).flatten(1))
+        return mixed, (maximum, numerator, denominator)
+
+
+def _running_maximum(scores: Tensor, before: Tensor, is_first: Tensor) -> Tensor:
+    """Returns the largest score of each step's own episode so far.
+
+    Args:
+        scores: (batch, time, n_head).
+        before: (batch, n_head), the maximum over the steps before the first.
+        is_first: (batch, time) bool.
+
+    Returns:
+        (batch, time, n_head), after log2(time) passes: the k-th looks at 2^k steps.
+    """
+    time = scores.shape[1]
+    steps = torch.arange(time, device=scores.device)
+    begin = torch.where(is_first, steps, 0).cummax(dim=1).values
+    before = before.masked_fill(is_first[:, :1], _EMPTY)
+    maxima = torch.cat([torch.maximum(scores[:, :1], before.unsqueeze(1)), scores[:, 1:]], dim=1)
+    shift = 1
+    while shift < time:
+        same_episode = (steps[shift:] - shift >= begin[:, shift:]).unsqueeze(-1)
+        earlier = maxima[:, :-shift].masked_fill(~same_episode, _EMPTY)
+        maxima = torch.cat([maxima[:, :shift], torch.maximum(maxima[:, shift:], earlier)], dim=1)
+        shift *= 2
+    return maxima

@@ -1,0 +1,187 @@
+"""The Mamba mixer: a selective state space model (Gu & Dao, arXiv 2312.00752, sections 3.2 to 3.5).
+
+Each inner channel has d_state numbers that decay and are written to as the input says:
+h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t h_t + D x_t, where B_t and C_t are linear in x_t
+and dt_t is the softplus of a linear map. A short causal convolution comes before, a gate after.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from agents.backbones.state import check_state
+from agents.block import BackboneConfig, Mixer, zeros_like_weight
+from agents.scan import linear_scan
+
+_DT_MIN, _DT_MAX = 0.001, 0.1
+# Numbers in the states that are alive at once: each step of a row has expand d_model d_state.
+_CHUNK = 2**20
+
+
+@dataclass
+class MambaConfig(BackboneConfig):
+    """Mamba's own settings; the rank of dt is d_model / 16, rounded up.
+
+    Attributes:
+        d_state: Numbers that each inner channel keeps.
+        d_conv: Steps that the causal convolution sees.
+        expand: Inner channels, in units of d_model.
+    """
+
+    name: str = "mamba"
+    d_state: int = 16
+    d_conv: int = 4
+    expand: int = 2
+
+    def __post_init__(self) -> None:
+        for key in ("d_state", "d_conv", "expand"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"backbone.{key} is {getattr(self, key)}; it must be at least 1.")
+
+
+class Mamba(Mixer):
+    """in_proj -> (x, z); x -> convolution -> SiLU -> selective scan; times SiLU(z) -> out_proj."""
+
+    def __init__(self, config: MambaConfig) -> None:
+        super().__init__()
+        inner, self.d_state = config.expand * config.d_model, config.d_state
+        self.dt_rank = math.ceil(config.d_model / 16)
+        self.in_proj = nn.Linear(config.d_model, 2 * inner, bias=False)
+        self.conv1d = nn.Conv1d(inner, inner, config.d_conv, groups=inner)
+        self.x_proj = nn.Linear(inner, self.dt_rank + 2 * self.d_state, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, inner)
+        self.A_log = nn.Parameter(torch.arange(1.0, self.d_state + 1).log().repeat(inner, 1))
+        self.D = nn.Parameter(torch.ones(inner))
+        self.out_proj = nn.Linear(inner, config.d_model, bias=False)
+        bound = self.dt_rank**-0.5
+        nn.init.uniform_(self.dt_proj.weight, -bound, bound)
+        dt = torch.exp(torch.rand(inner) * math.log(_DT_MAX / _DT_MIN) + math.log(_DT_MIN))
+        with torch.no_grad():
+            self.dt_proj.bias.copy_(dt.expm1().log())  # softplus of it is dt
+
+    def initial_state(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Returns zeros: the convolution's window (batch, d_conv - 1, inner) and the state h.
+
+        h is (batch, d_state, inner).
+        """
+        window, h = self._state_shapes(batch_size)
+        return zeros_like_weight(self.A_log, *window), zeros_like_weight(self.A_log, *h)
+
+    def _state_shapes(self, batch_size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        inner, window = self.A_log.shape[0], self.conv1d.kernel_size[0] - 1
+        return (batch_size, window, inner), (batch_size, self.d_state, inner)
+
+    def forward(
+        self, x: Tensor, state: tuple[Tensor, Tensor], is_first: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Maps x (batch, time, d_model) by the parallel scan; see Mixer."""
+        check_state("mamba", state, *self._state_shapes(len(x)))
+        window, h = state
+        x, z = self.in_proj(x).to(h.dtype).chunk(2, dim=-1)
+        x, window = self._convolve(x, window, is_first)
+        x = F.silu(x)
+        dt, b, c = self._select(x)
+        y, h = _selective_scan(dt, dt * x, b, c, self._a(), h, is_first)
+        return self.out_proj((y + self.D * x) * F.silu(z)), (window, h)
+
+    def step(
+        self, x: Tensor, state: tuple[Tensor, Tensor], is_first: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Maps x (batch, d_model) by one step of the recurrence; see Mixer."""
+        check_state("mamba", state, *self._state_shapes(len(x)))
+        window, h = state
+        first = is_first.view(-1, 1, 1)
+        x, z = self.in_proj(x).to(h.dtype).chunk(2, dim=-1)
+        seen = torch.cat([window.masked_fill(first, 0.0), x.unsqueeze(1)], dim=1)
+        weight, bias = self._taps()
+        x = F.silu((seen * weight).sum(1) + bias)
+        dt, b, c = self._select(x)
+        # In place where that is possible: a wide batch spends its time on fresh memory.
+        decay = (dt.unsqueeze(1) * self._a()).masked_fill_(first, float("-inf")).exp_()
+        h = (b.unsqueeze(-1) * (dt * x).unsqueeze(1)).addcmul_(decay, h)
+        y = (c.unsqueeze(1) @ h).squeeze(1)
+        return self.out_proj((y + self.D * x) * F.silu(z)), (seen[:, 1:], h)
+
+    def _taps(self) -> tuple[Tensor, Tensor]:
+        """Returns the convolution's weight (d_conv, inner), the current step last, and its bias."""
+        return self.conv1d.weight.squeeze(1).t(), cast(Tensor, self.conv1d.bias)
+
+    def _a(self) -> Tensor:
+        """Returns A (d_state, inner), all below zero."""
+        return -self.A_log.t().exp().contiguous()
+
+    def _select(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps x (..., inner) to dt (..., inner), B and C (..., d_state), in the dtype of x."""
+        selected = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        dt = F.softplus(self.dt_proj(selected[0]).to(x.dtype))
+        return dt, selected[1].to(x.dtype), selected[2].to(x.dtype)
+
+    def _convolve(self, x: Tensor, window: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
+        """Convolves x (batch, time, inner) with the steps before it in the same episode.
+
+        Returns:
+            The outputs in the shape of x, and the next window: zeros before the episode's begin.
+        """
+        time, reach = x.shape[1], window.shape[1]
+        steps = torch.arange(-reach, time, device=x.device)
+        begin = torch.where(is_first, steps[reach:], -reach).cummax(dim=1).values
+        weight, bias = self._taps()
+        padded = torch.cat([window, x], dim=1)
+        y = bias + x * weight[-1]
+        for lag in range(1, reach + 1):
+            same_episode = steps[reach - lag : time + reach - lag] >= begin
+            earlier = padded[:, reach - lag : time + reach - lag]
+            y = y + earlier * same_episode.unsqueeze(-1) * weight[-1 - lag]
+        kept = steps[time:] >= begin[:, -1:]
+        return y, padded[:, time:] * kept.unsqueeze(-1)
+
+
+def _selective_scan(
+    dt: Tensor, dt_x: Tensor, b: Tensor, c: Tensor, a: Tensor, h: Tensor, is_first: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Computes y_t = C_t h_t with h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t.
+
+    The states of all steps are d_state times as large as x. So time is cut into chunks, of which
+    each computes its states a second time for its gradient; only what goes into it is kept.
+
+    Args:
+        dt: (batch, time, inner).
+        dt_x: dt times x, (batch, time, inner).
+        b: (batch, time, d_state).
+        c: (batch, time, d_state).
+        a: (d_state, inner).
+        h: (batch, d_state, inner), before the first step.
+        is_first: (batch, time) bool.
+
+    Returns:
+        y (batch, time, inner), and h after the last step.
+    """
+    length = max(1, _CHUNK // h.numel())
+    outputs = []
+    with torch.autocast(h.device.type, enabled=False):
+        sequences = (sequence.split(length, dim=1) for sequence in (dt, dt_x, b, c, is_first))
+        for chunk in zip(*sequences, strict=True):
+            y, h = checkpoint(
+                _scan_chunk, *chunk, a, h, use_reentrant=False, preserve_rng_state=False
+            )
+            outputs.append(y)
+    return torch.cat(outputs, dim=1), h
+
+
+def _scan_chunk(
+    dt: Tensor, dt_x: Tensor, b: Tensor, c: Tensor, is_first: Tensor, a: Tensor, h: Tensor
+) -> tuple[Tensor, Tensor]:
+    # Channels innermost, d_state beside time: long rows for the kernels of PyTorch and the scan.
+    decay = (dt.unsqueeze(2) * a).exp_()
+    value = b.unsqueeze(-1) * dt_x.unsqueeze(2)
+    states = linear_scan(decay.flatten(2), value.flatten(2), h.flatten(1), is_first)
+    states = states.view_as(decay)
+    # A copy of the last: as a part of them it would keep all in memory.
+    return (c.unsqueeze(2) @ states).squeeze(2), states[:, -1].clone()

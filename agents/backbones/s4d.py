@@ -1,0 +1,219 @@
+"""The S4D mixer: a diagonal state space model for each channel (Gu et al., arXiv 2206.11893).
+
+x'(t) = A x(t) + B u(t), y(t) = 2 Re(C x(t)) + D u(t) with a complex diagonal A, of whose conjugate
+pairs one half is kept, B = 1, and a zero-order hold over steps of dt:
+x_t = exp(dt A) x_{t-1} + (exp(dt A) - 1) / A u_t. A GELU and a Linear with a gated linear unit
+follow, as in the minimal S4D of the authors.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from agents.backbones.state import check_state
+from agents.block import BackboneConfig, Mixer, zeros_like_weight
+
+# Most steps in a chunk. The time is level from 32 to 64; beyond, the Toeplitz product weighs in.
+_CHUNK = 64
+_DT_MIN, _DT_MAX = 0.001, 0.1
+
+
+@dataclass
+class S4DConfig(BackboneConfig):
+    """S4D's own settings.
+
+    Attributes:
+        d_state: N, the real size of each channel's state: N / 2 complex numbers.
+        init: Initial imaginary parts of A: `lin`, pi n (S4D-Lin), or `inv`,
+            N / pi (N / (2 n + 1) - 1) (S4D-Inv); the real parts begin at -1/2.
+    """
+
+    name: str = "s4d"
+    d_state: int = 64
+    init: str = "lin"
+
+    def __post_init__(self) -> None:
+        if self.d_state < 2 or self.d_state % 2:
+            raise ValueError(
+                f"backbone.d_state is {self.d_state}; it must be even and at least 2, "
+                "for half of it is the number of conjugate pairs."
+            )
+        if self.init not in ("lin", "inv"):
+            raise ValueError(f"backbone.init is '{self.init}'; it must be 'lin' or 'inv'.")
+
+
+class S4D(Mixer):
+    """The linear recurrence, run in chunks whose steps are convolved by matrix products.
+
+    Within a chunk the outputs are a triangular Toeplitz product of the inputs; the state enters and
+    leaves it by two more products, so only the states between chunks are ever computed. Unlike an
+    FFT over the whole row this takes any state and any resets, needs the kernel over one chunk
+    only, and lets no future step into the rounding of an earlier one.
+    """
+
+    def __init__(self, config: S4DConfig) -> None:
+        super().__init__()
+        channels, pairs = config.d_model, config.d_state // 2
+        log_range = math.log(_DT_MAX / _DT_MIN)
+        self.log_dt = nn.Parameter(torch.rand(channels) * log_range + math.log(_DT_MIN))
+        n = torch.arange(pairs)
+        size = config.d_state
+        frequencies = (
+            math.pi * n if config.init == "lin" else size / math.pi * (size / (2 * n + 1) - 1)
+        )
+        self.log_A_real = nn.Parameter(torch.full((channels, pairs), math.log(0.5)))
+        self.A_imag = nn.Parameter(frequencies.repeat(channels, 1))
+        # A complex normal number of variance 1, stored as its two parts.
+        self.C = nn.Parameter(torch.randn(channels, pairs, 2) / math.sqrt(2))
+        self.D = nn.Parameter(torch.randn(channels))
+        self.output = nn.Linear(channels, 2 * channels)
+
+    def initial_state(self, batch_size: int) -> Tensor:
+        """Returns zeros (batch, d_model, d_state / 2, 2): real and imaginary parts."""
+        return zeros_like_weight(self.C, batch_size, *self.C.shape)
+
+    def _discretize(self) -> tuple[Tensor, Tensor]:
+        """Returns the decay exp(dt A) and twice C (exp(dt A) - 1) / A, (d_model, d_state / 2).
+
+        The factor of the input, (exp(dt A) - 1) / A, is moved to where the state is read, so that
+        the state is x_t = exp(dt A) x_{t-1} + u_t. The 2 stands for the other half of the pairs.
+        """
+        a = torch.complex(-self.log_A_real.exp(), self.A_imag)
+        dt_a = self.log_dt.exp().unsqueeze(-1) * a
+        return dt_a.exp(), 2 * torch.view_as_complex(self.C) * dt_a.expm1() / a
+
+    def forward(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps x (batch, time, d_model) chunk by chunk; see Mixer."""
+        check_state("s4d", state, (len(x), *self.C.shape))
+        time = x.shape[1]
+        # Complex numbers have no 16-bit form: the recurrence stays in the parameters' precision.
+        with torch.autocast(x.device.type, enabled=False):
+            u = x.to(state.dtype).permute(2, 0, 1).contiguous()
+            y, state = _recurrence(u, state, is_first, *self._discretize())
+            y = F.gelu(y + self.D.view(-1, 1, 1) * u)
+        y = F.glu(self.output(y.flatten(1).t()))
+        return y.unflatten(0, (-1, time)), state
+
+    def step(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps x (batch, d_model) by one step of the recurrence; see Mixer."""
+        check_state("s4d", state, (len(x), *self.C.shape))
+        u = x.to(state.dtype)
+        decay, readout = self._discretize()
+        # In place where that is possible: a wide batch spends its time on fresh memory.
+        after = decay * torch.view_as_complex(state)
+        after = after.masked_fill_(is_first.view(-1, 1, 1), 0.0).add_(u.unsqueeze(-1))
+        parts = torch.view_as_real(after)
+        y = (parts.flatten(2).unsqueeze(2) @ _conjugate_parts(readout).unsqueeze(-1)).flatten(1)
+        y = F.gelu(y + self.D * u)
+        return F.glu(self.output(y)), parts
+
+
+def _recurrence(
+    u: Tensor, state: Tensor, is_first: Tensor, decay: Tensor, readout: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Computes Re(readout . x_t) with x_t = decay x_{t-1} + u_t, x_{t-1} = 0 where is_first.
+
+    Args:
+        u: (d_model, batch, time).
+        state: x_{-1}, (batch, d_model, d_state / 2, 2).
+        is_first: (batch, time) bool.
+        decay: Complex (d_model, d_state / 2).
+        readout: Complex (d_model, d_state / 2).
+
+    Returns:
+        The outputs, in the shape of u, and the state after the last step.
+    """
+    channels, batch, time = u.shape
+    pairs = decay.shape[1]
+    chunks = -(-time // _CHUNK)
+    length = -(-time // chunks)
+    padding = chunks * length - time
+    powers = _powers(decay, length)
+    # Real and imaginary parts in turn: (d_model, d_state, length).
+    table = torch.view_as_real(powers).mT.reshape(channels, -1, length)
+    kernel = (_conjugate_parts(readout).unsqueeze(1) @ table).squeeze(1)
+    # Row i: what the input i steps before the chunk's end adds to each output of the chunk.
+    toeplitz = F.pad(kernel, (length - 1, 0)).unfold(-1, length, 1).contiguous()
+
+    # Episodes are counted within each chunk: the first goes on from the chunk before, and only
+    # the last reaches the next.
+    episode = F.pad(is_first, (0, padding)).view(batch, chunks, length).cumsum(-1)
+    goes_on = episode[..., -1:] == 0
+    backward = F.pad(u, (0, padding)).view(channels, batch, chunks, length).flip(-1)
+    reaching = backward * (episode == episode[..., -1:]).flip(-1)
+    ends = reaching[:, :, :-1].flatten(1, 2) @ table.mT
+    starts: Tensor = _Carry.apply(
+        powers[..., -1] * decay,
+        torch.view_as_complex(state).transpose(0, 1),
+        torch.view_as_complex(ends.view(channels, batch, chunks - 1, pairs, 2)),
+        goes_on[:, :-1],
+    )
+    # The last chunk ends where its padding begins.
+    steps = length - padding
+    end = reaching[:, :, -1, padding:] @ table[..., :steps].mT
+    kept = (powers[..., steps - 1] * decay).unsqueeze(1) * starts[:, :, -1] * goes_on[:, -1]
+    end = end.view(channels, batch, pairs, 2) + torch.view_as_real(kept)
+
+    y = torch.zeros_like(backward)
+    if bool((episode == 0).any()):
+        seen = _conjugate_parts((readout * decay)[:, None, None] * starts)
+        y = (seen.flatten(1, 2) @ table).view_as(y) * (episode == 0)
+    # One product for each episode of the fullest chunk.
+    episode = episode - episode[..., :1]
+    for k in range(int(episode.max()) + 1):
+        own = episode == k
+        y = y + ((backward * own.flip(-1)).flatten(1, 2) @ toeplitz).view_as(y) * own
+    return y.flatten(2)[..., :time], end.transpose(0, 1)
+
+
+class _Carry(torch.autograd.Function):
+    """Chains the chunks: the states at their starts, from the states that they end with alone.
+
+    starts_0 is given and starts_{c+1} = decay starts_c + ends_c, without the first term where
+    goes_on_c is false. Shapes: decay over a whole chunk, complex (d_model, d_state / 2); starts_0,
+    complex (d_model, batch, d_state / 2); ends, complex (d_model, batch, chunks - 1, d_state / 2);
+    goes_on, (batch, chunks - 1, 1) bool; starts, complex (d_model, batch, chunks, d_state / 2).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, decay: Tensor, first: Tensor, ends: Tensor, goes_on: Tensor) -> Tensor:
+        decays = decay[:, None, None] * goes_on
+        starts = torch.cat([first.unsqueeze(2), ends], dim=2)
+        for c in range(ends.shape[2]):
+            starts[:, :, c + 1].addcmul_(decays[:, :, c], starts[:, :, c])
+        ctx.save_for_backward(decay, goes_on, starts)
+        return starts
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        decay, goes_on, starts = ctx.saved_tensors
+        decays = decay.conj()[:, None, None] * goes_on
+        grad = grad.clone()
+        for c in range(grad.shape[2] - 2, -1, -1):
+            grad[:, :, c].addcmul_(decays[:, :, c], grad[:, :, c + 1])
+        later = grad[:, :, 1:]
+        d_decay = (later * goes_on * starts[:, :, :-1].conj()).sum((1, 2))
+        return d_decay, grad[:, :, 0], later, None
+
+
+def _conjugate_parts(z: Tensor) -> Tensor:
+    """Returns (..., 2 n) whose product with the parts of w (..., n) is Re(z w)."""
+    return torch.view_as_real(z.conj().resolve_conj()).flatten(-2)
+
+
+def _powers(base: Tensor, count: int) -> Tensor:
+    """Returns base^0 .. base^(count - 1) in a new last axis, by doubling."""
+    factor = base.unsqueeze(-1)
+    powers = torch.ones_like(factor)
+    while powers.shape[-1] < count:
+        powers = torch.cat([powers, powers * factor], dim=-1)
+        factor = factor * factor
+    return powers[..., :count]
