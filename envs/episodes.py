@@ -1,7 +1,8 @@
 """Episodes: every data set as the same flat arrays, validated once."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import InitVar, dataclass
 from functools import cached_property
 
 import numpy as np
@@ -12,6 +13,9 @@ OBSERVATION_STD_FLOOR = 1e-3
 
 # Room for the rounding of bounds and actions that were stored in different precisions.
 ACTION_TOLERANCE = 1e-5
+
+# Whole arrays are looked at piece by piece, as they may be larger than the memory.
+_PIECE = 1_000_000
 
 
 class DatasetError(ValueError):
@@ -40,6 +44,7 @@ class Episodes:
         reference_min: Return that scores 0; None where no reference is known.
         reference_max: Return that scores 100; None where no reference is known.
         reference_source: Where the reference pair comes from.
+        check: Whether the arrays are checked; not if they were, as those in the cache.
 
     Raises:
         DatasetError: The arrays do not hold valid episodes.
@@ -58,13 +63,15 @@ class Episodes:
     reference_min: float | None = None
     reference_max: float | None = None
     reference_source: str | None = None
+    check: InitVar[bool] = True
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, check: bool) -> None:
         types = {"terminations": np.bool_, "truncations": np.bool_, "offsets": np.int64}
         for name in ("observations", "actions", "rewards", "action_low", "action_high", *types):
             kind = types.get(name, np.float32)
             object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), kind))
-        self.validate()
+        if check:
+            self.validate()
 
     @classmethod
     def from_lists(
@@ -148,24 +155,27 @@ class Episodes:
             if len(getattr(self, name)) != self.n_steps:
                 self._fail(f"{len(getattr(self, name))} {name} for {self.n_steps} rewards")
         self._validate_borders()
-        for name in ("observations", "actions", "rewards"):
-            self._require(
-                np.isfinite(getattr(self, name)),
-                name,
-                "is not finite (in float32); remove the episode",
-            )
         for name in ("action_low", "action_high"):
             bound = getattr(self, name)
             if bound.shape != self.actions.shape[1:] or not np.isfinite(bound).all():
-                self._fail(f"{name} is {bound}, not {self.actions.shape[1]} finite numbers")
-        inside = (self.actions >= self.action_low - ACTION_TOLERANCE) & (
-            self.actions <= self.action_high + ACTION_TOLERANCE
+                self._fail(f"{name} is {_line(bound)}, not {self.actions.shape[1]} finite numbers")
+        for begin in range(0, self.n_steps, _PIECE):
+            self._validate_values(begin)
+
+    def _validate_values(self, begin: int) -> None:
+        rows = slice(begin, begin + _PIECE)
+        for name in ("observations", "actions", "rewards"):
+            finite = np.isfinite(getattr(self, name)[rows])
+            self._require(finite, name, "is not finite (in float32); remove the episode", begin)
+        inside = (self.actions[rows] >= self.action_low - ACTION_TOLERANCE) & (
+            self.actions[rows] <= self.action_high + ACTION_TOLERANCE
         )
         self._require(
             inside,
             "actions",
-            f"is outside the bounds {self.action_low} to {self.action_high} by more than "
-            f"{ACTION_TOLERANCE:g}; clip the actions or mend the action space",
+            f"is outside the bounds {_line(self.action_low)} to {_line(self.action_high)} by more "
+            f"than {ACTION_TOLERANCE:g}; clip the actions or mend the action space",
+            begin,
         )
 
     def _validate_borders(self) -> None:
@@ -186,9 +196,10 @@ class Episodes:
                 last | ~getattr(self, name), name, "ends an episode before its last step; split it"
             )
 
-    def _require(self, good: np.ndarray, name: str, message: str) -> None:
+    def _require(self, good: np.ndarray, name: str, message: str, begin: int = 0) -> None:
         if not good.all():
             index = np.argwhere(~good)[0]
+            index[0] += begin
             value = getattr(self, name)[tuple(index)]
             where = ", ".join(str(i) for i in index)
             episode = np.searchsorted(self.offsets, index[0], side="right") - 1
@@ -215,7 +226,7 @@ class Episodes:
     @cached_property
     def returns(self) -> np.ndarray:
         """(episodes,) float64, sum of the rewards of each episode."""
-        return np.add.reduceat(self.rewards.astype(np.float64), self.offsets[:-1])
+        return np.add.reduceat(self.rewards, self.offsets[:-1], dtype=np.float64)
 
     @cached_property
     def returns_to_go(self) -> np.ndarray:
@@ -224,10 +235,10 @@ class Episodes:
         Summed in float64 within each episode: differences of one long cumulative sum would let the
         rounding of one episode into the next.
         """
-        rewards = self.rewards.astype(np.float64)
         result = np.empty(self.n_steps, np.float32)
-        for begin, end in zip(self.offsets[:-1], self.offsets[1:], strict=True):
-            result[begin:end] = np.cumsum(rewards[begin:end][::-1])[::-1]
+        for begin, end in itertools.pairwise(self.offsets.tolist()):
+            rewards = self.rewards[begin:end]
+            result[begin:end] = np.cumsum(rewards[::-1], dtype=np.float64)[::-1]
         return result
 
     @cached_property
@@ -243,13 +254,20 @@ class Episodes:
     @cached_property
     def observation_mean(self) -> np.ndarray:
         """(observation_dim,) float32, mean over all steps."""
-        return self.observations.mean(axis=0, dtype=np.float64).astype(np.float32)
+        total = sum(piece.sum(axis=0, dtype=np.float64) for piece in self._pieces())
+        return (total / self.n_steps).astype(np.float32)
 
     @cached_property
     def observation_std(self) -> np.ndarray:
         """(observation_dim,) float32, standard deviation, at least OBSERVATION_STD_FLOOR."""
-        std = self.observations.std(axis=0, dtype=np.float64)
-        return np.maximum(std, OBSERVATION_STD_FLOOR).astype(np.float32)
+        total = sum(piece.sum(axis=0, dtype=np.float64) for piece in self._pieces())
+        mean = total / self.n_steps
+        square = sum(np.square(piece - mean).sum(axis=0) for piece in self._pieces())
+        return np.maximum(np.sqrt(square / self.n_steps), OBSERVATION_STD_FLOOR).astype(np.float32)
+
+    def _pieces(self) -> Iterator[np.ndarray]:
+        for begin in range(0, self.n_steps, _PIECE):
+            yield self.observations[begin : begin + _PIECE]
 
     def top_fraction_return(self, fraction: float = 0.1) -> float:
         """Returns the mean return of the best `fraction` of the episodes, at least one.
@@ -261,3 +279,7 @@ class Episodes:
             raise ValueError(f"fraction is {fraction}, not above 0 and at most 1")
         count = max(1, round(fraction * self.n_episodes))
         return float(np.sort(self.returns)[-count:].mean())
+
+
+def _line(array: np.ndarray) -> str:
+    return np.array2string(array, max_line_width=1000)

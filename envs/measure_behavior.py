@@ -14,9 +14,10 @@ import numpy as np
 
 from envs.arguments import ArgumentError, parse_arguments
 from envs.behavior import Behavior, BehaviorError, load_behavior
-from envs.collect import Episode, run_episodes
+from envs.collect import run_episodes
 from envs.simulators import Simulators
 from envs.tasks import TASKS, Task
+from envs.trajectories import Trajectory
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def measure(
 ) -> Measurement:
     """Runs one episode with sampled and one with mean actions in each simulator."""
 
-    def statistics(episodes: list[Episode]) -> tuple[float, float, float]:
+    def statistics(episodes: list[Trajectory]) -> tuple[float, float, float]:
         returns = [episode.rewards.sum() for episode in episodes]
         length = np.mean([len(episode.rewards) for episode in episodes])
         return (

@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,6 +48,7 @@ class Score:
         normalized_score_mean: Mean of the normalised scores, 0 to 100.
         normalized_score_std: Spread of the normalised scores.
         length_mean: Mean of the lengths.
+        engine: What stepped the environments: ``gymnasium`` or ``envpool``.
     """
 
     dataset_id: str
@@ -69,6 +70,7 @@ class Score:
     normalized_score_mean: float | None
     normalized_score_std: float | None
     length_mean: float
+    engine: str = "gymnasium"  # files from before there was another do not name it
 
     def scalars(self) -> dict[str, float]:
         """Returns what a training log records of it, under ``eval/*``."""
@@ -146,6 +148,7 @@ def make_score(
         normalized_score_mean=None if normalized is None else float(normalized.mean()),
         normalized_score_std=None if normalized is None else float(normalized.std()),
         length_mean=float(result.episode_lengths.mean()),
+        engine=result.engine,
     )
 
 
@@ -196,8 +199,9 @@ def print_scores(
 
 
 def _caption(score: Score) -> list[str]:
+    engine = "" if score.engine == "gymnasium" else f"stepped by {score.engine}, "
     lines = [
-        f"{score.environment_id}, MuJoCo {score.mujoco_version}, Gymnasium"
+        f"{score.environment_id}, {engine}MuJoCo {score.mujoco_version}, Gymnasium"
         f" {score.gymnasium_version}; mean ± standard deviation over {score.episodes}"
         f" episode{'s' * (score.episodes != 1)}, seed {score.seed}."
     ]
@@ -251,15 +255,15 @@ def read_scores(path: str | Path) -> list[Score]:
         raise ScoreError(
             f"The scores '{path}' are not JSON ({error}); run eval.py again."
         ) from error
-    expected = {field.name for field in fields(Score)}
+    known = {field.name for field in fields(Score)}
+    required = {field.name for field in fields(Score) if field.default is MISSING}
     scores = []
     for row in rows if isinstance(rows, list) else [rows]:
         keys = set(row) if isinstance(row, dict) else set()
-        if keys != expected:
-            wrong = ", ".join(sorted(keys ^ expected))
+        if wrong := (required - keys) | (keys - known):
             raise ScoreError(
                 f"The scores '{path}' do not have the expected keys, by these that are missing or"
-                f" unknown: {wrong}; run eval.py again."
+                f" unknown: {', '.join(sorted(wrong))}; run eval.py again."
             )
         scores.append(Score(**row))
     return scores

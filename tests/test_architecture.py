@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FORBIDDEN = {
-    "agents": {"envs", "gymnasium", "minari", "mujoco", "configs", "train", "eval"},
-    "envs": {"agents", "configs", "train", "eval"},
+    "agents": {"envs", "gymnasium", "minari", "mujoco", "configs", "train", "eval", "compare"},
+    "envs": {"agents", "configs", "train", "eval", "compare"},
 }
 
 

@@ -160,14 +160,14 @@ WRONG = {
     "experiment=stream": r"experiment 'stream' does not exist .*carried, .*streamed, windowed",
     "dataset.id=builtin/hopper/simple-v0": r"there is no built-in data set",
     "dataset.source=hdf6": r"there is no data source 'hdf6'; there are: builtin",
-    "dataset=minari": r"needs dataset\.id=",
+    "dataset=minari": r"dataset\.id",
     "rollout=rolled": r"rollout 'rolled' does not exist; there are: carried, rolling, window",
     "precision=float16": r"precision 'float16' does not exist; there are: float32, bfloat16",
     "protocol.name=packed": r"protocol\.name 'packed' does not exist",
     "device=tpu": r"device 'tpu' does not exist; there are: auto, cpu, cuda",
     "trainer.schedule=linear": r"trainer\.schedule 'linear' does not exist",
     "policy.tokens=2": r"policy\.tokens is 2; it must be 1 or 3",
-    "evaluation.target=best": r"evaluation\.target 'best' does not exist; there are: data, published",
+    "evaluation.target=best": r"evaluation\.target .best. does not exist; there are: data, pub",
     "steps": r"'steps' is not an override; write key=value",
 }
 

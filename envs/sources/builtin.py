@@ -13,13 +13,14 @@ from envs.sources.minari import is_local, load_minari
 logger = logging.getLogger(__name__)
 
 
-def load_builtin(name: str, steps: int, seed: int) -> Episodes:
+def load_builtin(name: str, steps: int, seed: int, environment_id: str | None = None) -> Episodes:
     """Loads a built-in data set; makes it first, with a progress bar, if it is not there yet.
 
     Args:
         name: Id or short name, such as ``builtin/hopper/medium-v0`` or ``hopper-medium``.
         steps: Least number of steps if it has to be made.
         seed: Seed if it has to be made.
+        environment_id: Gymnasium id to evaluate in instead of the one that it was made in.
 
     Raises:
         DatasetError: There is no such data set, or it cannot be made or read.
@@ -34,7 +35,7 @@ def load_builtin(name: str, steps: int, seed: int) -> Episodes:
             make_dataset(recipe, steps, seed)
         except BehaviorError as error:
             raise DatasetError(f"{recipe.dataset_id} cannot be made: {error}") from error
-    episodes = load_minari(recipe.dataset_id)
+    episodes = load_minari(recipe.dataset_id, environment_id)
     metadata = minari.load_dataset(recipe.dataset_id).storage.metadata
     made = metadata.get("collected_steps"), metadata.get("collected_seed")
     if made != (steps, seed):

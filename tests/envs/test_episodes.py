@@ -112,6 +112,19 @@ def test_bad_arrays_are_one_sentence(changes, message):
     assert "\n" not in str(error.value)
 
 
+def test_arrays_that_are_looked_at_in_pieces_are_the_same(monkeypatch):
+    generator = np.random.default_rng(0)
+    changes = {"observations": generator.standard_normal((10, 1)), "actions": np.zeros((10, 1))}
+    whole = make(np.zeros(10), [0, 4, 10], **changes)
+    whole = [whole.observation_mean, whole.observation_std]
+    monkeypatch.setattr("envs.episodes._PIECE", 3)
+    pieces = make(np.zeros(10), [0, 4, 10], **changes)
+    np.testing.assert_allclose([pieces.observation_mean, pieces.observation_std], whole, rtol=1e-6)
+    changes["actions"][8] = 2.0
+    with pytest.raises(DatasetError, match=r"actions\[8, 0\] = 2.0 \(episode 1\) is outside"):
+        make(np.zeros(10), [0, 4, 10], **changes)
+
+
 def test_actions_may_leave_the_bounds_by_rounding_only():
     make([0.0], [0, 1], actions=[[1.0 + 9e-6]])
     with pytest.raises(DatasetError, match="outside the bounds"):

@@ -125,6 +125,11 @@ def test_table_reads_whole_at_the_width_of_a_terminal(score, width):
     assert "\x1b" not in text  # a file or a pipe gets plain text
 
 
+def test_another_engine_is_named(score):
+    assert "stepped by envpool" in " ".join(printed([replace(score, engine="envpool")], 80).split())
+    assert "stepped by" not in printed([score], 80)
+
+
 def test_no_warning_where_the_versions_agree(score):
     here = replace(score, reference_source="measured in v5")
     assert "approximately" not in printed([here], 80)

@@ -1,0 +1,328 @@
+"""What each backbone costs in the same policy: to train, to run, to remember.
+
+    python benchmarks/backbones.py --threads 1
+
+For every backbone of the registry (3 layers, d 128, one token a step unless it says otherwise):
+
+- one training update (forward, backward, clipping, AdamW) on 64 windows of 20 steps and on 2 rows
+  of 1000 steps, and the peak memory of the latter above what stood before
+- one step of the rollout at batch 1 and 100, after 10 to 10,000 steps of history
+- the bytes that it carries from step to step for one environment
+
+and beside them Decision Transformer: ours (its published settings, the window run again at every
+step) and those of transformers and d3rlpy, as installed, on the same steps. d3rlpy pins an older
+gymnasium, so it wants an environment of its own: `pip install d3rlpy -e . --no-deps`, and there
+`python benchmarks/backbones.py --only d3rlpy --append`. Peers that are not installed are left out.
+
+Interleaved rounds in one process, medians. Saved as benchmarks/results/backbones.csv and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import itertools
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from agents.acting import make_actor  # noqa: E402
+from agents.backbones import MIXERS, mixer_entry  # noqa: E402
+from agents.block import map_state  # noqa: E402
+from agents.policy import PolicyConfig, ReturnConditionedPolicy  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+OBSERVATION_DIM, ACTION_DIM = 17, 6  # HalfCheetah's
+WINDOWS, PACKED = (64, 20), (2, 1000)
+HISTORIES = [10, 100, 1000, 10_000]
+TRANSFORMER = "attention, Decision Transformer's settings"
+NAMES = [*MIXERS, TRANSFORMER, "transformers", "d3rlpy"]
+
+
+def make_policy(name: str) -> ReturnConditionedPolicy:
+    """The policy around a backbone."""
+    torch.manual_seed(0)
+    config, backbone = PolicyConfig(), mixer_entry(name.partition(",")[0])[0]()
+    if name == TRANSFORMER:
+        config = PolicyConfig(tokens=3, timestep_embedding=True, token_norm=True)
+        backbone = mixer_entry("attention")[0](context_length=60)
+    return ReturnConditionedPolicy(
+        config, backbone, observation_dim=OBSERVATION_DIM, action_dim=ACTION_DIM
+    )
+
+
+def make_batch(shape: tuple[int, int]) -> dict[str, Tensor]:
+    """Random steps (batch, time); each row is one episode or a window of it."""
+    batch, length = shape
+    return {
+        "observations": torch.randn(batch, length, OBSERVATION_DIM),
+        "actions": torch.rand(batch, length, ACTION_DIM) * 2 - 1,
+        "returns_to_go": torch.rand(batch, length) * 1000,
+        "timesteps": torch.arange(length).expand(batch, length),
+        "is_first": (torch.arange(length) == 0).expand(batch, length),
+        "mask": torch.ones(batch, length, dtype=torch.bool),
+    }
+
+
+def make_update(network: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
+    """One update of a network's parameters."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+
+    def update() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+
+    return update
+
+
+def update_of(name: str, shape: tuple[int, int]) -> Callable[[], None]:
+    """One training update on steps of a shape."""
+    batch = make_batch(shape)
+    if name == "transformers":
+        model = transformers_model()
+        inputs = transformers_inputs(batch)
+
+        def loss() -> Tensor:
+            predicted = model(**inputs).action_preds
+            return (predicted - batch["actions"]).square().mean()
+
+        return make_update(model, loss)
+    if name == "d3rlpy":
+        return d3rlpy_update(batch)
+    policy = make_policy(name).train()
+    return make_update(policy, lambda: policy.loss(**batch)[0])
+
+
+def transformers_model() -> Any:
+    """Transformers' Decision Transformer with the published settings."""
+    from transformers import DecisionTransformerConfig, DecisionTransformerModel
+
+    config = DecisionTransformerConfig(
+        state_dim=OBSERVATION_DIM,
+        act_dim=ACTION_DIM,
+        hidden_size=128,
+        n_layer=3,
+        n_head=1,
+        activation_function="relu",
+        max_ep_len=10_001,
+    )
+    return DecisionTransformerModel(config)
+
+
+def transformers_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch under transformers' names."""
+    return {
+        "states": batch["observations"],
+        "actions": batch["actions"],
+        "rewards": batch["returns_to_go"].unsqueeze(-1),
+        "returns_to_go": batch["returns_to_go"].unsqueeze(-1) / 1000,
+        "timesteps": batch["timesteps"],
+        "attention_mask": batch["mask"].long(),
+    }
+
+
+def d3rlpy_update(batch: dict[str, Tensor]) -> Callable[[], None]:
+    """d3rlpy's Decision Transformer with its defaults, which are the published settings."""
+    import d3rlpy
+    import numpy as np
+
+    config = d3rlpy.algos.DecisionTransformerConfig(batch_size=64, context_size=WINDOWS[1])
+    algorithm = config.create(device="cpu")
+    algorithm.create_impl((OBSERVATION_DIM,), ACTION_DIM)
+    arrays = {key: value.numpy().copy() for key, value in batch.items()}
+    trajectories = [
+        d3rlpy.dataset.PartialTrajectory(
+            observations=arrays["observations"][i],
+            actions=arrays["actions"][i],
+            rewards=arrays["returns_to_go"][i][:, None],
+            returns_to_go=arrays["returns_to_go"][i][:, None],
+            terminals=np.zeros((WINDOWS[1], 1), np.float32),
+            timesteps=arrays["timesteps"][i] + 1,
+            masks=np.ones(WINDOWS[1], np.float32),
+            length=WINDOWS[1],
+        )
+        for i in range(WINDOWS[0])
+    ]
+    minibatch = d3rlpy.dataset.TrajectoryMiniBatch.from_partial_trajectories(trajectories)
+    return lambda: algorithm.update(minibatch)
+
+
+def actor_of(name: str, batch: int) -> Callable[[], None]:
+    """One step of the rollout, the state carried on from call to call."""
+    if name == "transformers":
+        model, inputs = transformers_model().eval(), transformers_inputs(make_batch((batch, 20)))
+        return lambda: model(**inputs)  # the window that every step runs again
+    rollout = "window" if name == TRANSFORMER else "carried"
+    actor = make_actor(make_policy(name).eval(), rollout, 20)
+    observation, reward = torch.randn(batch, OBSERVATION_DIM), torch.rand(batch)
+    later = torch.zeros(batch, dtype=torch.bool)
+    _, state = actor.act(observation, reward, actor.initial_state(batch), ~later)
+
+    def step() -> None:
+        nonlocal state
+        _, state = actor.act(observation, reward, state, later)
+
+    return step
+
+
+def state_bytes(name: str) -> int:
+    """Bytes that one environment's state takes in the rollout."""
+    rollout = "window" if name == TRANSFORMER else "carried"
+    state = make_actor(make_policy(name), rollout, 20).initial_state(1)
+    sizes: list[int] = []
+    map_state(lambda part: sizes.append(part.numel() * part.element_size()) or part, state)
+    return sum(sizes)
+
+
+def seconds(work: Callable[[], None], repeats: int = 1) -> float:
+    """Mean wall time of a call."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    return (time.perf_counter() - start) / repeats
+
+
+def interleaved(
+    works: dict[str, Callable[[], None]], rounds: int, repeats: int
+) -> dict[str, float]:
+    """Median seconds of each, A B C, B C A, ..."""
+    samples: dict[str, list[float]] = {name: [] for name in works}
+    for work in works.values():
+        work()
+    names = list(works)
+    for done in range(rounds):
+        turn = done % len(names)
+        for name in names[turn:] + names[:turn]:
+            samples[name].append(seconds(works[name], repeats))
+    return {name: statistics.median(values) for name, values in samples.items()}
+
+
+def peak_mebibytes(name: str, threads: int) -> float:
+    """Peak memory of an update on the packed rows, above its start, in a process of its own."""
+    command = [sys.executable, __file__, "--peak", name, "--threads", str(threads)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(result.stdout.split()[-1])
+
+
+def print_peak(name: str) -> None:
+    """Runs one update and prints by how many MiB its peak exceeds the start."""
+    from benchmarks.scan import status_bytes
+
+    update_of(name, (1, 4))()
+    update = update_of(name, PACKED)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = status_bytes("VmRSS")
+    update()
+    print((status_bytes("VmHWM") - before) / 2**20)
+
+
+def measure(names: list[str], threads: int, rounds: int) -> list[dict[str, Any]]:
+    """All figures, a row a backbone."""
+    rows: dict[str, dict[str, Any]] = {n: {"backbone": n, "threads": threads} for n in names}
+    for label, shape in (("64x20", WINDOWS), ("2x1000", PACKED)):
+        # Decision Transformer has no form for rows of 1000 steps but quadratic attention.
+        chosen = [n for n in names if shape == WINDOWS or n in MIXERS]
+        times = interleaved({n: update_of(n, shape) for n in chosen}, rounds, 1)
+        for name, value in times.items():
+            rows[name][f"update {label} ms"] = round(1e3 * value, 2)
+    acting = [n for n in names if n != "d3rlpy"]
+    with torch.inference_mode():
+        for batch in (1, 100):
+            steps = {n: actor_of(n, batch) for n in acting}
+            age = 1
+            for history in HISTORIES if batch == 1 else HISTORIES[:2]:
+                for step in steps.values():
+                    for _ in range(history - age):
+                        step()
+                age = history
+                times = interleaved(steps, rounds, 10)
+                age += 10 * rounds + 1
+                for name, value in times.items():
+                    rows[name][f"step, batch {batch}, after {history} us"] = round(1e6 * value, 1)
+                print(batch, history, {n: round(1e6 * t) for n, t in times.items()}, flush=True)
+    for name in acting:
+        if name != "transformers":
+            rows[name]["state bytes"] = state_bytes(name)
+        if name in MIXERS and sys.platform == "linux":
+            rows[name]["peak MiB 2x1000"] = round(peak_mebibytes(name, threads), 1)
+    return list(rows.values())
+
+
+def save(rows: list[dict[str, Any]], append: bool) -> list[dict[str, Any]]:
+    """Writes the table; returns it with the rows that it had before, if they are kept."""
+    path = RESULTS / "backbones.csv"
+    if append and path.exists():
+        with path.open(newline="") as file:
+            before = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+        new = {row["backbone"] for row in rows}
+        rows = [row for row in before if row["backbone"] not in new] + rows
+    columns = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
+    RESULTS.mkdir(exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    return rows
+
+
+def plot(rows: list[dict[str, Any]]) -> None:
+    """Update time, and step time against history."""
+    from matplotlib import pyplot
+
+    figure, (updates, steps) = pyplot.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    timed = sorted(
+        (row for row in rows if "update 64x20 ms" in row),
+        key=lambda row: -float(row["update 64x20 ms"]),
+    )
+    names = [row["backbone"].replace(", ", ",\n") for row in timed]
+    colors = ["#d1762c" if row["backbone"].startswith("min_") else "#3b6ea5" for row in timed]
+    updates.barh(names, [float(row["update 64x20 ms"]) for row in timed], color=colors)
+    updates.set(xlabel="ms for one training update, 64 windows of 20 steps")
+    for row in rows:
+        keys = [f"step, batch 1, after {history} us" for history in HISTORIES]
+        if all(key in row for key in keys):
+            minimal = row["backbone"].startswith("min_")
+            line = [float(row[key]) for key in keys]
+            steps.loglog(HISTORIES, line, "o-" if minimal else ".--", label=row["backbone"])
+    steps.set(xlabel="steps of the episode so far", ylabel="us for one step, batch 1")
+    steps.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(RESULTS / "backbones.png", dpi=120)
+
+
+def main() -> None:
+    """Measures, prints, saves and plots."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", nargs="+", choices=NAMES)
+    parser.add_argument("--append", action="store_true", help="keep the other rows of the table")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.peak:
+        print_peak(arguments.peak)
+        return
+    peers = {n for n in ("transformers", "d3rlpy") if importlib.util.find_spec(n) is None}
+    names = [name for name in arguments.only or NAMES if name not in peers]
+    rows = save(measure(names, arguments.threads, arguments.rounds), arguments.append)
+    for row in rows:
+        print(*(f"{key}: {value};" for key, value in row.items()))
+    if importlib.util.find_spec("matplotlib") is not None:
+        plot(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,295 @@
+"""What a training batch costs, beside the ways in which other projects make one.
+
+    python benchmarks/data.py
+
+Batches of 102 windows of 20 steps (Hopper's dimensions) from 1,000,000 synthetic steps, timed in
+interleaved rounds: this project's three samplers; a Python call for each sample, as in Decision
+Transformer's and CORL's loaders (written anew here, without worker processes); and d3rlpy's
+`sample_trajectory_batch`, if d3rlpy is installed. Then the share that sampling has in an update of
+the default policy, for each protocol. Prints both tables, and writes benchmarks/results/data.csv.
+
+    python benchmarks/data.py --reading
+
+compares the reading of a Minari set of 1,000,000 steps (HalfCheetah's dimensions) with that of the
+same arrays by h5py, and with opening the cached copy.
+
+    python benchmarks/data.py --on-disk 50000000
+
+writes a D4RL file of so many steps (62 bytes each, twice with the cached copy), and shows time and
+memory of loading and training on it, for the first and for a later run (Linux).
+"""
+
+import argparse
+import csv
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from agents.backbones import MIXERS
+from agents.policy import PolicyConfig, ReturnConditionedPolicy
+from agents.trainer import Trainer, TrainerConfig
+from envs.cache import cache_root
+from envs.episodes import Episodes
+from envs.sources.d4rl import load_d4rl
+from envs.sources.minari import load_minari
+from envs.store import store_trajectories
+from envs.trajectories import Trajectory
+from envs.windows import BATCHES, ProtocolConfig, make_batches
+
+RESULTS = Path(__file__).resolve().parent / "results" / "data.csv"
+CONTEXT = {"windowed": 20, "streamed": 64, "carried": 20}
+
+
+def synthetic(n_episodes: int, seed: int = 0) -> Episodes:
+    """Episodes of 300 to 1,700 steps, 1,000 in the mean, of standard normal observations."""
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(300, 1701, n_episodes)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    steps = int(offsets[-1])
+    terminations = np.zeros(steps, bool)
+    terminations[offsets[1:] - 1] = True
+    return Episodes(
+        observations=generator.standard_normal((steps, 11), np.float32),
+        actions=generator.uniform(-1, 1, (steps, 3)).astype(np.float32),
+        rewards=generator.standard_normal(steps, np.float32),
+        terminations=terminations,
+        truncations=np.zeros(steps, bool),
+        offsets=offsets,
+        action_low=np.full(3, -1.0),
+        action_high=np.full(3, 1.0),
+        dataset_id="synthetic",
+        environment_id="Hopper-v5",
+    )
+
+
+class PerSample:
+    """A Python call for each sample: draw an episode, a start in it, slice, pad, stack."""
+
+    def __init__(self, episodes: Episodes, rows: int, length: int) -> None:
+        spans = list(zip(episodes.offsets[:-1], episodes.offsets[1:], strict=True))
+        names = ("observations", "actions", "returns_to_go", "timesteps")
+        self.episodes = [{n: getattr(episodes, n)[b:e] for n in names} for b, e in spans]
+        self.probabilities = episodes.lengths / episodes.n_steps
+        self.rows, self.length = rows, length
+        self.generator = np.random.default_rng(0)
+
+    def sample(self) -> dict[str, np.ndarray]:
+        """Returns one padded window and its mask."""
+        episode = self.episodes[self.generator.choice(len(self.episodes), p=self.probabilities)]
+        start = self.generator.integers(len(episode["timesteps"]))
+        window = {n: values[start : start + self.length] for n, values in episode.items()}
+        count = len(window["timesteps"])
+        window["mask"] = np.ones(count, bool)
+        missing = self.length - count
+        return {
+            n: np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1))
+            for n, values in window.items()
+        }
+
+    def next(self) -> dict[str, torch.Tensor]:
+        """Returns a batch."""
+        samples = [self.sample() for _ in range(self.rows)]
+        return {n: torch.as_tensor(np.stack([s[n] for s in samples])) for n in samples[0]}
+
+
+def d3rlpy_batches(episodes: Episodes, rows: int, length: int) -> Callable[[], object] | None:
+    """Returns d3rlpy's way to a batch; None if it is not installed."""
+    try:
+        from d3rlpy.constants import ActionSpace
+        from d3rlpy.dataset import MDPDataset
+    except ImportError as error:
+        print(f"d3rlpy is left out: {error}")
+        return None
+    dataset = MDPDataset(
+        episodes.observations,
+        episodes.actions,
+        episodes.rewards[:, None],
+        episodes.terminations.astype(np.float32)[:, None],
+        action_space=ActionSpace.CONTINUOUS,
+        action_size=episodes.actions.shape[1],
+    )
+    return lambda: dataset.sample_trajectory_batch(rows, length)
+
+
+def seconds(function: Callable[[], object], calls: int) -> float:
+    """Wall time of one call, averaged over `calls` in a row."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    return (time.perf_counter() - start) / calls
+
+
+def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Returns each function's median seconds over rounds, the first of which is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(rounds + 1):
+        for name, function in functions.items():
+            time_of_one = seconds(function, 1 if number == 0 else 5)
+            if number:
+                times[name].append(time_of_one)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def trainer_of(episodes: Episodes, protocol: ProtocolConfig, folder: Path) -> Trainer:
+    """Returns a trainer of the default policy."""
+    config_class, _ = MIXERS["min_gru"]
+    policy = ReturnConditionedPolicy(
+        PolicyConfig(), config_class(), observation_dim=11, action_dim=3
+    )
+    batches = make_batches(episodes, protocol, seed=0, device=torch.device("cpu"))
+    return Trainer(policy, batches, TrainerConfig(), steps=100_000, folder=folder)
+
+
+def reading(rounds: int = 3) -> None:
+    """Stores a Minari set, and prints how long reading it takes."""
+    generator = np.random.default_rng(0)
+    trajectories = [
+        Trajectory(
+            generator.standard_normal((1001, 17)),
+            generator.uniform(-1, 1, (1000, 6)).astype(np.float32),
+            generator.standard_normal(1000),
+            terminated=False,
+            truncated=True,
+        )
+        for _ in range(1000)
+    ]
+    names = ("observations", "actions", "rewards", "terminations", "truncations")
+
+    def with_h5py() -> None:
+        with h5py.File(path) as file:
+            for i in range(1000):
+                for name in names:
+                    file[f"episode_{i}/{name}"][()]
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MINARI_DATASETS_PATH"] = folder
+        store_trajectories("speed/cheetah-v0", trajectories, environment_id="HalfCheetah-v5")
+        path = Path(folder, "speed/cheetah-v0/data/main_data.hdf5")
+        print("| h5py, s | first, s | times h5py | later, s |\n|---:|---:|---:|---:|", flush=True)
+        for _ in range(rounds):
+            shutil.rmtree(cache_root(), ignore_errors=True)
+            raw = seconds(with_h5py, 1)
+            first = seconds(lambda: load_minari("speed/cheetah-v0"), 1)
+            later = seconds(lambda: load_minari("speed/cheetah-v0"), 1)
+            print(f"| {raw:.2f} | {first:.2f} | {first / raw:.2f} | {later:.3f} |", flush=True)
+
+
+def write_d4rl(path: Path, steps: int) -> None:
+    """Writes a file of 1,000 steps an episode, in pieces; the pieces are the same numbers."""
+    generator = np.random.default_rng(0)
+    piece = min(steps, 1_000_000)
+    arrays = {
+        "observations": generator.standard_normal((piece, 11), np.float32),
+        "actions": generator.uniform(-1, 1, (piece, 3)).astype(np.float32),
+        "rewards": generator.standard_normal(piece, np.float32),
+        "terminals": np.arange(piece) % 1000 == 999,
+    }
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            data = file.create_dataset(name, (steps, *array.shape[1:]), array.dtype)
+            for begin in range(0, steps, piece):
+                data[begin : begin + piece] = array[: steps - begin]
+
+
+def train_on_disk(path: Path) -> None:
+    """Loads a file, makes 1,500 batches and 30 updates, and prints time and memory of each."""
+
+    def timed(what: str, function: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = function()
+        duration = time.perf_counter() - start
+        lines = Path("/proc/self/status").read_text().splitlines()
+        kilobytes = {line.split(":")[0]: line.split()[1] for line in lines if "kB" in line}
+        own, mapped = (int(kilobytes[key]) / 2**20 for key in ("RssAnon", "RssFile"))
+        print(f"| {what} | {duration:.1f} | {own:.2f} | {mapped:.2f} |", flush=True)
+        return result
+
+    print("| | s | own memory, GiB | mapped from files, GiB |\n|---|---:|---:|---:|")
+    episodes = timed("open", lambda: load_d4rl(path))
+    timed("observation statistics", lambda: episodes.observation_std)
+    trainer = timed("sampler", lambda: trainer_of(episodes, ProtocolConfig(), path.parent))
+    timed("1,500 batches", lambda: [trainer.batches.next() for _ in range(1500)][-1])
+    timed("30 updates", lambda: [trainer.update() for _ in range(30)])
+
+
+def on_disk(steps: int) -> None:
+    """Runs `train_on_disk` twice, in a process each."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "hopper-synthetic.hdf5"
+        write_d4rl(path, steps)
+        environment = os.environ | {"XDG_CACHE_HOME": folder}
+        environment.pop("MINARI_DATASETS_PATH", None)
+        for run in ("first", "later"):
+            print(f"\n{steps:,} steps, {run} run\n", flush=True)
+            command = [sys.executable, __file__, "--read", str(path)]
+            subprocess.run(command, env=environment, check=True)
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--episodes", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--reading", action="store_true")
+    parser.add_argument("--on-disk", type=int, metavar="STEPS")
+    parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.read is not None:
+        return train_on_disk(arguments.read)
+    if arguments.reading:
+        return reading()
+    if arguments.on_disk is not None:
+        return on_disk(arguments.on_disk)
+    episodes = synthetic(arguments.episodes)
+    protocols = {name: ProtocolConfig(name, context_length=CONTEXT[name]) for name in BATCHES}
+    device = torch.device("cpu")
+    ours = {n: make_batches(episodes, p, seed=0, device=device) for n, p in protocols.items()}
+    rows, length = protocols["windowed"].rows, protocols["windowed"].context_length
+    functions: dict[str, Callable[[], object]] = {n: b.next for n, b in ours.items()}
+    functions["one call a sample"] = PerSample(episodes, rows, length).next
+    d3rlpy = d3rlpy_batches(episodes, rows, length)
+    if d3rlpy is not None:
+        functions["d3rlpy"] = d3rlpy
+    sampling = interleaved(functions, arguments.rounds)
+
+    print(f"\n{platform.platform()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"{episodes.n_steps:,} steps, batches of about {rows * length:,} steps\n")
+    print("| batches | ms | batches/s | times windowed |\n|---|---:|---:|---:|")
+    lines = []
+    for name, value in sampling.items():
+        ratio = value / sampling["windowed"]
+        print(f"| {name} | {1000 * value:.3f} | {1 / value:,.0f} | {ratio:.1f} |")
+        lines.append(["sampling", name, f"{1000 * value:.4f}", ""])
+    print("\n| protocol | update, ms | sampling, ms | share |\n|---|---:|---:|---:|")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, protocol in protocols.items():
+            trainer = trainer_of(episodes, protocol, Path(folder))
+            parts = {"update": trainer.update, "sampling": trainer.batches.next}
+            times = interleaved(parts, max(3, arguments.rounds // 4))
+            share = times["sampling"] / times["update"]
+            print(
+                f"| {name} | {1000 * times['update']:.1f} | {1000 * times['sampling']:.3f} "
+                f"| {share:.1%} |"
+            )
+            lines.append(["update", name, f"{1000 * times['update']:.4f}", f"{share:.4f}"])
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("w", newline="") as file:
+        csv.writer(file).writerows([["what", "name", "ms", "sampling_share"], *lines])
+
+
+if __name__ == "__main__":
+    main()

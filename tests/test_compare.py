@@ -1,0 +1,240 @@
+"""compare.py as a user starts it: tables, pictures, the report, watching."""
+
+import csv
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from run_folders import damage, make_run
+
+import compare
+from envs.progress import time_span
+from envs.runs import read_run
+from envs.scores import write_scores
+
+ROOT = Path(__file__).parents[1]
+
+
+def printed(folders, tmp_path, published=False):
+    text = io.StringIO()
+    out = tmp_path / "out"
+    console = Console(file=text, width=80)
+    compare.main(list(folders), published=published, out=out, console=console)
+    return text.getvalue(), out
+
+
+def records(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    """Two tasks and three backbones, the third on one task only and with one seed."""
+    runs = tmp_path_factory.mktemp("benchmark") / "runs"
+    for seed, (gru, att) in enumerate([(50, 40), (60, 50), (70, 60)]):
+        for task, more in (("hopper-medium", 0), ("walker2d-medium", 20)):
+            folder = runs / task
+            targets = (1500.0, 3000.0, 6000.0)
+            make_run(
+                folder / f"gru{seed}", task, score=gru + more, seed=seed,
+                curve=(30, gru + 10, gru), targets=targets,
+            )  # fmt: skip
+            make_run(
+                folder / f"attention{seed}", task, "attention", score=att + more, seed=seed,
+                curve=(20, att, 3)[: 3 - seed % 2], targets=targets,
+            )  # fmt: skip
+    make_run(runs / "hopper-medium" / "lstm", backbone="min_lstm", score=65)
+    return runs
+
+
+@pytest.fixture(scope="module")
+def report(benchmark):
+    return printed([benchmark], benchmark.parent, published=True)
+
+
+def test_figures_by_hand(report):
+    text, out = report
+    lines = {(line["task"], line["row"]): line for line in records(out / "scores.csv")}
+    hopper = lines["builtin/hopper/medium-v0", "min_gru"]
+    assert float(hopper["last"]) == pytest.approx(60)
+    # Standard deviation 10, three seeds: 4.303 * 10 / sqrt(3).
+    assert float(hopper["last_high"]) == pytest.approx(60 + 24.84, abs=0.01)
+    assert float(hopper["best_in_training"]) == pytest.approx(70)
+    assert (hopper["seeds"], hopper["episodes_last"], hopper["episodes_best"]) == ("3", "4", "20")
+    single = lines["builtin/hopper/medium-v0", "min_lstm"]
+    assert (single["seeds"], single["last_low"], single["best_in_training"]) == ("1", "", "")
+
+    rows = {line["row"]: line for line in records(out / "overall.csv")}
+    # Six runs, 50 to 90: one goes at either end.
+    assert float(rows["min_gru"]["iqm"]) == pytest.approx((60 + 70 + 70 + 80) / 4)
+    assert float(rows["attention"]["mean"]) == pytest.approx(60)
+    assert float(rows["min_gru"]["iqm_low"]) < 70 < float(rows["min_gru"]["iqm_high"])
+    assert (rows["min_lstm"]["tasks"], rows["min_lstm"]["iqm"]) == ("1", "")
+
+    better = {(r["row"], r["over"]): r for r in records(out / "improvement.csv")}
+    # On each task, of nine pairs of runs: six won, two tied.
+    assert float(better["min_gru", "attention"]["probability"]) == pytest.approx(7 / 9)
+    assert float(better["attention", "min_gru"]["probability"]) == pytest.approx(2 / 9)
+    assert better["min_lstm", "min_gru"]["tasks"] == "1"
+    assert better["min_lstm", "min_gru"]["probability_low"] == ""
+
+    for words in ("60.0 ± 24.8", "min_lstm was not run on walker2d-medium; it has no average"):
+        assert words in text
+    assert max(map(len, text.split("\n\n")[0].splitlines())) <= 80
+    assert "\x1b" not in text
+
+
+def test_published_scores_stand_apart_and_only_for_tasks_that_were_run(report):
+    text, out = report
+    first = records(out / "published.csv")[0]
+    tasks = [key for key in first if "-" in key]
+    assert tasks == ["hopper-medium", "walker2d-medium"]
+    assert (first["method"], first["hopper-medium"]) == ("minGRU", "79.4")
+    assert float(first["mean_of_these"]) == pytest.approx((79.4 + 73.3) / 2)
+    assert "not checked" in first["evidence"]
+    assert "not comparable with the other tables" in " ".join(text.split())
+    assert all("minGRU" not in line["row"] for line in records(out / "scores.csv"))
+    markdown = (out / "report.md").read_text()
+    assert markdown.index("## Published scores") > markdown.index("## Protocol")
+
+
+def test_published_scores_of_tasks_that_nobody_published(tmp_path):
+    make_run(tmp_path / "run", referenced=False)
+    text, out = printed([tmp_path / "run"], tmp_path, published=True)
+    assert "There are no published scores of these tasks." in text
+    assert not (out / "published.csv").exists()
+    # Without reference returns: the return itself, and no average over tasks.
+    (line,) = records(out / "scores.csv")
+    assert line["unit"] == "return" and float(line["last"]) == pytest.approx(1607, abs=1)
+    assert "no reference returns are known" in text and not (out / "overall.csv").exists()
+
+
+def test_the_report_is_one_file_that_needs_no_other(report, benchmark, tmp_path):
+    _, out = report
+    page = (out / "report.html").read_text()
+    names = {p.stem for p in out.glob("*.png")}
+    assert names == {
+        "interquartile_mean", "score_per_task", "performance_profile", "learning_curve",
+        "target_return",
+    }  # fmt: skip
+    assert page.count('src="data:image/png;base64,iVBOR') == len(names)
+    assert not re.search(r"(src|href)=[\"'](?!data:)", page)
+    for name in names:
+        assert records(out / f"{name}.csv")
+    curves = {"min_gru": [], "attention": []}
+    for line in records(out / "learning_curve.csv"):
+        if "hopper" in line["task"]:
+            curves[line["row"]].append(line)
+    assert [int(line["update"]) for line in curves["min_gru"]] == [50, 100, 150]
+    # One of its seeds was not evaluated a third time.
+    assert [int(line["update"]) for line in curves["attention"]] == [50, 100]
+    last = curves["min_gru"][-1]
+    assert [float(last[k]) for k in ("mean", "low", "high")] == pytest.approx([60, 50, 70])
+    asked = [r for r in records(out / "target_return.csv") if r["row"] == "attention"]
+    assert [float(r["target_return"]) for r in asked[:3]] == [1500, 3000, 6000]
+    # The same runs make the same files.
+    _, again = printed([benchmark], tmp_path, published=True)
+    contents = [{path.name: path.read_bytes() for path in f.iterdir()} for f in (out, again)]
+    assert contents[0] == contents[1]
+
+
+def test_different_tasks_have_no_average(tmp_path):
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", "walker2d-medium", "attention", targets=(100.0, 3000.0))
+    text, out = printed([tmp_path], tmp_path)
+    assert "min_gru was not run on walker2d-medium; it has no average over tasks." in text
+    assert "attention was not run on hopper-medium; it has no average over tasks." in text
+    assert [line["mean"] for line in records(out / "overall.csv") if "mean" in line] == []
+    assert not (out / "improvement.csv").exists()
+    assert not (out / "performance_profile.png").exists()
+
+
+def test_without_matplotlib_the_tables_are_written_all_the_same(tmp_path, monkeypatch):
+    make_run(tmp_path / "run")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    text, out = printed([tmp_path / "run"], tmp_path)
+    assert 'for pictures run pip install -e ".[plots]" and compare again.' in text
+    assert records(out / "scores.csv") and not list(out.glob("*.png"))
+    assert "<table>" in (out / "report.html").read_text()
+
+
+def test_watching_shows_what_runs_and_what_is_done(tmp_path, monkeypatch):
+    make_run(tmp_path / "done", score=60, curve=(30, 70))
+    going = make_run(tmp_path / "going", seed=1, curve=(10, 20), finished=False)
+    damage(going, "metrics.jsonl", lambda text: text + '{"step": 999, "eval')
+    seen = io.StringIO()
+    console = Console(file=seen, width=120, force_terminal=True)
+    looks = []
+
+    def sleep(seconds):
+        looks.append(seconds)
+        if len(looks) == 1:
+            write_scores(going / "scores.json", read_run(tmp_path / "done").sweep)
+        else:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare.time, "sleep", sleep)
+    compare.watch([tmp_path], console)
+    text = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", seen.getvalue())
+    before, after = text.index("1 of 2 runs done"), text.index("2 of 2 runs done")
+    assert before < after
+    # The score so far is that of the last evaluation, the final one is the last checkpoint's.
+    assert re.search(r"going\W+100 / 1,500\W+20\.0\W+last sign \d s ago", text[before:after])
+    assert re.search(r"done\W+100 / 1,500\W+60\.0\W+done", text[before:after])
+    assert re.search(r"going\W+100 / 1,500\W+60\.0\W+done", text[after:])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7300, "2 h"), (1e6, "12 d")]
+)
+def test_time_spans(seconds, words):
+    assert time_span(seconds) == words
+
+
+def start(*arguments):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "compare.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+
+
+def test_as_a_user_starts_it(tmp_path):
+    make_run(tmp_path / "runs" / "a")
+    make_run(tmp_path / "runs" / "unfinished", seed=1, finished=False)
+    found = start(tmp_path / "runs")
+    assert found.returncode == 0, found.stderr
+    assert "unfinished is unfinished" in found.stdout
+    assert f"Report: {tmp_path / 'runs' / 'comparison' / 'report.html'}" in found.stdout
+    assert (tmp_path / "runs" / "comparison" / "report.md").is_file()
+
+
+BAD = {
+    "missing": (lambda t: [t / "missing"], r"missing does not exist; give run folders"),
+    "file": (lambda t: [t / "file.txt"], r"file\.txt is not a folder; give run folders"),
+    "empty": (lambda t: [t / "empty"], r"empty holds no runs: there is no config\.yaml"),
+    "unfinished": (lambda t: [t / "unfinished"], r"none of the 1 runs in .* can be compared"),
+    "watch": (lambda t: ["--watch", t / "empty"], r"empty holds no runs"),
+    "out": (lambda t: [t / "good", "--out", t / "file.txt"], r"cannot be written to .*file\.txt"),
+}
+
+
+def test_bad_arguments_are_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.txt").write_text("")
+    make_run(tmp_path / "unfinished", finished=False)
+    make_run(tmp_path / "good")
+    for arguments, words in BAD.values():
+        monkeypatch.setattr(sys, "argv", ["compare.py", *map(str, arguments(tmp_path))])
+        with pytest.raises(SystemExit) as ended:
+            compare.run()
+        message = str(ended.value.code)
+        assert message.startswith("error: ") and "\n" not in message
+        assert re.search(words, message), message

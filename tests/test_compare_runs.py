@@ -1,0 +1,173 @@
+"""Which runs share a row, what is marked, and what is left out."""
+
+import re
+
+import pytest
+from run_folders import damage, make_run
+
+import compare
+from configs.schema import EvaluationConfig
+from envs.comparison import compare_runs
+from envs.runs import find_run_folders, read_run
+
+
+def compared(*folders):
+    runs = [read_run(folder) for folder in find_run_folders(folders)]
+    return compare_runs(runs)
+
+
+def test_names_tell_what_differs_and_no_more(tmp_path):
+    streamed = {"name": "streamed", "context_length": 64}
+    for seed in range(2):
+        for name, more in {
+            "plain": {},
+            "streamed": {"protocol": streamed},
+            "window": {"rollout": "window"},
+            "long": {"steps": 3000, "step": 3000},
+            "attention": {"backbone": "attention", "steps": 700, "step": 700},
+        }.items():
+            make_run(tmp_path / f"{name}{seed}", seed=seed, **more)
+    found = compared(tmp_path)
+    assert set(found.rows) == {
+        "min_gru",
+        "min_gru protocol.name=streamed",  # the context length goes with it
+        "min_gru rollout=window",
+        "min_gru steps=3000",
+        "attention",  # it has one configuration, whatever that is
+    }
+    assert all(len(cell.runs) == 2 for cell in found.cells.values())
+    assert found.baselines == ["min_gru", "attention"]
+    assert any(
+        "attention is not trained or scored" in n and "updates 700" in n for n in found.notes
+    )
+
+
+def test_of_two_configurations_neither_is_the_usual_one(tmp_path):
+    make_run(tmp_path / "a", protocol={"name": "carried"})
+    make_run(tmp_path / "b")
+    assert compared(tmp_path).rows == [
+        "min_gru protocol.name=carried",
+        "min_gru protocol.name=windowed",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "name", "words"),
+    [
+        ({"episodes": 2}, "episodes=2", "episodes 2 instead of 4"),
+        ({"environment": "Hopper-v4"}, "environment=Hopper-v4", "Hopper-v4 instead of Hopper-v5"),
+        ({"engine": "envpool"}, "engine=envpool", "engine envpool instead of gymnasium"),
+        ({"targets": (1800.0,)}, "target_return=1,800", "target return 1,800 instead of 3,000"),
+        ({"step": 500}, "scored_at_update=500", "updates 500 instead of 1,500"),
+    ],
+)
+def test_unequal_protocols_are_not_merged_and_are_marked(tmp_path, more, name, words):
+    for seed in range(2):
+        make_run(tmp_path / str(seed), seed=seed)
+    make_run(tmp_path / "2", seed=2, **more)
+    found = compared(tmp_path)
+    task = "builtin/hopper/medium-v0"
+    assert len(found.cells[task, "min_gru"].runs) == 2
+    assert len(found.cells[task, f"min_gru {name}"].runs) == 1
+    (number,) = found.marks[task, f"min_gru {name}"]
+    assert words in found.notes[number - 1]
+    assert (task, "min_gru") not in found.marks
+
+
+def test_a_configuration_that_changes_from_task_to_task_is_marked(tmp_path):
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", "walker2d-medium", protocol={"context_length": 64})
+    found = compared(tmp_path)
+    assert found.rows == ["min_gru"]
+    assert any(
+        "protocol.context_length is 20 on hopper-medium, 64 on walker2d-medium" in note
+        for note in found.notes
+    )
+
+
+def test_of_several_targets_the_runs_own_is_the_score(tmp_path):
+    run = read_run(make_run(tmp_path / "run", targets=(6000.0, 3000.0, 100.0)))
+    assert run.score.target_return == 3000
+    assert [score.target_return for score in run.sweep] == [100, 3000, 6000]
+    asked = EvaluationConfig(target_return=6000.0)
+    other = make_run(tmp_path / "other", targets=(6000.0, 3000.0), evaluation=asked)
+    assert read_run(other).score.target_return == 6000
+
+
+def test_a_run_that_was_copied_is_counted_once(tmp_path):
+    for name in ("run", "copy"):
+        make_run(tmp_path / name)
+    found = compared(tmp_path, tmp_path / "run")
+    (cell,) = found.cells.values()
+    assert len(cell.runs) == 1
+    (note,) = found.notes
+    assert "run is left out: it is the same run as" in note and "seed 0 of min_gru" in note
+
+
+DAMAGE = {
+    "of another version: scores": (
+        lambda f: damage(f, "scores.json", lambda t: t.replace('"seed"', '"start_seed"')),
+        r"scores\.json' do not have the expected keys.*seed, start_seed; run eval\.py again",
+    ),
+    "of another version: config": (
+        lambda f: damage(
+            f, "config.yaml", lambda t: t.replace("backbone:\n  name:", "net:\n  is:")
+        ),
+        r"of another version of this project \(the key 'backbone\.name' is missing\): train it",
+    ),
+    "without data in config.json": (
+        lambda f: (f / "config.json").write_text("{}"),
+        r"the key 'dataset' is missing",
+    ),
+    "cut off": (lambda f: damage(f, "config.yaml", lambda t: t[:40] + ": ["), r"is damaged or of"),
+    "not text": (
+        lambda f: (f / "metrics.jsonl").write_bytes(b"\xff\xfe\n"),
+        r"is damaged or of another version",
+    ),
+    "without its configuration": (
+        lambda f: (f / "config.yaml").unlink(),
+        r"is not a whole run folder: config\.yaml is missing beside scores\.json",
+    ),
+    "unfinished": (
+        lambda f: (f / "scores.json").unlink(),
+        r"is unfinished, it has no scores\.json: go on with .*resume=true, or .*python eval\.py",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_run_that_cannot_be_read_is_named_in_a_sentence_and_left_out(tmp_path, kind):
+    broken, words = DAMAGE[kind]
+    good, bad = make_run(tmp_path / "good"), make_run(tmp_path / "bad")
+    broken(bad)
+    runs, (reason,) = compare.read_runs([tmp_path])
+    assert [run.folder for run in runs] == [good]
+    assert re.search(words, reason), reason
+    assert str(bad) in reason and "\n" not in reason and reason.endswith(".")
+
+
+def test_scores_from_before_there_was_a_second_engine_are_still_read(tmp_path):
+    make_run(tmp_path / "new", seed=1)
+    damage(
+        make_run(tmp_path / "old"),
+        "scores.json",
+        lambda text: re.sub(r',\s*"engine": "gymnasium"', "", text),
+    )
+    assert "engine" not in (tmp_path / "old" / "scores.json").read_text()
+    (cell,) = compared(tmp_path).cells.values()
+    assert [run.protocol["engine"] for run in cell.runs] == ["gymnasium", "gymnasium"]
+
+
+def test_an_older_run_without_a_key_is_not_merged_with_newer_ones(tmp_path):
+    for seed in range(3):
+        make_run(tmp_path / str(seed), seed=seed)
+    damage(tmp_path / "2", "config.yaml", lambda text: text.replace("  burn_in: 0\n", ""))
+    assert compared(tmp_path).rows == ["min_gru", "min_gru protocol.burn_in=absent"]
+
+
+def test_a_line_that_a_kill_cut_off_is_passed_over(tmp_path):
+    folder = make_run(tmp_path / "run", curve=(10, 30, 20))
+    damage(folder, "metrics.jsonl", lambda text: text + '{"step": 9, "eval/norm')
+    run = read_run(folder)
+    assert [step for step, _ in run.curve] == [50, 100, 150]
+    assert run.best == pytest.approx(30)
