@@ -23,12 +23,13 @@ from agents.checkpoint import RunDescription, claim_run_folder, load_policy, sav
 from agents.policy import ReturnConditionedPolicy
 from agents.trainer import Trainer
 from configs import command_line
-from configs.schema import EvaluationConfig, TrainConfig, resolve_device
+from configs.schema import EvalConfig, EvaluationConfig, TrainConfig, resolve_device
 from envs.episodes import Episodes
 from envs.scores import print_scores, write_scores
+from envs.slices import hold_out
 from envs.sources import load_episodes
 from envs.tasks import task_of_environment
-from envs.windows import make_batches
+from envs.windows import Batches, make_batches
 from eval import ERRORS, score_policy
 
 
@@ -38,6 +39,9 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
     device = resolve_device(config.device)
     folder = Path(config.run_dir or default_run_dir(config, overrides))
     episodes = load_episodes(config.dataset)
+    held_out = None
+    if config.held_out:
+        episodes, held_out = hold_out(episodes, config.held_out, config.seed)
     description = RunDescription(config.rollout, config.protocol.context_length, describe(episodes))
     claim_run_folder(folder, config_text(config), resume=config.resume, overwrite=config.overwrite)
 
@@ -50,15 +54,20 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
             acting,
             description,
             step,
-            episodes=config.evaluation.episodes_in_training,
-            seed=config.evaluation.seed,
+            config=EvalConfig(
+                str(folder), config.evaluation.episodes_in_training, seed=config.evaluation.seed
+            ),
         )
         console.print(
             f"update {step:,}: return {score.return_mean:,.0f} ± {score.return_std:,.0f} over "
             f"{score.episodes} episodes",
             highlight=False,
         )
-        return score.scalars()
+        scalars = score.scalars()
+        if held_out is not None:
+            batches = make_batches(held_out, config.protocol, seed=0, device=device)
+            scalars["eval/loss"] = mean_loss(acting, batches)
+        return scalars
 
     trainer = Trainer(
         policy,
@@ -86,8 +95,7 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
         policy,
         description,
         step,
-        episodes=config.evaluation.episodes,
-        seed=config.evaluation.seed,
+        config=EvalConfig(str(folder), config.evaluation.episodes, seed=config.evaluation.seed),
         console=console,
     )
     write_scores(folder / "scores.json", scores)
@@ -98,6 +106,17 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
         console=console,
     )
     console.print(f"Score it again: python eval.py run={folder}")
+
+
+@torch.no_grad()
+def mean_loss(policy: ReturnConditionedPolicy, batches: Batches, count: int = 20) -> float:
+    """Returns the mean loss of a policy in evaluation mode over some batches."""
+    losses, carried = [], None
+    for _ in range(count):
+        loss, state = policy.loss(**batches.next(), state=carried)
+        carried = state if batches.carries_state else None
+        losses.append(loss)
+    return torch.stack(losses).mean().item()
 
 
 def describe(episodes: Episodes) -> dict[str, Any]:

@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from agents.acting import ROLLOUTS  # noqa: E402
 from agents.checkpoint import load_policy  # noqa: E402
+from configs.schema import EvalConfig  # noqa: E402
 from envs.scores import read_scores, write_scores  # noqa: E402
 from eval import score_policy  # noqa: E402
 
@@ -66,7 +67,8 @@ def score(folder: Path, episodes: int) -> None:
         if not path.exists():
             description.rollout = rollout
             write_scores(
-                path, score_policy(policy, description, step, episodes=episodes, seed=1000)
+                path,
+                score_policy(policy, description, step, config=EvalConfig(str(folder), episodes)),
             )
 
 

@@ -13,6 +13,7 @@ from agents.backbones import MIXERS
 from agents.block import BackboneConfig
 from agents.policy import PolicyConfig
 from agents.trainer import PRECISIONS, TrainerConfig
+from envs.rollout import ENGINES
 from envs.sources import DatasetConfig
 from envs.windows import ProtocolConfig
 
@@ -57,6 +58,8 @@ class TrainConfig:
 
     Attributes:
         steps: Updates.
+        held_out: Fraction of the episodes that is not trained on; each evaluation in training logs
+            the loss on them as eval/loss.
         seed: Of the parameters, the dropout and the order of the data.
         rollout: How the policy acts: `carried`, `rolling` or `window`; see agents.acting.
         device: `auto` takes CUDA where there is one.
@@ -74,6 +77,7 @@ class TrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     steps: int = 1500
+    held_out: float = 0.0
     seed: int = 0
     rollout: str = "carried"
     device: str = "auto"
@@ -101,7 +105,14 @@ class EvalConfig:
         rollout: `carried`, `rolling` or `window`; null acts as the run's configuration says.
         environment: Gymnasium id; null takes the environment of the data.
         seed: Fixes the start states.
+        target_fraction: Asks for these fractions of the best return in the data instead.
         n_envs: Environments at once.
+        engine: `gymnasium`, or `envpool` (an extra): faster, with other start states.
+        horizon: Steps of an episode; null is the environment's own limit. Longer than it was in
+            training is where a carried state must show what it is worth.
+        start_noise: Scatter of the start states; null is the environment's own.
+        observation_noise: Standard deviation of noise on the observations, in units of the data's.
+        action_delay: Steps by which actions arrive late.
         device: `auto` takes CUDA where there is one.
         video: Also writes one episode to this mp4 file.
     """
@@ -109,10 +120,16 @@ class EvalConfig:
     run: str = MISSING
     episodes: int = EvaluationConfig.episodes
     target_return: list[float] | None = None
+    target_fraction: list[float] | None = None
     rollout: str | None = None
     environment: str | None = None
     seed: int = EvaluationConfig.seed
     n_envs: int | None = None
+    engine: str = ENGINES[0]
+    horizon: int | None = None
+    start_noise: float | None = None
+    observation_noise: float = 0.0
+    action_delay: int = 0
     device: str = TrainConfig.device
     video: str | None = None
 
@@ -120,6 +137,20 @@ class EvalConfig:
         _check_choice("device", self.device, DEVICES)
         if self.rollout is not None:
             _check_choice("rollout", self.rollout, ROLLOUTS)
+        _check_choice("engine", self.engine, ENGINES)
+        if self.target_return is not None and self.target_fraction is not None:
+            raise ValueError("give either target_return or target_fraction, not both.")
+
+    @property
+    def conditions(self) -> str:
+        """How the environment is made harder than it was in training, in words."""
+        changed = {
+            "horizon": self.horizon,
+            "start_noise": self.start_noise,
+            "observation_noise": self.observation_noise or None,
+            "action_delay": self.action_delay or None,
+        }
+        return ", ".join(f"{key} {value:g}" for key, value in changed.items() if value is not None)
 
 
 def register() -> None:

@@ -28,6 +28,7 @@ class EnvPoolSimulators:
         n: Number of slots.
         seeds: (episodes,) int, every seed that `reset` will be given, as often as it will be.
         horizon: Steps after which an episode is truncated; None is the environment's own limit.
+        options: Further settings of the environment, such as ``reset_noise_scale``.
 
     Attributes:
         physics: What ran: EnvPool and its version, which brings its own MuJoCo.
@@ -37,7 +38,13 @@ class EnvPoolSimulators:
     """
 
     def __init__(
-        self, environment_id: str, n: int, seeds: Sequence[int] | np.ndarray, *, horizon: int | None
+        self,
+        environment_id: str,
+        n: int,
+        seeds: Sequence[int] | np.ndarray,
+        *,
+        horizon: int | None = None,
+        options: dict[str, Any] | None = None,
     ) -> None:
         try:
             envpool: Any = importlib.import_module("envpool")
@@ -65,6 +72,7 @@ class EnvPoolSimulators:
             seed=[int(seed) for seed in wrapped],
             num_threads=os.cpu_count() or 1,
             max_episode_steps=limit,
+            **(options or {}),
         )
         self._slots = np.zeros(n, np.int64)  # which environment each slot plays
 

@@ -88,6 +88,7 @@ def rollout(
     n_envs: int | None = None,
     horizon: int | None = None,
     engine: str = "gymnasium",
+    start_noise: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> RolloutResult:
     """Plays whole episodes and returns what each of them earned.
@@ -107,6 +108,8 @@ def rollout(
         horizon: Truncates episodes after this many steps, also past the environment's own limit,
             which is the default.
         engine: ``gymnasium``, the reference, or ``envpool``, faster, with other start states.
+        start_noise: How far start states scatter, the ``reset_noise_scale`` of Gymnasium's MuJoCo
+            tasks; by default the environment's own.
         progress: Called as ``progress(finished, episodes)`` whenever episodes have ended.
 
     Returns:
@@ -127,7 +130,8 @@ def rollout(
     if engine not in ENGINES:
         raise RolloutError(f"engine '{engine}' does not exist; there are: {', '.join(ENGINES)}.")
     started = time.perf_counter()
-    with closing(make_environment(environment_id)) as environment:
+    options = {} if start_noise is None else {"reset_noise_scale": start_noise}
+    with closing(make_environment(environment_id, **options)) as environment:
         environment_id = environment.spec.id  # of the newest version, where none was given
         action_space = environment.action_space
         observation_dim = environment.observation_space.shape[0]
@@ -143,7 +147,11 @@ def rollout(
     is_first = np.ones(n_envs, bool)
     policy_seconds = 0.0
 
-    simulators = _make_simulators(engine, environment_id, n_envs, episodes, seed, horizon)
+    simulators: Simulators | EnvPoolSimulators
+    if engine == "gymnasium":
+        simulators = Simulators(environment_id, n_envs, horizon=horizon, options=options)
+    else:
+        simulators = _make_envpool(environment_id, n_envs, episodes, seed, horizon, options)
     with closing(simulators), torch.inference_mode():
         state = actor.initial_state(n_envs)
         observations[:] = simulators.reset(active, start_seeds(seed, episode))
@@ -193,14 +201,17 @@ def rollout(
     )
 
 
-def _make_simulators(
-    engine: str, environment_id: str, n_envs: int, episodes: int, seed: int, horizon: int | None
-) -> Simulators | EnvPoolSimulators:
-    if engine == "gymnasium":
-        return Simulators(environment_id, n_envs, horizon=horizon)
+def _make_envpool(
+    environment_id: str,
+    n_envs: int,
+    episodes: int,
+    seed: int,
+    horizon: int | None,
+    options: dict[str, Any],
+) -> EnvPoolSimulators:
     seeds = start_seeds(seed, np.arange(episodes))
     try:
-        return EnvPoolSimulators(environment_id, n_envs, seeds, horizon=horizon)
+        return EnvPoolSimulators(environment_id, n_envs, seeds, horizon=horizon, options=options)
     except ValueError as error:
         raise RolloutError(str(error)) from error
 
@@ -255,7 +266,7 @@ def make_environment(environment_id: str, **options: Any) -> gymnasium.Env:
         near = difflib.get_close_matches(environment_id, list(gymnasium.registry), n=2, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else "."
         raise RolloutError(f"Environment '{environment_id}' does not exist{hint}") from error
-    except (gymnasium.error.Error, ImportError) as error:
+    except (gymnasium.error.Error, ImportError, TypeError) as error:
         reason = str(error).strip().rstrip(".")
         raise RolloutError(f"Environment '{environment_id}' cannot be made: {reason}.") from error
     for kind in ("observation", "action"):

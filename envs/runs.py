@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from envs.scores import Score, ScoreError, read_scores
+from envs.tasks import task_of_environment
 
 # Keys that do not change what is learned, and those of which the scores themselves tell more.
 IGNORED = (
@@ -125,8 +126,7 @@ def read_run(folder: Path) -> Run:
         sweep = read_scores(folder / "scores.json")
         config = dict(flatten(_read_yaml(folder / "config.yaml")))
         described = json.loads((folder / "config.json").read_text(encoding="utf-8"))["dataset"]
-        target = config["evaluation.target_return"]
-        own_target = described["return_top10"] if target is None else target
+        own_target = _own_target(config, described)
         score = min(sweep, key=lambda score: abs(score.target_return - own_target))
         normalized = score.normalized_score_mean is not None
         reached = "last" if score.checkpoint_step == config["steps"] else score.checkpoint_step
@@ -160,6 +160,17 @@ def read_run(folder: Path) -> Run:
             f"{folder} is damaged or of another version of this project "
             f"({what.splitlines()[0]}): train it again."
         ) from error
+
+
+def _own_target(config: dict[str, Any], described: dict[str, Any]) -> float:
+    """The return that a run's policy is asked for; see `target_return` in train.py."""
+    given = config["evaluation.target_return"]
+    if given is not None:
+        return float(given)
+    task = task_of_environment(described["environment_id"])
+    if config.get("evaluation.target") == "published" and task is not None:
+        return task.target_return
+    return float(described["return_top10"])
 
 
 def _read_yaml(path: Path) -> Any:

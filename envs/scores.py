@@ -49,6 +49,7 @@ class Score:
         normalized_score_std: Spread of the normalised scores.
         length_mean: Mean of the lengths.
         engine: What stepped the environments: ``gymnasium`` or ``envpool``.
+        conditions: How they were made harder, in words; empty where they were not.
     """
 
     dataset_id: str
@@ -70,7 +71,9 @@ class Score:
     normalized_score_mean: float | None
     normalized_score_std: float | None
     length_mean: float
-    engine: str = "gymnasium"  # files from before there was another do not name it
+    # Files from before there were these two do not have them.
+    engine: str = "gymnasium"
+    conditions: str = ""
 
     def scalars(self) -> dict[str, float]:
         """Returns what a training log records of it, under ``eval/*``."""
@@ -113,7 +116,11 @@ def normalized_score(
 
 
 def make_score(
-    result: RolloutResult, described: Described, target_return: float, checkpoint_step: int
+    result: RolloutResult,
+    described: Described,
+    target_return: float,
+    checkpoint_step: int,
+    conditions: str = "",
 ) -> Score:
     """Makes the score of one rollout.
 
@@ -122,6 +129,7 @@ def make_score(
         described: How the policy acts and what it was trained on.
         target_return: The return that it was asked for.
         checkpoint_step: Updates that it was trained for.
+        conditions: How the environment was made harder, in words.
     """
     dataset: Mapping[str, Any] = described.dataset
     minimum, maximum = dataset.get("reference_min"), dataset.get("reference_max")
@@ -149,6 +157,7 @@ def make_score(
         normalized_score_std=None if normalized is None else float(normalized.std()),
         length_mean=float(result.episode_lengths.mean()),
         engine=result.engine,
+        conditions=conditions,
     )
 
 
@@ -205,6 +214,8 @@ def _caption(score: Score) -> list[str]:
         f" {score.gymnasium_version}; mean ± standard deviation over {score.episodes}"
         f" episode{'s' * (score.episodes != 1)}, seed {score.seed}."
     ]
+    if score.conditions:
+        lines.append(f"Harder than in training: {score.conditions}.")
     if score.reference_min is None or score.reference_max is None:
         return [*lines, "No reference returns are known for this environment: raw returns only."]
     lines.append(

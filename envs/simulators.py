@@ -53,6 +53,7 @@ class Simulators:
         n: Number of environments.
         workers: Threads that step; by default one or two, as the machine allows.
         horizon: Steps after which an episode is truncated; None is the environment's own limit.
+        options: Passed to ``gymnasium.make``.
 
     Attributes:
         n: Number of environments.
@@ -72,13 +73,14 @@ class Simulators:
         *,
         workers: int | None = None,
         horizon: int | None = None,
+        options: dict[str, Any] | None = None,
     ) -> None:
         if n < 1:
             raise ValueError(f"n is {n}; at least one environment is needed")
         self.environments: list[gym.Env[Any, Any]] = []
         with quiet_model_files():
             for _ in range(n):
-                environment = gym.make(environment_id, disable_env_checker=True)
+                environment = gym.make(environment_id, disable_env_checker=True, **(options or {}))
                 while isinstance(environment, _REPLACED_WRAPPERS):
                     environment = environment.env
                 self.environments.append(environment)

@@ -53,7 +53,7 @@ def start(store, tmp_path):
 
 
 def test_train_then_eval(start, tmp_path):
-    trained = start("train.py", *SMALL, "steps=80")
+    trained = start("train.py", *SMALL, "steps=80", "held_out=0.2")
     assert trained.returncode == 0, trained.stderr
     (folder,) = tmp_path.glob("runs/hopper-medium/*")
     assert re.fullmatch(r"min_gru-windowed-seed0-[0-9a-f]{8}", folder.name)
@@ -67,6 +67,7 @@ def test_train_then_eval(start, tmp_path):
     assert f"{score['return_mean']:,.1f} ± {score['return_std']:,.1f}" in output
     records = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
     assert [r["step"] for r in records if "eval/return_mean" in r] == [40, 80]
+    assert all(r["eval/loss"] > 0 for r in records if "eval/return_mean" in r)
     assert not list(tmp_path.glob("outputs")) and not list(tmp_path.glob("*.log"))
 
     # The run folder is all that eval.py needs, wherever it is.
@@ -88,6 +89,23 @@ def test_train_then_eval(start, tmp_path):
         (100.0, "window"),
         (2000.0, "window"),
     ]
+
+    harder = start(
+        "eval.py",
+        f"run={moved}",
+        "episodes=2",
+        "target_fraction=[0.5,2]",
+        "observation_noise=0.1",
+        "action_delay=1",
+        "start_noise=0.01",
+        "horizon=1200",
+    )
+    assert harder.returncode == 0, harder.stderr
+    assert "Harder than in training: horizon 1200" in harder.stdout
+    (path,) = moved.glob("scores-*.json")
+    first, last = json.loads(path.read_text())
+    assert last["target_return"] == pytest.approx(4 * first["target_return"])
+    assert first["conditions"].endswith("observation_noise 0.1, action_delay 1")
 
     other = start("eval.py", f"run={moved}", "environment=Walker2d-v5")
     assert other.returncode == 1
