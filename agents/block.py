@@ -13,6 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from agents.convolution import CausalConvolution
+
 # What a mixer remembers of the past: a tensor whose first axis is the batch, or a tuple of states.
 State = Any
 
@@ -34,6 +36,8 @@ class BackboneConfig:
         n_layer: Blocks.
         mlp_ratio: Width of the MLP, in units of d_model.
         dropout: Probability of dropping a mixer's or an MLP's output channel in training.
+        convolution: Steps that a causal convolution before each mixer sees (where minGRU's paper
+            has one: 4); 0 has none.
     """
 
     name: str = "min_gru"
@@ -41,6 +45,7 @@ class BackboneConfig:
     n_layer: int = 3
     mlp_ratio: int = 4
     dropout: float = 0.1
+    convolution: int = 0
 
 
 class Mixer(nn.Module):
@@ -65,12 +70,18 @@ class Mixer(nn.Module):
 
 
 class Block(nn.Module):
-    """norm -> mixer -> norm -> MLP, with residuals around both (pre-norm)."""
+    """norm -> mixer -> norm -> MLP, with residuals around both (pre-norm).
+
+    With a convolution before the mixer, the state is its window and the mixer's state.
+    """
 
     def __init__(self, mixer: Mixer, config: BackboneConfig) -> None:
         super().__init__()
         width = config.mlp_ratio * config.d_model
         self.mixer_norm = nn.LayerNorm(config.d_model)
+        self.convolution: CausalConvolution | None = None
+        if config.convolution:
+            self.convolution = CausalConvolution(config.d_model, config.convolution)
         self.mixer = mixer
         self.mlp_norm = nn.LayerNorm(config.d_model)
         self.mlp = nn.Sequential(
@@ -79,8 +90,11 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def initial_state(self, batch_size: int) -> State:
-        """Returns the mixer's state before an episode begins."""
-        return self.mixer.initial_state(batch_size)
+        """Returns the state before an episode begins."""
+        state = self.mixer.initial_state(batch_size)
+        if self.convolution is None:
+            return state
+        return self.convolution.initial_state(batch_size), state
 
     def _residual(self, x: Tensor, mixed: Tensor) -> Tensor:
         x = x + self.dropout(mixed)
@@ -88,13 +102,23 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, state: State, is_first: Tensor) -> tuple[Tensor, State]:
         """Maps x (batch, time, d_model), is_first (batch, time) to outputs of x's shape."""
-        mixed, state = self.mixer(self.mixer_norm(x), state, is_first)
-        return self._residual(x, mixed), state
+        if self.convolution is None:
+            mixed, state = self.mixer(self.mixer_norm(x), state, is_first)
+            return self._residual(x, mixed), state
+        window, state = state
+        convolved, window = self.convolution(self.mixer_norm(x), window, is_first)
+        mixed, state = self.mixer(convolved, state, is_first)
+        return self._residual(x, mixed), (window, state)
 
     def step(self, x: Tensor, state: State, is_first: Tensor) -> tuple[Tensor, State]:
         """Maps x (batch, d_model), is_first (batch,) to outputs of x's shape."""
-        mixed, state = self.mixer.step(self.mixer_norm(x), state, is_first)
-        return self._residual(x, mixed), state
+        if self.convolution is None:
+            mixed, state = self.mixer.step(self.mixer_norm(x), state, is_first)
+            return self._residual(x, mixed), state
+        window, state = state
+        convolved, window = self.convolution.step(self.mixer_norm(x), window, is_first)
+        mixed, state = self.mixer.step(convolved, state, is_first)
+        return self._residual(x, mixed), (window, state)
 
 
 class Backbone(nn.Module):

@@ -13,6 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from configs import command_line
+from configs.schema import register
+
 ROOT = Path(__file__).parents[1]
 # Small enough for a test, and still the whole way: data made, trained on, scored.
 SMALL = [
@@ -190,8 +193,17 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("override", WRONG)
-def test_a_wrong_override_is_one_sentence(start, tmp_path, override):
+# What only shows once the program runs, and one of the others from beginning to end.
+STARTED = {
+    "stepz=3",
+    "dataset.id=builtin/hopper/simple-v0",
+    "dataset.source=hdf6",
+    "dataset=minari",
+}
+
+
+@pytest.mark.parametrize("override", sorted(STARTED))
+def test_a_wrong_override_is_one_sentence_and_nothing_else(start, tmp_path, override):
     found = start("train.py", override)
     assert found.returncode == 1
     assert re.search(WRONG[override], found.stderr), found.stderr
@@ -199,10 +211,17 @@ def test_a_wrong_override_is_one_sentence(start, tmp_path, override):
     assert not (tmp_path / "runs").exists() or not list(tmp_path.glob("runs/*/*/policy*"))
 
 
-def test_an_experiment_and_a_backbone_that_do_not_fit_are_one_sentence(start):
-    found = start("train.py", "experiment=decision_transformer", "backbone=gru")
-    assert found.returncode == 1
-    assert re.match(r"error: .* do not go together: .*n_head", found.stderr), found.stderr
+@pytest.mark.parametrize("override", sorted(WRONG.keys() - STARTED))
+def test_a_wrong_override_is_refused(override):
+    register()
+    with pytest.raises(command_line.ConfigError, match=WRONG[override]):
+        command_line.check([override], "train")
+
+
+def test_an_experiment_and_a_backbone_that_do_not_fit_are_one_sentence():
+    register()
+    with pytest.raises(command_line.ConfigError, match=r"do not go together: .*n_head"):
+        command_line.check(["experiment=decision_transformer", "backbone=gru"], "train")
 
 
 @pytest.mark.parametrize("run", ["nowhere", "."])

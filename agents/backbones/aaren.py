@@ -67,7 +67,7 @@ class Aaren(Mixer):
         )
 
     def _check(self, x: Tensor, state: tuple[Tensor, Tensor, Tensor]) -> None:
-        heads = (len(x), self.n_head)
+        heads = (x.shape[0], self.n_head)
         check_state("aaren", state, heads, (*heads, self.d_head), heads)
 
     def _scores_and_values(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

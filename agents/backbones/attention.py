@@ -107,7 +107,7 @@ class Attention(Mixer):
 
     def _project(self, x: Tensor, state: AttentionState) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the queries, keys and values of x, (batch, time, d_model) each."""
-        shape = (len(x), self.context_length, self.output.in_features)
+        shape = (x.shape[0], self.context_length, self.output.in_features)
         check_state("attention", state, shape, shape, shape[:1])
         query, keys, values = self.projection(x).chunk(3, dim=-1)
         return query, keys, values

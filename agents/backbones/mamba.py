@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from agents.backbones.state import check_state
 from agents.block import BackboneConfig, Mixer, zeros_like_weight
+from agents.convolution import CausalConvolution
 from agents.scan import linear_scan
 
 _DT_MIN, _DT_MAX = 0.001, 0.1
@@ -54,7 +54,7 @@ class Mamba(Mixer):
         inner, self.d_state = config.expand * config.d_model, config.d_state
         self.dt_rank = math.ceil(config.d_model / 16)
         self.in_proj = nn.Linear(config.d_model, 2 * inner, bias=False)
-        self.conv1d = nn.Conv1d(inner, inner, config.d_conv, groups=inner)
+        self.conv1d = CausalConvolution(inner, config.d_conv)
         self.x_proj = nn.Linear(inner, self.dt_rank + 2 * self.d_state, bias=False)
         self.dt_proj = nn.Linear(self.dt_rank, inner)
         self.A_log = nn.Parameter(torch.arange(1.0, self.d_state + 1).log().repeat(inner, 1))
@@ -75,17 +75,17 @@ class Mamba(Mixer):
         return zeros_like_weight(self.A_log, *window), zeros_like_weight(self.A_log, *h)
 
     def _state_shapes(self, batch_size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        inner, window = self.A_log.shape[0], self.conv1d.kernel_size[0] - 1
-        return (batch_size, window, inner), (batch_size, self.d_state, inner)
+        h = (batch_size, self.d_state, self.A_log.shape[0])
+        return self.conv1d.window_shape(batch_size), h
 
     def forward(
         self, x: Tensor, state: tuple[Tensor, Tensor], is_first: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Maps x (batch, time, d_model) by the parallel scan; see Mixer."""
-        check_state("mamba", state, *self._state_shapes(len(x)))
+        check_state("mamba", state, *self._state_shapes(x.shape[0]))
         window, h = state
         x, z = self.in_proj(x).to(h.dtype).chunk(2, dim=-1)
-        x, window = self._convolve(x, window, is_first)
+        x, window = self.conv1d(x, window, is_first)
         x = F.silu(x)
         dt, b, c = self._select(x)
         y, h = _selective_scan(dt, dt * x, b, c, self._a(), h, is_first)
@@ -95,23 +95,18 @@ class Mamba(Mixer):
         self, x: Tensor, state: tuple[Tensor, Tensor], is_first: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Maps x (batch, d_model) by one step of the recurrence; see Mixer."""
-        check_state("mamba", state, *self._state_shapes(len(x)))
+        check_state("mamba", state, *self._state_shapes(x.shape[0]))
         window, h = state
         first = is_first.view(-1, 1, 1)
         x, z = self.in_proj(x).to(h.dtype).chunk(2, dim=-1)
-        seen = torch.cat([window.masked_fill(first, 0.0), x.unsqueeze(1)], dim=1)
-        weight, bias = self._taps()
-        x = F.silu((seen * weight).sum(1) + bias)
+        x, window = self.conv1d.step(x, window, is_first)
+        x = F.silu(x)
         dt, b, c = self._select(x)
         # In place where that is possible: a wide batch spends its time on fresh memory.
         decay = (dt.unsqueeze(1) * self._a()).masked_fill_(first, float("-inf")).exp_()
         h = (b.unsqueeze(-1) * (dt * x).unsqueeze(1)).addcmul_(decay, h)
         y = (c.unsqueeze(1) @ h).squeeze(1)
-        return self.out_proj((y + self.D * x) * F.silu(z)), (seen[:, 1:], h)
-
-    def _taps(self) -> tuple[Tensor, Tensor]:
-        """Returns the convolution's weight (d_conv, inner), the current step last, and its bias."""
-        return self.conv1d.weight.squeeze(1).t(), cast(Tensor, self.conv1d.bias)
+        return self.out_proj((y + self.D * x) * F.silu(z)), (window, h)
 
     def _a(self) -> Tensor:
         """Returns A (d_state, inner), all below zero."""
@@ -122,25 +117,6 @@ class Mamba(Mixer):
         selected = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         dt = F.softplus(self.dt_proj(selected[0]).to(x.dtype))
         return dt, selected[1].to(x.dtype), selected[2].to(x.dtype)
-
-    def _convolve(self, x: Tensor, window: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
-        """Convolves x (batch, time, inner) with the steps before it in the same episode.
-
-        Returns:
-            The outputs in the shape of x, and the next window: zeros before the episode's begin.
-        """
-        time, reach = x.shape[1], window.shape[1]
-        steps = torch.arange(-reach, time, device=x.device)
-        begin = torch.where(is_first, steps[reach:], -reach).cummax(dim=1).values
-        weight, bias = self._taps()
-        padded = torch.cat([window, x], dim=1)
-        y = bias + x * weight[-1]
-        for lag in range(1, reach + 1):
-            same_episode = steps[reach - lag : time + reach - lag] >= begin
-            earlier = padded[:, reach - lag : time + reach - lag]
-            y = y + earlier * same_episode.unsqueeze(-1) * weight[-1 - lag]
-        kept = steps[time:] >= begin[:, -1:]
-        return y, padded[:, time:] * kept.unsqueeze(-1)
 
 
 def _selective_scan(

@@ -58,7 +58,7 @@ class MinLSTM(Mixer):
 
     def forward(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
         """Maps x (batch, time, d_model) by the parallel scan; see Mixer."""
-        check_state("min_lstm", state, (len(x), self.channels))
+        check_state("min_lstm", state, (x.shape[0], self.channels))
         weight, bias = self.projection.weight, self.projection.bias
         states = min_lstm_layer(
             x, weight, bias, state, is_first, form=self.scan, recompute=self.recompute
@@ -67,6 +67,6 @@ class MinLSTM(Mixer):
 
     def step(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
         """Maps x (batch, d_model) by one step of the recurrence; see Mixer."""
-        check_state("min_lstm", state, (len(x), self.channels))
+        check_state("min_lstm", state, (x.shape[0], self.channels))
         state = min_lstm_step(self.projection(x), state, is_first)
         return self.output(state), state

@@ -91,7 +91,7 @@ class S4D(Mixer):
 
     def forward(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
         """Maps x (batch, time, d_model) chunk by chunk; see Mixer."""
-        check_state("s4d", state, (len(x), *self.C.shape))
+        check_state("s4d", state, (x.shape[0], *self.C.shape))
         time = x.shape[1]
         # Complex numbers have no 16-bit form: the recurrence stays in the parameters' precision.
         with torch.autocast(x.device.type, enabled=False):
@@ -103,7 +103,7 @@ class S4D(Mixer):
 
     def step(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
         """Maps x (batch, d_model) by one step of the recurrence; see Mixer."""
-        check_state("s4d", state, (len(x), *self.C.shape))
+        check_state("s4d", state, (x.shape[0], *self.C.shape))
         u = x.to(state.dtype)
         decay, readout = self._discretize()
         # In place where that is possible: a wide batch spends its time on fresh memory.

@@ -9,12 +9,14 @@ from agents.backbones import MIXERS, build_backbone
 from agents.block import Backbone, map_state
 
 D_MODEL = 16
-ALL = pytest.mark.parametrize("name", MIXERS)
+CONVOLVED = "min_gru behind a convolution"
+ALL = pytest.mark.parametrize("name", [*MIXERS, CONVOLVED])
 
 
 def make(name: str, dtype: torch.dtype = torch.float64) -> Backbone:
     torch.manual_seed(0)
-    config = MIXERS[name][0](d_model=D_MODEL, n_layer=2)
+    config = MIXERS[name.split()[0]][0](d_model=D_MODEL, n_layer=2)
+    config.convolution = 4 if name == CONVOLVED else 0
     return build_backbone(config).to(dtype).eval()
 
 
