@@ -13,15 +13,14 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["min_gru", "min_lstm"])
-def test_a_minute_of_training_beats_the_mean_of_its_data(backbone, tmp_path):
+def test_two_minutes_of_training_beat_the_mean_of_their_data(backbone, tmp_path):
     subprocess.run(
         [
             sys.executable,
             str(ROOT / "train.py"),
             f"backbone={backbone}",
-            "backbone.d_model=64",
-            "dataset.steps=30000",
-            "steps=600",
+            "dataset.steps=100000",
+            "steps=1000",
             "evaluation.every=0",
             "evaluation.episodes=20",
             "run_dir=run",
@@ -32,5 +31,6 @@ def test_a_minute_of_training_beats_the_mean_of_its_data(backbone, tmp_path):
     )
     (score,) = json.loads((tmp_path / "run" / "scores.json").read_text())
     data = json.loads((tmp_path / "run" / "config.json").read_text())["dataset"]
+    # Fewer updates are not enough to count on: the first policies fall over, all at the same step.
     standard_error = score["return_std"] / score["episodes"] ** 0.5
     assert score["return_mean"] - 2 * standard_error > data["return_mean"]

@@ -4,69 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
-
-from agents.backbones.state import check_state
-from agents.block import BackboneConfig, Mixer, zeros_like_weight
+from agents.backbones.minimal import MinimalConfig, MinimalRNN
 from agents.scan import min_lstm_step
 from agents.scan.layer import min_lstm_layer
 
 
 @dataclass
-class MinLSTMConfig(BackboneConfig):
+class MinLSTMConfig(MinimalConfig):
     """minLSTM's own settings.
 
     Attributes:
         forget_bias: Initial bias of the forget gate. Below 0 the state starts out forgetting
             faster; 0 halves it at every step.
-        expansion: Channels of the state, in units of d_model; above 1 a Linear leads back to
-            d_model.
-        scan: The form of the recurrence in training; see agents.scan.
-        recompute: Multiplies again in the backward pass instead of keeping the pre-activations:
-            less memory, more time.
     """
 
     name: str = "min_lstm"
     forget_bias: float = 0.0
-    expansion: int = 1
-    scan: str = "auto"
-    recompute: bool = False
-
-    def __post_init__(self) -> None:
-        if self.expansion < 1:
-            raise ValueError(f"backbone.expansion is {self.expansion}; it must be at least 1.")
 
 
-class MinLSTM(Mixer):
-    """h_t = f'_t h_{t-1} + i'_t g(W_h x_t) with f' = f / (f + i), i' = i / (f + i)."""
+class MinLSTM(MinimalRNN):
+    """h_t = f'_t h_{t-1} + i'_t g(W_h x_t) with f' = f / (f + i), i' = i / (f + i).
+
+    f_t = sigmoid(W_f x_t), i_t = sigmoid(W_i x_t).
+    """
 
     def __init__(self, config: MinLSTMConfig) -> None:
-        super().__init__()
-        self.scan = config.scan
-        self.recompute = config.recompute
-        self.channels = config.expansion * config.d_model
-        # Forget gate, input gate and candidate side by side, as the fused scan reads them.
-        self.projection = nn.Linear(config.d_model, 3 * self.channels)
-        nn.init.constant_(self.projection.bias[: self.channels], config.forget_bias)
-        self.output = (
-            nn.Linear(self.channels, config.d_model) if config.expansion > 1 else nn.Identity()
+        super().__init__(
+            config, gates=3, bias=config.forget_bias, layer=min_lstm_layer, step=min_lstm_step
         )
-
-    def initial_state(self, batch_size: int) -> Tensor:
-        """Returns zeros (batch, expansion * d_model)."""
-        return zeros_like_weight(self.projection.weight, batch_size, self.channels)
-
-    def forward(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps x (batch, time, d_model) by the parallel scan; see Mixer."""
-        check_state("min_lstm", state, (x.shape[0], self.channels))
-        weight, bias = self.projection.weight, self.projection.bias
-        states = min_lstm_layer(
-            x, weight, bias, state, is_first, form=self.scan, recompute=self.recompute
-        )
-        return self.output(states), states[:, -1]
-
-    def step(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps x (batch, d_model) by one step of the recurrence; see Mixer."""
-        check_state("min_lstm", state, (x.shape[0], self.channels))
-        state = min_lstm_step(self.projection(x), state, is_first)
-        return self.output(state), state

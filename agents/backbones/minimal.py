@@ -1,0 +1,82 @@
+"""What minGRU and minLSTM share: one Linear for all gates, a scan in training, a step in acting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from agents.backbones.state import check_state
+from agents.block import BackboneConfig, Mixer, zeros_like_weight
+
+
+@dataclass
+class MinimalConfig(BackboneConfig):
+    """The settings of both minimal RNNs.
+
+    Attributes:
+        expansion: Channels of the state, in units of d_model; above 1 a Linear leads back to
+            d_model.
+        scan: The form of the recurrence in training; see agents.scan.
+        recompute: Multiplies again in the backward pass instead of keeping the pre-activations:
+            less memory, more time.
+    """
+
+    expansion: int = 1
+    scan: str = "auto"
+    recompute: bool = False
+
+    def __post_init__(self) -> None:
+        if self.expansion < 1:
+            raise ValueError(f"backbone.expansion is {self.expansion}; it must be at least 1.")
+
+
+class MinimalRNN(Mixer):
+    """A recurrence whose gates see the input alone; the output is its state h_t.
+
+    Args:
+        config: The settings.
+        gates: Pre-activations of a channel, the candidate's included.
+        bias: Initial bias of the first gate.
+        layer: The whole sequence, as `agents.scan.layer.min_gru_layer`.
+        step: One step of it, as `agents.scan.min_gru_step`.
+    """
+
+    def __init__(
+        self,
+        config: MinimalConfig,
+        *,
+        gates: int,
+        bias: float,
+        layer: Callable[..., Tensor],
+        step: Callable[..., Tensor],
+    ) -> None:
+        super().__init__()
+        self.name = config.name
+        self.options = {"form": config.scan, "recompute": config.recompute}
+        self.scan_layer, self.scan_step = layer, step
+        self.channels = config.expansion * config.d_model
+        # Gates and candidate side by side, the layout that the fused scan reads.
+        self.projection = nn.Linear(config.d_model, gates * self.channels)
+        nn.init.constant_(self.projection.bias[: self.channels], bias)
+        self.output = (
+            nn.Linear(self.channels, config.d_model) if config.expansion > 1 else nn.Identity()
+        )
+
+    def initial_state(self, batch_size: int) -> Tensor:
+        """Returns zeros (batch, expansion * d_model)."""
+        return zeros_like_weight(self.projection.weight, batch_size, self.channels)
+
+    def forward(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps x (batch, time, d_model) by the parallel scan; see Mixer."""
+        check_state(self.name, state, (x.shape[0], self.channels))
+        weight, bias = self.projection.weight, self.projection.bias
+        states = self.scan_layer(x, weight, bias, state, is_first, **self.options)
+        return self.output(states), states[:, -1]
+
+    def step(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps x (batch, d_model) by one step of the recurrence; see Mixer."""
+        check_state(self.name, state, (x.shape[0], self.channels))
+        state = self.scan_step(self.projection(x), state, is_first)
+        return self.output(state), state
