@@ -7,6 +7,7 @@ in the next step of the policy, by the first observation of the slot's next epis
 
 import difflib
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from envs.envpool_simulators import EnvPoolSimulators
-from envs.simulators import Simulators
+from envs.simulators import Simulators, with_flat_observations
 
 DEFAULT_N_ENVS = 100
 ENGINES = ("gymnasium", "envpool")
@@ -251,7 +252,7 @@ def bounded_actions(actions: torch.Tensor, space: gymnasium.spaces.Box) -> np.nd
 
 
 def make_environment(environment_id: str, **options: Any) -> gymnasium.Env:
-    """Makes one environment with flat, continuous observations and actions.
+    """Makes one environment with continuous observations, laid flat, and continuous actions.
 
     Args:
         environment_id: Gymnasium id, such as ``Hopper-v5``.
@@ -261,7 +262,9 @@ def make_environment(environment_id: str, **options: Any) -> gymnasium.Env:
         RolloutError: There is none of that id, it cannot be made here, or its spaces don't fit.
     """
     try:
-        environment = gymnasium.make(environment_id, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # v4, asked for on purpose
+            environment = gymnasium.make(environment_id, **options)
     except gymnasium.error.UnregisteredEnv as error:
         near = difflib.get_close_matches(environment_id, list(gymnasium.registry), n=2, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else "."
@@ -269,6 +272,7 @@ def make_environment(environment_id: str, **options: Any) -> gymnasium.Env:
     except (gymnasium.error.Error, ImportError, TypeError) as error:
         reason = str(error).strip().rstrip(".")
         raise RolloutError(f"Environment '{environment_id}' cannot be made: {reason}.") from error
+    environment = with_flat_observations(environment)
     for kind in ("observation", "action"):
         space = getattr(environment, f"{kind}_space")
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:

@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium as gym
 import mujoco
 import numpy as np
-from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
+from gymnasium.wrappers import FlattenObservation, OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 # The wrappers of gymnasium.make whose work is done here, once for all environments.
 _REPLACED_WRAPPERS = (TimeLimit, OrderEnforcing, PassiveEnvChecker)
@@ -41,6 +41,19 @@ def quiet_model_files() -> Iterator[None]:
         mujoco.set_mju_user_warning(before)
 
 
+def with_flat_observations(environment: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    """Lays the boxes of a Dict, or of more than one dimension, end to end, as sources of data do.
+
+    Environments of any other kind are returned as they are.
+    """
+    space = environment.observation_space
+    if isinstance(space, gym.spaces.Dict) or (
+        isinstance(space, gym.spaces.Box) and len(space.shape) != 1
+    ):
+        return FlattenObservation(environment)
+    return environment
+
+
 class Simulators:
     """`n` environments of one kind; any subset of them can be reset or stepped.
 
@@ -49,7 +62,8 @@ class Simulators:
     episode has ended costs nothing: leave it out of `index`.
 
     Args:
-        environment_id: Gymnasium id; observations and actions must be one-dimensional boxes.
+        environment_id: Gymnasium id; observations are boxes or a Dict of boxes, laid end to end,
+            actions a one-dimensional box.
         n: Number of environments.
         workers: Threads that step; by default one or two, as the machine allows.
         horizon: Steps after which an episode is truncated; None is the environment's own limit.
@@ -78,12 +92,13 @@ class Simulators:
         if n < 1:
             raise ValueError(f"n is {n}; at least one environment is needed")
         self.environments: list[gym.Env[Any, Any]] = []
-        with quiet_model_files():
+        with quiet_model_files(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # v4, asked for on purpose
             for _ in range(n):
                 environment = gym.make(environment_id, disable_env_checker=True, **(options or {}))
                 while isinstance(environment, _REPLACED_WRAPPERS):
                     environment = environment.env
-                self.environments.append(environment)
+                self.environments.append(with_flat_observations(environment))
         observation_space = self.environments[0].observation_space
         action_space = self.environments[0].action_space
         for space in (observation_space, action_space):

@@ -223,6 +223,29 @@ def test_an_environment_that_does_not_fit_is_one_sentence(actor, environment_id,
         assert word in message
 
 
+class InParts(gymnasium.ObservationWrapper):
+    """Hopper, whose observation is a Dict with a matrix in it."""
+
+    def __init__(self, **options):
+        super().__init__(gymnasium.make("Hopper-v5", **options))
+        box = gymnasium.spaces.Box(-np.inf, np.inf, (5,), np.float64)
+        matrix = gymnasium.spaces.Box(-np.inf, np.inf, (3, 2), np.float64)
+        self.observation_space = gymnasium.spaces.Dict({"a": box, "b": matrix})
+
+    def observation(self, observation):
+        return {"a": observation[:5], "b": observation[5:].reshape(3, 2)}
+
+
+def test_observations_in_parts_are_laid_end_to_end(actor):
+    gymnasium.register("HopperInParts-v0", InParts, max_episode_steps=1000)
+    try:
+        parts = rollout(actor, "HopperInParts-v0", episodes=2, seed=0)
+    finally:
+        gymnasium.registry.pop("HopperInParts-v0")
+    whole = rollout(actor, "Hopper-v5", episodes=2, seed=0)
+    np.testing.assert_array_equal(parts.episode_returns, whole.episode_returns)
+
+
 def test_action_dimensions_and_values_are_checked():
     with pytest.raises(RolloutError, match="6 action dimensions, but Hopper-v5 has 3"):
         rollout(RecurrentActor(11, 6), HOPPER, episodes=1, seed=0)
