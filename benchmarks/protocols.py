@@ -19,6 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -30,6 +31,7 @@ from agents.acting import ROLLOUTS  # noqa: E402
 from agents.checkpoint import load_policy  # noqa: E402
 from configs.schema import EvalConfig  # noqa: E402
 from envs.scores import read_scores, write_scores  # noqa: E402
+from envs.statistics import student_half_width  # noqa: E402
 from eval import score_policy  # noqa: E402
 
 VARIANTS: dict[str, list[str]] = {
@@ -112,6 +114,24 @@ def show(rows: list[dict[str, str]], console: Console) -> None:
         if any(cells):
             table.add_row(variant, rollout, *cells)
     console.print(table)
+    for rollout in ("carried", "rolling"):
+        differences = against_window(rows, rollout)
+        half_width = student_half_width(differences)
+        if half_width is not None:
+            console.print(
+                f"One policy trained on windows, acting {rollout} instead of by window: "
+                f"{differences.mean():+.1f} ± {half_width:.1f} points (Student's 95 % interval of "
+                f"the mean over {len(differences)} policies; {(differences > 0).sum()} are better)."
+            )
+
+
+def against_window(rows: list[dict[str, str]], rollout: str) -> np.ndarray:
+    """Score of each policy in one way of acting, less that of the same policy run by window."""
+    scores: dict[tuple[str, ...], dict[str, float]] = {}
+    for row in rows:
+        policy = (row["dataset"], row["variant"], row["seed"])
+        scores.setdefault(policy, {})[row["rollout"]] = float(row["score"])
+    return np.array([by[rollout] - by["window"] for by in scores.values() if "window" in by])
 
 
 def main() -> None:
