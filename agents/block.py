@@ -47,6 +47,10 @@ class BackboneConfig:
     dropout: float = 0.1
     convolution: int = 0
 
+    def __post_init__(self) -> None:
+        if self.convolution < 0:
+            raise ValueError(f"backbone.convolution is {self.convolution}; it must be at least 0.")
+
 
 class Mixer(nn.Module):
     """The contract of a layer that mixes over time: train in parallel, run step by step.

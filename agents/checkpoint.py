@@ -39,7 +39,7 @@ RUN_FILES = (
     "policy.safetensors",
     "training_state.pt",
     "metrics.jsonl",
-    "scores.json",
+    "scores*.json",
     "events.out.tfevents.*",
     "*.tmp",
 )

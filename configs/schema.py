@@ -140,6 +140,11 @@ class EvalConfig:
         _check_choice("engine", self.engine, ENGINES)
         if self.target_return is not None and self.target_fraction is not None:
             raise ValueError("give either target_return or target_fraction, not both.")
+        if self.video is not None and self.conditions:
+            raise ValueError(
+                f"video shows the unchanged environment, and {self.conditions} was asked for; "
+                "leave out one of the two."
+            )
 
     @property
     def conditions(self) -> str:

@@ -187,6 +187,7 @@ WRONG = {
     "protocol.name=packed": r"protocol\.name 'packed' does not exist",
     "device=tpu": r"device 'tpu' does not exist; there are: auto, cpu, cuda",
     "trainer.schedule=linear": r"trainer\.schedule 'linear' does not exist",
+    "backbone.convolution=-1": r"backbone\.convolution is -1; it must be",
     "policy.tokens=2": r"policy\.tokens is 2; it must be 1 or 3",
     "evaluation.target=best": r"evaluation\.target .best. does not exist; there are: data, pub",
     "steps": r"'steps' is not an override; write key=value",
@@ -216,6 +217,12 @@ def test_a_wrong_override_is_refused(override):
     register()
     with pytest.raises(command_line.ConfigError, match=WRONG[override]):
         command_line.check([override], "train")
+
+
+def test_a_video_of_a_harder_environment_is_refused():
+    register()
+    with pytest.raises(command_line.ConfigError, match="unchanged environment, and horizon 2000"):
+        command_line.check(["run=x", "video=x.mp4", "horizon=2000"], "eval")
 
 
 def test_an_experiment_and_a_backbone_that_do_not_fit_are_one_sentence():

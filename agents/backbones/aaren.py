@@ -33,6 +33,7 @@ class AarenConfig(BackboneConfig):
     n_head: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.n_head < 1 or self.d_model % self.n_head:
             raise ValueError(
                 f"backbone.n_head is {self.n_head} and backbone.d_model is {self.d_model}; "

@@ -34,6 +34,7 @@ class AttentionConfig(BackboneConfig):
     context_length: int = 20
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.n_head < 1 or self.d_model % self.n_head:
             raise ValueError(
                 f"backbone.n_head is {self.n_head}; it must divide backbone.d_model = "

@@ -41,6 +41,7 @@ class MambaConfig(BackboneConfig):
     expand: int = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for key in ("d_state", "d_conv", "expand"):
             if getattr(self, key) < 1:
                 raise ValueError(f"backbone.{key} is {getattr(self, key)}; it must be at least 1.")

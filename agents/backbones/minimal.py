@@ -28,6 +28,7 @@ class MinimalConfig(BackboneConfig):
     recompute: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.expansion < 1:
             raise ValueError(f"backbone.expansion is {self.expansion}; it must be at least 1.")
 

@@ -40,6 +40,7 @@ class S4DConfig(BackboneConfig):
     init: str = "lin"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.d_state < 2 or self.d_state % 2:
             raise ValueError(
                 f"backbone.d_state is {self.d_state}; it must be even and at least 2, "
