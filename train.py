@@ -174,7 +174,9 @@ def target_return(config: EvaluationConfig, episodes: Episodes) -> float:
 
 def default_run_dir(config: TrainConfig, overrides: list[str]) -> str:
     """Names a run after what tells it from others: runs/hopper-medium/min_gru-windowed-seed0."""
-    name = f"{config.backbone.name}-{config.protocol.name}-seed{config.seed}"
+    chosen = dict(override.partition("=")[::2] for override in overrides).get("experiment")
+    recipe = config.protocol.name if chosen in (None, "null") else chosen
+    name = f"{config.backbone.name}-{recipe}-seed{config.seed}"
     named = ("dataset", "backbone", "experiment", "protocol.name", "seed", "device")
     named += ("dataset.path", "dataset.name", "dataset.parts")
     unnamed = ("resume", "overwrite", "run_dir")

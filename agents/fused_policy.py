@@ -234,6 +234,8 @@ def _constants(policy: ReturnConditionedPolicy) -> tuple[Any, ...]:
         return torch.stack([tensors[f"{name}.weight"], tensors[f"{name}.bias"]])
 
     embedding = tensors["embedding.weight"].t().clone()
+    if not policy.config.return_to_go:
+        embedding[0] = 0.0
     if not policy.config.previous_action:
         embedding[1 + policy.observation_dim :] = 0.0
     norms = [norm(f"{block}.{part}") for block in blocks for part in ("mixer_norm", "mlp_norm")]

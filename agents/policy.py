@@ -34,6 +34,8 @@ class PolicyConfig:
             the backbone, as in Decision Transformer.
         return_before_head: Whether the return-to-go is shown once more, after the backbone.
         return_scale: Returns-to-go are divided by this (units of return).
+        return_to_go: Whether the policy sees the return-to-go; without it this is behaviour
+            cloning.
     """
 
     tokens: int = 1
@@ -43,12 +45,18 @@ class PolicyConfig:
     token_norm: bool = False
     return_before_head: bool = False
     return_scale: float = 1000.0
+    return_to_go: bool = True
 
     def __post_init__(self) -> None:
         if self.tokens not in (1, 3):
             raise ValueError(f"policy.tokens is {self.tokens}; it must be 1 or 3.")
         if not self.return_scale > 0:
             raise ValueError(f"policy.return_scale is {self.return_scale}; it must be above 0.")
+        if self.return_before_head and not self.return_to_go:
+            raise ValueError(
+                "policy.return_before_head is true, but policy.return_to_go is false; set one of "
+                "them the other way."
+            )
 
 
 class PolicyState(NamedTuple):
@@ -128,6 +136,11 @@ class ReturnConditionedPolicy(nn.Module):
 
     # -- one network, two forms ---------------------------------------------------------------
 
+    def _returns(self, returns_to_go: Tensor) -> Tensor:
+        """Scales returns-to-go (...) to the network's input (..., 1)."""
+        returns = (returns_to_go / self.config.return_scale).unsqueeze(-1)
+        return returns if self.config.return_to_go else torch.zeros_like(returns)
+
     def _tokens(
         self, observations: Tensor, returns: Tensor, previous_actions: Tensor, timesteps: Tensor
     ) -> Tensor:
@@ -201,7 +214,7 @@ class ReturnConditionedPolicy(nn.Module):
             Actions (batch, time, action_dim) and the backbone's state after the last step.
         """
         batch, time = is_first.shape
-        returns = (returns_to_go / self.config.return_scale).unsqueeze(-1)
+        returns = self._returns(returns_to_go)
         previous_actions = previous_actions.masked_fill(is_first.unsqueeze(-1), 0.0)
         tokens = self._tokens(observations, returns, previous_actions, timesteps)
         features, state = self.backbone(
@@ -220,7 +233,7 @@ class ReturnConditionedPolicy(nn.Module):
         state: State,
     ) -> tuple[Tensor, State]:
         """Answers one step, in constant time and memory: `forward` without the time axis."""
-        returns = (return_to_go / self.config.return_scale).unsqueeze(-1)
+        returns = self._returns(return_to_go)
         previous_action = previous_action.masked_fill(is_first.unsqueeze(-1), 0.0)
         tokens = self._tokens(observation, returns, previous_action, timestep)
         first = self._first_token(is_first)

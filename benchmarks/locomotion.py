@@ -1,0 +1,118 @@
+"""The benchmark: every backbone on the nine built-in data sets, and what the design leaves open.
+
+    python benchmarks/locomotion.py --jobs 2          # trains what is missing; stop it at any time
+    python compare.py benchmarks/results/locomotion   # its tables and pictures
+
+Every run is `python train.py` with the overrides below, of equal updates and batches (Decision
+Transformer's 64 windows of 20 steps), its schedule decayed to its end. Run folders lie in
+benchmarks/results/locomotion; a run whose scores.json is there is not trained again. Seeds come
+first, so that whatever is finished is a comparison. Plan for 2 to 4 minutes a run and core, 10
+for Decision Transformer, which trains on three tokens a step and is run by window.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = Path("benchmarks", "results", "locomotion")
+
+COMMON = ["protocol.batch_steps=1280", "steps=1500", "evaluation.every=500"]
+# Decision Transformer's network and way of acting; the optimiser, schedule and target of the others.
+NETWORK_OF_DECISION_TRANSFORMER = [
+    "experiment=decision_transformer",
+    "trainer.learning_rate=1e-3",
+    "trainer.warmup=100",
+    "trainer.schedule=cosine",
+    "trainer.gradient_clip=1.0",
+    "trainer.ema_decay=0.99",
+    "evaluation.target=data",
+]
+TASKS = ("hopper", "halfcheetah", "walker2d")
+MEDIUM = [f"{task}-medium" for task in TASKS]
+NINE = [*MEDIUM, *(f"{task}-medium-{kind}" for kind in ("replay", "expert") for task in TASKS)]
+THREE = ["hopper-medium-replay", "walker2d-medium", "halfcheetah-medium-expert"]
+
+# Name of a group of runs: what it is run on, and its overrides.
+MAIN: dict[str, tuple[list[str], list[str]]] = {
+    "min_gru": (NINE, []),
+    "min_lstm": (NINE, ["backbone=min_lstm"]),
+    "decision_transformer": (NINE, NETWORK_OF_DECISION_TRANSFORMER),
+    "bc": (NINE, ["experiment=bc"]),
+    "bc_top10": (NINE, ["experiment=bc_top10"]),
+}
+OTHERS: dict[str, tuple[list[str], list[str]]] = {
+    "attention": (
+        MEDIUM,
+        ["backbone=attention", "policy.timestep_embedding=true", "rollout=window"],
+    ),
+    **{name: (MEDIUM, [f"backbone={name}"]) for name in ("gru", "lstm", "aaren", "s4d", "mamba")},
+}
+ABLATIONS: dict[str, tuple[list[str], list[str]]] = {
+    "whole_episodes": (THREE, ["experiment=carried"]),
+    "streamed": (THREE, ["experiment=streamed"]),
+    "no_previous_action": (THREE, ["policy.previous_action=false"]),
+    "return_before_head": (THREE, ["policy.return_before_head=true"]),
+    "timestep_embedding": (THREE, ["policy.timestep_embedding=true"]),
+    "three_tokens": (THREE, ["policy.tokens=3"]),
+    "convolution": (THREE, ["backbone.convolution=4"]),
+    "gate_bias_2": (THREE, ["backbone.gate_bias=2"]),
+    "context_5": (THREE, ["protocol.context_length=5"]),
+    "context_100": (THREE, ["protocol.context_length=100"]),
+    "no_average": (THREE, ["trainer.ema_decay=0"]),
+}
+GROUPS = {"main": MAIN, "others": OTHERS, "ablations": ABLATIONS}
+
+
+def commands(groups: list[str], seeds: list[int]) -> Iterator[tuple[Path, list[str]]]:
+    """Yields the folder and the overrides of every run, in the order of their worth."""
+    for seed, group in itertools.product(seeds, groups):
+        datasets = NINE if group == "main" else MEDIUM if group == "others" else THREE
+        for dataset, (name, (on, overrides)) in itertools.product(datasets, GROUPS[group].items()):
+            if dataset in on:
+                folder = RUNS / dataset / f"{name}-seed{seed}"
+                yield folder, [f"dataset={dataset}", f"seed={seed}", *COMMON, *overrides]
+
+
+def train(folder: Path, overrides: list[str]) -> None:
+    """Trains one run, or goes on with it, unless its folder holds a finished one."""
+    if (ROOT / folder / "scores.json").exists():
+        return
+    command = ["python", "train.py", *overrides, f"run_dir={folder}", "resume=true"]
+    print("$", *command, flush=True)
+    done = subprocess.run(
+        [sys.executable, *command[1:]], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    if done.returncode:
+        print(done.stdout.decode(errors="replace"), flush=True)
+    else:
+        # What resumes it is of no use any more, and the largest file.
+        (ROOT / folder / "training_state.pt").unlink(missing_ok=True)
+
+
+def main() -> None:
+    """Trains what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--groups", nargs="+", default=["main", "others"], choices=GROUPS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each one thread")
+    parser.add_argument("--dry-run", action="store_true", help="only print what is missing")
+    arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    runs = list(commands(arguments.groups, arguments.seeds))
+    missing = [(f, o) for f, o in runs if not (ROOT / f / "scores.json").exists()]
+    print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished.", flush=True)
+    if not arguments.dry_run:
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            list(pool.map(lambda run: train(*run), missing))
+
+
+if __name__ == "__main__":
+    main()
