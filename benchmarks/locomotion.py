@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNS = Path("benchmarks", "results", "locomotion")
 
 COMMON = ["protocol.batch_steps=1280", "steps=1500", "evaluation.every=500"]
-# Decision Transformer's network and way of acting; the optimiser, schedule and target of the others.
+# Decision Transformer's network and way of acting; optimiser, schedule, target as all others.
 NETWORK_OF_DECISION_TRANSFORMER = [
     "experiment=decision_transformer",
     "trainer.learning_rate=1e-3",

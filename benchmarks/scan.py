@@ -5,6 +5,7 @@
 - ``layers``: every variant on every shape, in interleaved rounds, as a ratio to the Linear alone
 - ``memory``: peak memory of one step above what stood before it, one process a variant (Linux)
 - ``growth``: time and memory against time steps, 64 to 1,000,000
+- ``threads``: one thread against several, on an idle machine and beside as many busy processes
 - ``headline``: minGRU against a GRU that goes step by step through autograd, as Feng et al. 2024
 
 Tables (Markdown and CSV) and a plot go to benchmarks/results. Packages of the extra ``bench`` that
@@ -36,6 +37,7 @@ LONGEST = {
     "loop": 4096, "log-space": 100_000, "nn.GRU": 16_384, "nn.LSTM": 100_000, "attention": 4096,
     "mingru-pytorch": 100_000, "mingru-scans": 16_384,
 }  # fmt: skip
+PARTS = ["layers", "memory", "growth", "threads", "headline"]
 GROWTH = ["minGRU", "minGRU recomputed", "minLSTM", "nn.GRU", "attention"]
 
 
@@ -194,6 +196,39 @@ def headline(quick: bool, threads: int) -> list[Row]:
     return rows
 
 
+def speedup(quick: bool, threads: int) -> list[Row]:
+    """One thread against several in one process, alone and with a busy process on every core."""
+    rows: list[Row] = []
+    for load in (0, threads):
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(load)]
+        try:
+            for shape in QUICK_SHAPES if quick else SHAPES[:-1]:
+                rounds = 3 if quick else 40 if shape[1] <= 60 else 11
+                for name in ("Linear 2d", "minGRU", "minLSTM"):
+                    step = make_step(VARIANTS[name], shape)
+                    times: dict[int, list[float]] = {1: [], threads: []}
+                    for _ in range(rounds):
+                        for count, values in times.items():
+                            torch.set_num_threads(count)
+                            step()  # wakes the threads
+                            values.append(seconds(step))
+                    one, several = (statistics.median(values) for values in times.values())
+                    rows.append(
+                        {
+                            "busy processes": load, "batch": shape[0], "time": shape[1],
+                            "d": shape[2], "layer": name, "ms, 1 thread": round(1e3 * one, 2),
+                            f"ms, {threads} threads": round(1e3 * several, 2),
+                            "x faster": round(one / several, 2),
+                        }
+                    )  # fmt: skip
+                    print(*rows[-1].values(), sep="\t", flush=True)
+        finally:
+            for process in busy:
+                process.kill()
+                process.wait()
+    return rows
+
+
 def markdown(rows: list[Row]) -> str:
     """Rows as a Markdown table."""
     lines = [rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)]
@@ -252,8 +287,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--quick", action="store_true", help="small sizes, saved as scan_quick")
     parser.add_argument(
-        "--parts", nargs="+", default=["layers", "memory", "growth", "headline"],
-        choices=["layers", "memory", "growth", "headline"],
+        "--parts", nargs="+", default=PARTS, choices=PARTS,
     )  # fmt: skip
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -273,6 +307,8 @@ def main() -> None:
             tables.setdefault("growth", []).extend(growth(arguments.quick, threads, memory))
         if "headline" in arguments.parts:
             tables.setdefault("headline", []).extend(headline(arguments.quick, threads))
+    if "threads" in arguments.parts and max(arguments.threads) > 1:
+        tables["threads"] = speedup(arguments.quick, max(arguments.threads))
     name = "scan_quick" if arguments.quick else "scan"
     save(tables, name)
     plot(tables, name)

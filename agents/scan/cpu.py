@@ -10,8 +10,10 @@ import logging
 import os
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,10 +21,15 @@ from torch import Tensor
 from agents.scan import kernels
 from agents.scan.operations import register
 
+T = TypeVar("T")
+
 _log = logging.getLogger(__name__)
 
 # Below this many states a call is too short for a second thread to be worth waking.
 _SERIAL_BELOW = 65_536
+# From this many states on, a thread takes whole rows of a layer, products and scan. Below, all of
+# PyTorch's threads share each product: they are awake already, and waking ours takes too long.
+_SHARED_FROM = 400_000
 # Channels are split in multiples of this: a cache line of float32, a whole vector.
 _LANES = 16
 
@@ -50,6 +57,45 @@ def _threads(count: int) -> ThreadPoolExecutor:
                 _pool.shutdown(wait=False)
             _pool, _pool_size = ThreadPoolExecutor(count, thread_name_prefix="scan"), count
         return _pool
+
+
+def share_rows(work: Callable[[slice], T], batch: int, states: int) -> list[T]:
+    """Deals the rows of a batch out to as many threads as PyTorch would use.
+
+    Each thread does its matrix products alone, so none waits for another before the end: no slower
+    than one thread on a machine that is busy, where PyTorch's threads wait for each other at every
+    product.
+
+    Args:
+        work: called with a range of rows, without a graph.
+        batch: number of rows.
+        states: number of states in them, to judge what is worth waking a thread for.
+
+    Returns:
+        What the calls returned, in the order of the rows: the cut depends on nothing else, so
+        that sums over it repeat to the bit.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or batch < threads or states < _SHARED_FROM:
+        return [work(slice(0, batch))]
+
+    def alone(rows: slice) -> T:
+        if torch.get_num_threads() != 1:
+            torch.set_num_threads(1)
+        with torch.no_grad():
+            return work(rows)
+
+    cuts = [batch * i // threads for i in range(threads + 1)]
+    own, *others = (slice(*cut) for cut in pairwise(cuts))
+    pool = _threads(threads - 1)
+    shares = [pool.submit(alone, rows) for rows in others]
+    try:
+        result = alone(own)
+    finally:  # nobody may still write into what the caller owns
+        wait(shares)
+        # Holds for the thread that sets it, and for those that have not asked for it yet.
+        torch.set_num_threads(threads)
+    return [result, *(share.result() for share in shares)]
 
 
 def _pieces(batch: int, channels: int, threads: int) -> list[tuple[int, int, int, int]]:

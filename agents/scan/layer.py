@@ -100,13 +100,13 @@ def _layer(
     return states
 
 
-def _pieces(batch: int, time: int) -> Iterator[tuple[slice, slice]]:
+def _pieces(rows: slice, time: int) -> Iterator[tuple[slice, slice]]:
     """Whole sequences, or stretches of a single one: in both cases a piece is contiguous."""
-    rows = max(1, _ROWS // time)
+    count = max(1, _ROWS // time)
     length = min(time, _ROWS)
-    for b in range(0, batch, rows):
+    for b in range(rows.start, rows.stop, count):
         for t in range(0, time, length):
-            yield slice(b, min(b + rows, batch)), slice(t, min(t + length, time))
+            yield slice(b, min(b + count, rows.stop)), slice(t, min(t + length, time))
 
 
 def _before(states: Tensor, state: Tensor, b: slice, t: slice) -> Tensor:
@@ -131,12 +131,17 @@ class _Layer(torch.autograd.Function):
         states = x.new_empty(batch, time, state.shape[1])
         keep = not recompute and any(ctx.needs_input_grad)
         kept = x.new_empty(batch, time, weight.shape[0]) if keep else None
-        scratch = None if keep else x.new_empty(_ROWS * weight.shape[0])
         kernel = cpu.kernels.min_gru_forward if gates == 2 else cpu.kernels.min_lstm_forward
-        for b, t in _pieces(batch, time):
-            p = _multiply(x[b, t], weight, bias, kept[b, t] if kept is not None else scratch)
-            resets = cpu._resets(None if is_first is None else is_first[b, t])
-            cpu._run(kernel, [p, _before(states, state, b, t), resets, states[b, t]], states[b, t])
+
+        def scan(rows: slice) -> None:
+            scratch = None if keep else x.new_empty(_ROWS * weight.shape[0])
+            for b, t in _pieces(rows, time):
+                p = _multiply(x[b, t], weight, bias, kept[b, t] if kept is not None else scratch)
+                resets = cpu._resets(None if is_first is None else is_first[b, t])
+                tensors = [p, _before(states, state, b, t), resets, states[b, t]]
+                cpu._run(kernel, tensors, states[b, t])
+
+        cpu.share_rows(scan, batch, states.numel())
         ctx.save_for_backward(x, weight, bias, state, is_first, states, kept)
         ctx.gates = gates
         return states
@@ -156,27 +161,32 @@ class _Layer(torch.autograd.Function):
         batch, time, features = x.shape
         kernel = cpu.kernels.min_gru_backward if ctx.gates == 2 else cpu.kernels.min_lstm_backward
         d_x = torch.empty_like(x) if ctx.needs_input_grad[2] else None
-        d_weight, d_bias = torch.zeros_like(weight), torch.zeros_like(bias)
         d_state = torch.zeros_like(state)
-        scratch = x.new_empty(_ROWS * weight.shape[0]) if kept is None else None
-        buffer = x.new_empty(_ROWS * weight.shape[0])
-        for b, t in reversed(list(_pieces(batch, time))):
-            p = kept[b, t] if kept is not None else _multiply(x[b, t], weight, bias, scratch)
-            piece = grad[b, t]
-            if t.stop < time:  # what the later stretches of this sequence hand back
-                piece = piece.clone()
-                piece[:, -1] += d_state[b]
-            d_p = buffer[: p.numel()].view(p.shape)
-            resets = cpu._resets(None if is_first is None else is_first[b, t])
-            previous = _before(states, state, b, t)
-            tensors = [p, previous, resets, states[b, t], piece, d_p, d_state[b]]
-            cpu._run(kernel, tensors, states[b, t])
-            flat = d_p.view(-1, weight.shape[0])
-            if d_x is not None:
-                torch.mm(flat, weight, out=d_x[b, t].view(-1, features))
-            d_weight.addmm_(flat.t(), x[b, t].view(-1, features))
-            d_bias += flat.sum(0)
-        return None, None, d_x, d_weight, d_bias, d_state, None
+
+        def scan(rows: slice) -> tuple[Tensor, Tensor]:
+            d_weight, d_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+            scratch = x.new_empty(_ROWS * weight.shape[0]) if kept is None else None
+            buffer = x.new_empty(_ROWS * weight.shape[0])
+            for b, t in reversed(list(_pieces(rows, time))):
+                p = kept[b, t] if kept is not None else _multiply(x[b, t], weight, bias, scratch)
+                piece = grad[b, t]
+                if t.stop < time:  # what the later stretches of this sequence hand back
+                    piece = piece.clone()
+                    piece[:, -1] += d_state[b]
+                d_p = buffer[: p.numel()].view(p.shape)
+                resets = cpu._resets(None if is_first is None else is_first[b, t])
+                previous = _before(states, state, b, t)
+                tensors = [p, previous, resets, states[b, t], piece, d_p, d_state[b]]
+                cpu._run(kernel, tensors, states[b, t])
+                flat = d_p.view(-1, weight.shape[0])
+                if d_x is not None:
+                    torch.mm(flat, weight, out=d_x[b, t].view(-1, features))
+                d_weight.addmm_(flat.t(), x[b, t].view(-1, features))
+                d_bias += flat.sum(0)
+            return d_weight, d_bias
+
+        d_weights, d_biases = zip(*cpu.share_rows(scan, batch, states.numel()), strict=True)
+        return None, None, d_x, sum(d_weights), sum(d_biases), d_state, None
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from agents.scan import min_gru_scan, min_lstm_scan
+from agents.scan import cpu, min_gru_scan, min_lstm_scan
 from agents.scan.layer import min_gru_layer, min_lstm_layer
 
 LAYERS = {
@@ -42,6 +42,49 @@ def test_layer_equals_linear_and_scan(name, recompute, batch, time):
         exact = torch.autograd.grad(wide, inputs, weight_of_loss.double())
         for a, b in zip(ours, exact, strict=True):
             assert (a - b).abs().max() < 2e-5 * b.abs().max()
+
+
+@pytest.fixture
+def three_threads(monkeypatch):
+    monkeypatch.setattr(cpu, "_SHARED_FROM", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(("batch", "time"), [(70, 60), (4, 1100), (3, 1), (2, 50)])
+def test_threads_share_the_rows_of_a_layer(name, recompute, batch, time, three_threads):
+    layer, _, gates = LAYERS[name]
+    inputs, is_first = make(gates, batch, time)
+    weight_of_loss = torch.randn(batch, time, 16)
+
+    def results():
+        states = layer(*inputs, is_first, recompute=recompute)
+        return [states, *torch.autograd.grad(states, inputs, weight_of_loss)]
+
+    shared, again = results(), results()
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(1)
+    for ours, repeated, alone in zip(shared, again, results(), strict=True):
+        assert torch.equal(ours, repeated)  # a run repeats to the bit
+        torch.testing.assert_close(ours, alone, rtol=1e-4, atol=1e-4 * alone.abs().max().item())
+
+
+def test_an_error_in_a_share_comes_after_the_other_shares_ended(three_threads):
+    done = []
+
+    def work(rows):
+        if rows.start == 0:
+            raise MemoryError("no room")
+        done.append(rows)
+
+    with pytest.raises(MemoryError):
+        cpu.share_rows(work, 6, 10)
+    assert sorted(rows.start for rows in done) == [2, 4]
+    assert torch.get_num_threads() == 3
 
 
 def test_recomputation_keeps_one_float_a_step_and_channel():
