@@ -82,12 +82,13 @@ def test_whole_episodes_are_those_of_the_policy(backbone, batch):
     previous_action=st.booleans(),
     timestep_embedding=st.booleans(),
     token_norm=st.booleans(),
-    return_before_head=st.booleans(),
+    returns=st.sampled_from([{}, {"return_before_head": True}, {"return_to_go": False}]),
     batch=st.integers(1, 9),
     seed=st.integers(0, 1000),
 )
-def test_every_variation_of_one_token(batch, seed, **config):
-    assert_same_episodes(make_policy(max_timestep=8, **config), batch, time=20, seed=seed)
+def test_every_variation_of_one_token(batch, seed, returns, **config):
+    policy = make_policy(max_timestep=8, **config, **returns)
+    assert_same_episodes(policy, batch, time=20, seed=seed)
 
 
 @pytest.mark.parametrize("backbone", FUSABLE)

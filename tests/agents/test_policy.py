@@ -13,6 +13,7 @@ VARIANTS = {
     "time": {"timestep_embedding": True, "max_timestep": 8},
     "no previous action": {"previous_action": False},
     "return again": {"return_before_head": True},
+    "no return": {"return_to_go": False},
 }
 EVERY = pytest.mark.parametrize("variant", VARIANTS)
 
@@ -250,3 +251,18 @@ def test_wrong_settings_are_refused():
         make_actor(make_policy(), "rolled", 20)
     with pytest.raises(ValueError, match="needs a context_length of at least 2"):
         make_actor(make_policy(), "rolling", 1)
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_behaviour_cloning_does_not_heed_the_return(tokens):
+    batch = make_batch(2, 6)
+    for seen in (True, False):
+        policy = make_policy(tokens=tokens, return_to_go=seen)
+        loss, _ = policy.loss(**batch)
+        other, _ = policy.loss(**batch | {"returns_to_go": batch["returns_to_go"] + 5})
+        assert torch.equal(loss, other) != seen
+
+
+def test_a_hidden_return_is_not_shown_before_the_head():
+    with pytest.raises(ValueError, match="policy.return_to_go is false"):
+        PolicyConfig(return_to_go=False, return_before_head=True)
