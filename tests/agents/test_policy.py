@@ -264,5 +264,5 @@ def test_behaviour_cloning_does_not_heed_the_return(tokens):
 
 
 def test_a_hidden_return_is_not_shown_before_the_head():
-    with pytest.raises(ValueError, match="policy.return_to_go is false"):
+    with pytest.raises(ValueError, match="return_to_go is false"):
         PolicyConfig(return_to_go=False, return_before_head=True)
