@@ -37,7 +37,8 @@ LONGEST = {
     "loop": 4096, "log-space": 100_000, "nn.GRU": 16_384, "nn.LSTM": 100_000, "attention": 4096,
     "mingru-pytorch": 100_000, "mingru-scans": 16_384,
 }  # fmt: skip
-PARTS = ["layers", "memory", "growth", "threads", "headline"]
+TABLES = ["layers", "growth", "threads", "headline"]
+PARTS = [*TABLES, "memory"]  # a column of the first two
 GROWTH = ["minGRU", "minGRU recomputed", "minLSTM", "nn.GRU", "attention"]
 
 
@@ -236,18 +237,21 @@ def markdown(rows: list[Row]) -> str:
 
 
 def save(tables: dict[str, list[Row]], name: str) -> None:
-    """Write each table as CSV and all of them as one Markdown page with the command above."""
+    """Write each table as CSV, and a Markdown page of these and of those measured before."""
     RESULTS.mkdir(exist_ok=True)
-    command = " ".join(["python", "benchmarks/scan.py", *sys.argv[1:]])
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
-    page = [f"# {name}", f"`{command}`, {versions}, {platform.machine()}."]
+    page = [f"# {name}", f"`python benchmarks/scan.py`, {versions}, {platform.machine()}."]
     page.append("Forward + backward of one layer, float32, CPU; medians of interleaved rounds.")
-    for title, rows in tables.items():
-        page += [f"## {title}", markdown(rows)]
-        with (RESULTS / f"{name}_{title}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(rows)
+    for title in TABLES:
+        path = RESULTS / f"{name}_{title}.csv"
+        if title in tables:
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, tables[title][0].keys())
+                writer.writeheader()
+                writer.writerows(tables[title])
+        if path.exists():
+            with path.open(newline="") as file:
+                page += [f"## {title}", markdown(list(csv.DictReader(file)))]
     (RESULTS / f"{name}.md").write_text("\n\n".join(page) + "\n")
 
 
@@ -311,7 +315,8 @@ def main() -> None:
         tables["threads"] = speedup(arguments.quick, max(arguments.threads))
     name = "scan_quick" if arguments.quick else "scan"
     save(tables, name)
-    plot(tables, name)
+    if {"layers", "growth"} <= tables.keys():
+        plot(tables, name)
     print(f"saved {RESULTS / name}.md and what belongs to it")
 
 
