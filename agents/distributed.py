@@ -116,7 +116,20 @@ class Ranks:
         """
         if self.count == 1:
             return policy.loss
-        return DistributedDataParallel(_SharedLoss(policy, self))
+        loss = DistributedDataParallel(_SharedLoss(policy, self))
+        # It lays its buckets out anew after the first pass, and then adds up in another order. So
+        # that a resumed run adds up as an unbroken one, each begins with a pass for nothing.
+        nothing = torch.zeros(1, 1, device=self.device)
+        total, _ = loss(
+            observations=nothing.new_zeros(1, 1, policy.observation_dim),
+            actions=nothing.new_zeros(1, 1, policy.action_dim),
+            returns_to_go=nothing,
+            timesteps=nothing.long(),
+            is_first=nothing.bool(),
+            mask=nothing.bool(),
+        )
+        total.backward()
+        return loss
 
 
 class _SharedLoss(nn.Module):
