@@ -250,8 +250,7 @@ class Trainer:
             carried = map_state(lambda tensor: tensor[rows].to(device), state["carried"])
             self.carried = PolicyState(*carried)
         torch.set_rng_state(state["random"])
-        if state["random_cuda"]:
-            torch.cuda.set_rng_state_all(state["random_cuda"])
+        torch.cuda.set_rng_state_all(state["random_cuda"][: torch.cuda.device_count()])
 
     # -- the loop -----------------------------------------------------------------------------
 

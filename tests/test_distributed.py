@@ -120,14 +120,13 @@ def test_an_interrupted_run_goes_on_alone(start, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 3])
-def test_a_resumed_run_ends_with_the_same_bits(start, tmp_path, processes):
-    # With dropout; three processes add up in an order that DistributedDataParallel chooses.
-    arguments = [*SMALL, "protocol.name=streamed", "steps=300", "trainer.save_every=20"]
-    finish(start(*torchrun(processes), *arguments, "run_dir=unbroken"))
+def test_a_resumed_run_ends_with_the_same_bits(start, tmp_path):
+    # With dropout, and with three: two could add up in any order.
+    arguments = [*SMALL, "protocol.name=streamed", "steps=150", "trainer.save_every=20"]
+    finish(start(*torchrun(3), *arguments, "run_dir=unbroken"))
     arguments += ["resume=true", "run_dir=broken"]
-    interrupt(start(*torchrun(processes), *arguments), tmp_path / "broken")
-    finish(start(*torchrun(processes), *arguments))
+    interrupt(start(*torchrun(3), *arguments), tmp_path / "broken")
+    finish(start(*torchrun(3), *arguments))
     assert max(differences(tmp_path / "broken", tmp_path / "unbroken")) == 0
 
 
