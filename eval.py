@@ -20,6 +20,7 @@ from rich.progress import Progress
 
 from agents.acting import make_actor
 from agents.checkpoint import CheckpointError, RunDescription, load_policy
+from agents.distributed import DistributedError
 from agents.policy import ReturnConditionedPolicy
 from agents.trainer import TrainingError
 from configs import command_line
@@ -30,7 +31,14 @@ from envs.rollout import Actor, RolloutError, rollout
 from envs.scores import Score, make_score, print_scores, write_scores
 from envs.video import record_episode
 
-ERRORS = (CheckpointError, TrainingError, DatasetError, RolloutError, command_line.ConfigError)
+ERRORS = (
+    CheckpointError,
+    TrainingError,
+    DistributedError,
+    DatasetError,
+    RolloutError,
+    command_line.ConfigError,
+)
 
 
 def main(config: EvalConfig, overrides: list[str]) -> None:

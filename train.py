@@ -4,6 +4,7 @@
     python train.py dataset=halfcheetah-medium-expert backbone=min_lstm seed=1 steps=20000
     python train.py experiment=windowed rollout=window
     python train.py -m seed=0,1,2
+    torchrun --nproc-per-node 2 train.py
 
 `python train.py --help` lists the groups, configs/schema.py every key.
 """
@@ -19,6 +20,7 @@ import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from agents import distributed
 from agents.checkpoint import RunDescription, claim_run_folder, load_policy, save_description
 from agents.policy import ReturnConditionedPolicy
 from agents.trainer import Trainer
@@ -35,19 +37,23 @@ from eval import ERRORS, score_policy
 
 def main(config: TrainConfig, overrides: list[str]) -> None:
     """Runs one training: data, policy, updates, scores."""
-    console = Console()
-    device = resolve_device(config.device)
+    ranks = distributed.join(resolve_device(config.device), config.seed)
+    console = Console(quiet=not ranks.leads)
     folder = Path(config.run_dir or default_run_dir(config, overrides))
-    episodes = load_episodes(config.dataset)
+    with ranks.one_first():
+        episodes = load_episodes(config.dataset)
     held_out = None
     if config.held_out:
         episodes, held_out = hold_out(episodes, config.held_out, config.seed)
     description = RunDescription(config.rollout, config.protocol.context_length, describe(episodes))
-    claim_run_folder(folder, config_text(config), resume=config.resume, overwrite=config.overwrite)
+    if ranks.leads:
+        text = config_text(config)
+        claim_run_folder(folder, text, resume=config.resume, overwrite=config.overwrite)
 
     torch.manual_seed(config.seed)
-    policy = make_policy(config, episodes).to(device)
-    save_description(folder, policy, config.backbone, description)
+    policy = make_policy(config, episodes).to(ranks.device)
+    if ranks.leads:
+        save_description(folder, policy, config.backbone, description)
 
     def evaluate(acting: ReturnConditionedPolicy, step: int) -> dict[str, float]:
         (score,) = score_policy(
@@ -65,13 +71,20 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
         )
         scalars = score.scalars()
         if held_out is not None:
-            batches = make_batches(held_out, config.protocol, seed=0, device=device)
+            batches = make_batches(held_out, config.protocol, seed=0, device=ranks.device)
             scalars["eval/loss"] = mean_loss(acting, batches)
         return scalars
 
     trainer = Trainer(
         policy,
-        make_batches(episodes, config.protocol, seed=config.seed, device=device),
+        make_batches(
+            episodes,
+            config.protocol,
+            seed=config.seed,
+            device=ranks.device,
+            rank=ranks.rank,
+            ranks=ranks.count,
+        ),
         config.trainer,
         steps=config.steps,
         folder=folder,
@@ -79,15 +92,18 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
         evaluate=evaluate,
         evaluate_every=config.evaluation.every,
         console=console,
+        ranks=ranks,
     )
     if config.resume:
         trainer.resume()
     console.print(
         f"{config.backbone.name}, {sum(p.numel() for p in policy.parameters()):,} parameters, "
-        f"on {device}: updates {trainer.step} to {config.steps}, into {folder}"
+        f"on {ranks}: updates {trainer.step} to {config.steps}, into {folder}"
     )
     if not trainer.run():
         console.print(f"Saved at update {trainer.step} of {config.steps}; resume=true goes on.")
+        return
+    if not ranks.leads:
         return
     # Scored as anybody would score it: from the run folder, with nothing else.
     policy, description, step = load_policy(folder)

@@ -260,15 +260,15 @@ def save_training_state(folder: Path, state: dict[str, Any]) -> None:
     write_atomically(folder / "training_state.pt", lambda file: torch.save(state, file))
 
 
-def load_training_state(folder: Path) -> dict[str, Any]:
-    """Reads training_state.pt.
+def load_training_state(folder: Path) -> dict[str, Any] | None:
+    """Reads training_state.pt; None if nothing has been saved yet.
 
     Raises:
-        CheckpointError: There is none, or it is damaged.
+        CheckpointError: It is damaged.
     """
     path = folder / "training_state.pt"
-    if not path.is_file():
-        raise CheckpointError(f"{folder} cannot be resumed: training_state.pt is missing.")
+    if not path.exists():
+        return None
     try:
         # torch.load itself does not look at the archive's checksums.
         with zipfile.ZipFile(path) as archive:

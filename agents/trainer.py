@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -27,6 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from agents.block import map_state
 from agents.checkpoint import load_training_state, save_policy, save_training_state
+from agents.distributed import Ranks
 from agents.policy import PolicyState, ReturnConditionedPolicy
 
 SCHEDULES = ("cosine", "constant")
@@ -41,6 +42,7 @@ class Batches(Protocol):
     """What the trainer needs of a sampler; see envs.windows."""
 
     carries_state: bool
+    own_rows: slice
 
     def next(self) -> dict[str, Tensor]:
         """Returns the next batch, the keyword arguments of `ReturnConditionedPolicy.loss`."""
@@ -157,6 +159,7 @@ class Trainer:
             `evaluate_every` updates; what it returns is recorded.
         evaluate_every: Updates between two evaluations; 0 never evaluates.
         console: Where the progress bar goes.
+        ranks: The processes that share the batches; each has a trainer, and `batches` its share.
     """
 
     def __init__(
@@ -171,6 +174,7 @@ class Trainer:
         evaluate: Callable[[ReturnConditionedPolicy, int], dict[str, float]] | None = None,
         evaluate_every: int = 0,
         console: Console | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.policy = policy
         self.batches = batches
@@ -181,6 +185,7 @@ class Trainer:
         self.evaluate = evaluate
         self.evaluate_every = evaluate_every
         self.console = console or Console()
+        self.ranks = ranks or Ranks()
         self.step = 0
         self.carried: PolicyState | None = None
         self.optimizer = torch.optim.AdamW(
@@ -191,6 +196,7 @@ class Trainer:
             if config.ema_decay > 0
             else None
         )
+        self.loss = self.ranks.loss_of(policy)
 
     @property
     def acting_policy(self) -> ReturnConditionedPolicy:
@@ -202,18 +208,21 @@ class Trainer:
     # -- saving and resuming ------------------------------------------------------------------
 
     def save(self) -> None:
-        """Saves what resuming needs, then what acting needs.
+        """Saves what resuming needs, then what acting needs, on the first rank; all must call it.
 
         Raises:
             CheckpointError: The folder cannot be written; the save before is intact.
         """
+        carried = self.ranks.gather(self.carried)
+        if not self.ranks.leads:
+            return
         state: dict[str, Any] = {
             "step": self.step,
             "policy": self.policy.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "batches": self.batches.state_dict(),
-            "carried": None if self.carried is None else tuple(self.carried),
+            "carried": None if carried is None else tuple(carried),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all(),
         }
@@ -226,9 +235,9 @@ class Trainer:
         Raises:
             CheckpointError: The save is damaged.
         """
-        if not (self.folder / "training_state.pt").exists():
+        state = self.ranks.from_first(lambda: load_training_state(self.folder))
+        if state is None:
             return
-        state = load_training_state(self.folder)
         self.step = state["step"]
         self.policy.load_state_dict(state["policy"])
         if self.average is not None:
@@ -237,11 +246,11 @@ class Trainer:
         self.batches.load_state_dict(state["batches"])
         if state["carried"] is not None:
             device = self.policy.target_return.device
-            carried = map_state(lambda tensor: tensor.to(device), state["carried"])
+            rows = self.batches.own_rows
+            carried = map_state(lambda tensor: tensor[rows].to(device), state["carried"])
             self.carried = PolicyState(*carried)
         torch.set_rng_state(state["random"])
-        if state["random_cuda"]:
-            torch.cuda.set_rng_state_all(state["random_cuda"])
+        torch.cuda.set_rng_state_all(state["random_cuda"][: torch.cuda.device_count()])
 
     # -- the loop -----------------------------------------------------------------------------
 
@@ -251,11 +260,12 @@ class Trainer:
         for group in self.optimizer.param_groups:
             factor = self.config.rate_factor(self.step, self.steps)
             group["lr"] = self.config.learning_rate * factor
+        self.ranks.draw_dropout(self.step)
         batch = self.batches.next()
         device_type = batch["mask"].device.type
         mixed = self.precision != torch.float32
         with torch.autocast(device_type, self.precision, enabled=mixed):
-            loss, carried = self.policy.loss(**batch, state=self.carried)
+            loss, carried = self.loss(**batch, state=self.carried)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.gradient_clip)
@@ -284,7 +294,7 @@ class Trainer:
             TrainingError: The loss is not finite.
             CheckpointError: The run folder cannot be written.
         """
-        metrics = Metrics(self.folder, resume_step=self.step)
+        metrics = Metrics(self.folder, resume_step=self.step) if self.ranks.leads else None
         columns = (
             TextColumn("training"),
             BarColumn(),
@@ -292,47 +302,47 @@ class Trainer:
             TextColumn("loss {task.fields[loss]}  {task.fields[speed]} steps/s"),
             TimeRemainingColumn(),
         )
-        try:
-            with (
-                stop_requests() as stop,
-                Progress(*columns, console=self.console, transient=True) as progress,
-            ):
-                task = progress.add_task("", total=self.steps, loss="-", speed="-")
-                progress.update(task, completed=self.step)
-                self._loop(metrics, stop, lambda **fields: progress.update(task, **fields))
-        finally:
-            metrics.close()
+        with (
+            closing(metrics) if metrics else nullcontext(),
+            stop_requests() as stop,
+            Progress(*columns, console=self.console, transient=True) as progress,
+        ):
+            task = progress.add_task("", total=self.steps, loss="-", speed="-")
+            progress.update(task, completed=self.step)
+            self._loop(metrics, stop, lambda **fields: progress.update(task, **fields))
         return self.step == self.steps
 
-    def _loop(self, metrics: Metrics, stop: threading.Event, show: Callable[..., None]) -> None:
+    def _loop(self, metrics: Metrics | None, stop: threading.Event, show: Callable) -> None:
         began, seen, since = time.perf_counter(), 0, self.step
         losses: list[Tensor] = []
-        while self.step < self.steps and not stop.is_set():
+        while self.step < self.steps and not self.ranks.sum(stop.is_set()):
             loss, norm, steps = self.update()
             losses.append(loss)
             seen += steps
             if self.step % self.config.log_every == 0 or self.step == self.steps:
                 seconds = time.perf_counter() - began
-                mean = torch.stack(losses).mean().item()
+                mean = self.ranks.sum(torch.stack(losses).mean().item()) / self.ranks.count
+                speed = self.ranks.sum(seen) / seconds
                 values = {
                     "train/loss": mean,
                     "train/gradient_norm": norm.item(),
                     "train/learning_rate": self.optimizer.param_groups[0]["lr"],
                     "time/updates_per_second": (self.step - since) / seconds,
-                    "time/steps_per_second": seen / seconds,
+                    "time/steps_per_second": speed,
                 }
-                metrics.record(self.step, values)
-                show(completed=self.step, loss=f"{mean:.4f}", speed=f"{seen / seconds:,.0f}")
+                if metrics:
+                    metrics.record(self.step, values)
+                show(completed=self.step, loss=f"{mean:.4f}", speed=f"{speed:,.0f}")
                 losses.clear()
                 began, seen, since = time.perf_counter(), 0, self.step
             if self.step % self.config.save_every == 0 or self.step == self.steps:
                 self.save()
-            if self.evaluate_every and self.evaluate and self.step % self.evaluate_every == 0:
+            due = self.evaluate_every and self.step % self.evaluate_every == 0
+            if metrics and self.evaluate and due:  # the other ranks wait before their next update
                 start = time.perf_counter()
                 scores = self.evaluate(self.acting_policy.eval(), self.step)
-                metrics.record(
-                    self.step, {**scores, "time/evaluation": time.perf_counter() - start}
-                )
-                began += time.perf_counter() - start
-        if stop.is_set() and self.step < self.steps:
+                seconds = time.perf_counter() - start
+                metrics.record(self.step, {**scores, "time/evaluation": seconds})
+                began += seconds
+        if self.step < self.steps:
             self.save()

@@ -22,6 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from agents import distributed
 from configs.schema import register
 
 FOLDER = Path(__file__).resolve().parent
@@ -54,13 +55,18 @@ def run(
             main(to_dataclass(config), list(HydraConfig.get().overrides.task))
         except errors as error:
             fail(error)
+        except Exception:
+            if distributed.fails_first():
+                raise
+            sys.exit(1)
 
     job()
 
 
 def fail(error: Exception) -> NoReturn:
     """Ends the program with an error's message on standard error and exit status 1."""
-    print(f"error: {error}", file=sys.stderr)
+    if distributed.fails_first():
+        print(f"error: {error}", file=sys.stderr)
     sys.exit(1)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.episodes import Episodes
+from envs.episodes import DatasetError, Episodes
 
 
 @dataclass
@@ -74,16 +74,37 @@ class Batches:
 
     Batches are dictionaries of `observations` (batch, time, observation_dim), `actions` (batch,
     time, action_dim), `returns_to_go`, `timesteps`, `is_first` and `mask` (batch, time).
+
+    Processes that share the batches draw the same ones, and each gathers its own part of them: so
+    a position is the same for all, whatever their number.
+
+    Attributes:
+        carries_state: Whether a row goes on where the same row of the batch before ended.
+        own_rows: Which of a batch's rows are this process's (`streamed`, `windowed`).
     """
 
     carries_state = False
 
     def __init__(
-        self, episodes: Episodes, config: ProtocolConfig, *, seed: int, device: torch.device
+        self,
+        episodes: Episodes,
+        config: ProtocolConfig,
+        *,
+        seed: int,
+        device: torch.device,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.config = config
+        self.rank, self.ranks = rank, ranks
+        self.own_rows = slice(config.rows * rank // ranks, config.rows * (rank + 1) // ranks)
         self.lengths = np.asarray(episodes.lengths)
         self.starts = np.asarray(episodes.offsets[:-1])
+        if config.batch_steps < self._least_steps():
+            raise DatasetError(
+                f"protocol.batch_steps is {config.batch_steps}, too few for {ranks} processes to "
+                f"share; raise it to at least {self._least_steps()}, or start fewer processes."
+            )
         self.generator = np.random.default_rng(seed)
         self.device = device
         arrays = {
@@ -93,6 +114,10 @@ class Batches:
             "timesteps": episodes.timesteps,
         }
         self.data = {name: torch.as_tensor(a).to(device) for name, a in arrays.items()}
+
+    def _least_steps(self) -> int:
+        """Returns the steps in a batch from which on every process has a part of it."""
+        return self.ranks * self.config.context_length
 
     def _gather(self, index: np.ndarray, is_first: np.ndarray, mask: np.ndarray | None) -> dict:
         on_device = torch.as_tensor(index).to(self.device)
@@ -150,16 +175,31 @@ class WholeEpisodes(Batches):
         super().__init__(episodes, config, **kwargs)
         self.order = EpisodeOrder(len(self.lengths), self.generator)
 
+    def _least_steps(self) -> int:
+        """In fewer steps there may be fewer episodes than processes, if they are long ones."""
+        return (self.ranks - 1) * int(self.lengths.max()) + 1
+
     def next(self) -> dict[str, Tensor]:
         """Returns a batch of one row; its length varies with the episodes drawn."""
         chosen: list[int] = []
         while self.lengths[chosen].sum() < self.config.batch_steps:
             chosen.append(self.order.next())
+        own = self._share(chosen)
         index = np.concatenate(
-            [np.arange(self.starts[e], self.starts[e] + self.lengths[e]) for e in chosen]
+            [np.arange(self.starts[e], self.starts[e] + self.lengths[e]) for e in own]
         )
-        is_first = np.isin(index, self.starts[chosen])
+        is_first = np.isin(index, self.starts[own])
         return self._gather(index[None], is_first[None], None)
+
+    def _share(self, episodes: list[int]) -> list[int]:
+        """Deals episodes out, each to the process that has the fewest steps so far."""
+        steps = [0] * self.ranks
+        shares: list[list[int]] = [[] for _ in steps]
+        for episode in episodes:
+            rank = steps.index(min(steps))
+            steps[rank] += int(self.lengths[episode])
+            shares[rank].append(episode)
+        return shares[self.rank]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the position, the episodes' order included."""
@@ -212,7 +252,7 @@ class Streams(Batches):
                 self.position[row] += count
                 filled += count
         self.fresh = False
-        return self._gather(index, is_first, None)
+        return self._gather(index[self.own_rows], is_first[self.own_rows], None)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the position of every stream."""
@@ -249,6 +289,7 @@ class Windows(Batches):
         """Returns a batch (rows, context_length), padded on the right where a window was cut."""
         length = self.config.context_length
         window = self.generator.integers(self.windows_until[-1], size=self.config.rows)
+        window = window[self.own_rows]
         episode = np.searchsorted(self.windows_until, window, side="right")
         # The window's last step within its episode, counted from the last possible one.
         last = self.windows_until[episode] - 1 - window
@@ -270,7 +311,25 @@ BATCHES: dict[str, type[Batches]] = {
 
 
 def make_batches(
-    episodes: Episodes, config: ProtocolConfig, *, seed: int, device: torch.device
+    episodes: Episodes,
+    config: ProtocolConfig,
+    *,
+    seed: int,
+    device: torch.device,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> Batches:
-    """Returns the endless batches of a protocol."""
-    return BATCHES[config.name](episodes, config, seed=seed, device=device)
+    """Returns the endless batches of a protocol, or the share of one of several processes.
+
+    Args:
+        episodes: The data.
+        config: The protocol.
+        seed: Of the random order.
+        device: Where the data and the batches lie.
+        rank: Which process's share this is.
+        ranks: How many processes share each batch.
+
+    Raises:
+        DatasetError: A batch is too small for each process to have a part of it.
+    """
+    return BATCHES[config.name](episodes, config, seed=seed, device=device, rank=rank, ranks=ranks)

@@ -104,10 +104,10 @@ def test_weights_of_another_policy_are_refused(folder):
 
 
 def test_a_damaged_training_state_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"training_state\.pt is missing"):
-        load_training_state(tmp_path)
+    assert load_training_state(tmp_path) is None
     save_training_state(tmp_path, {"step": 3, "weights": torch.ones(1000)})
-    assert load_training_state(tmp_path)["step"] == 3
+    state = load_training_state(tmp_path)
+    assert state is not None and state["step"] == 3
     path = tmp_path / "training_state.pt"
     content = path.read_bytes()
     damaged = bytearray(content)

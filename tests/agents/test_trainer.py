@@ -21,6 +21,7 @@ class RandomBatches:
     """Random batches from a generator whose state is the position."""
 
     carries_state = True
+    own_rows = slice(None)
 
     def __init__(self) -> None:
         self.generator = torch.Generator().manual_seed(3)

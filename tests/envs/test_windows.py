@@ -1,10 +1,12 @@
+import io
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.episodes import Episodes
+from envs.episodes import DatasetError, Episodes
 from envs.windows import BATCHES, ProtocolConfig, make_batches
 
 CPU = torch.device("cpu")
@@ -166,3 +168,44 @@ def test_settings_that_make_no_batch_are_refused():
         ProtocolConfig(burn_in=20)
     with pytest.raises(ValueError, match=r"'streamed' has no windows"):
         ProtocolConfig("streamed", burn_in=2)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("name", sorted(BATCHES))
+def test_the_shares_of_several_processes_make_up_the_batch_of_one(name, ranks):
+    episodes = make_episodes([9, 4, 13, 6])
+    config = ProtocolConfig(name, 35, 5)  # seven rows, which neither two nor three share equally
+    whole = make_batches(episodes, config, seed=0, device=CPU)
+    shares = [
+        make_batches(episodes, config, seed=0, device=CPU, rank=rank, ranks=ranks)
+        for rank in range(ranks)
+    ]
+    for _ in range(9):
+        batch, parts = whole.next(), [share.next() for share in shares]
+        assert all(part["mask"].any() for part in parts)
+        if name == "carried":  # one row: its episodes are dealt out
+            of_parts = [pair for part in parts for pair in next(rows(part))]
+            assert sorted(of_parts) == sorted(next(rows(batch)))
+            sizes = [part["mask"].sum() for part in parts]
+            assert max(sizes) - min(sizes) <= 13
+            for part in parts:
+                assert torch.equal(part["is_first"], part["timesteps"] == 0)
+        else:
+            for key, value in batch.items():
+                assert torch.equal(torch.cat([part[key] for part in parts]), value)
+    # One position, whatever the number of processes.
+    torch.save(whole.state_dict(), expected := io.BytesIO())
+    for share in shares:
+        torch.save(share.state_dict(), saved := io.BytesIO())
+        assert saved.getvalue() == expected.getvalue()
+
+
+@pytest.mark.parametrize("name", sorted(BATCHES))
+def test_a_batch_too_small_for_all_processes_is_refused(name):
+    def share(batch_steps):
+        config = ProtocolConfig(name, batch_steps, 10)
+        return make_batches(make_episodes([13, 4]), config, seed=0, device=CPU, rank=3, ranks=4)
+
+    with pytest.raises(DatasetError, match=r"batch_steps is 39, too few .* at least 40,"):
+        share(39)
+    assert share(40).next()["mask"].any()

@@ -1,0 +1,145 @@
+"""train.py under torchrun: two real processes, gloo between them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[1]
+TRAIN = str(ROOT / "train.py")
+ALONE = [sys.executable, TRAIN]
+SMALL = [
+    "dataset.steps=1500",
+    "backbone.d_model=16",
+    "backbone.n_layer=1",
+    "protocol.batch_steps=720",
+    "protocol.context_length=16",  # 45 rows: shares of 22 and 23
+    "trainer.log_every=10",
+    "evaluation.episodes=1",
+    "evaluation.every=0",
+    "steps=30",
+]
+PROTOCOLS = ("windowed", "streamed", "carried")
+
+
+def torchrun(processes: int) -> list[str]:
+    # Standalone: on a port of its own.
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*launcher, "--nproc-per-node", str(processes), TRAIN]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("minari")
+
+
+@pytest.fixture
+def start(store, tmp_path):
+    """Starts a command in an empty folder."""
+    environment = {**os.environ, "MINARI_DATASETS_PATH": str(store), "COLUMNS": "100"}
+    environment["PYTHONPATH"] = str(ROOT)
+
+    def run(*command: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return run
+
+
+def finish(process: subprocess.Popen, status: int = 0) -> str:
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == status, output
+    return output
+
+
+def differences(one: Path, other: Path) -> list[float]:
+    left, right = (load_file(folder / "policy.safetensors") for folder in (one, other))
+    assert left.keys() == right.keys()
+    return [float((left[name] - right[name]).abs().max()) for name in left]
+
+
+def records(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+
+
+def test_two_processes_train_as_one_on_the_whole_batch(start, tmp_path):
+    # A sweep: every protocol in one start.
+    arguments = ["-m", *SMALL, f"protocol.name={','.join(PROTOCOLS)}", "backbone.dropout=0"]
+    arguments += ["evaluation.every=15", "evaluation.episodes_in_training=1"]
+    folders = "run_dir={}/${{protocol.name}}"
+    output = finish(start(*torchrun(2), *arguments, folders.format("two")))
+    finish(start(*ALONE, *arguments, folders.format("one")))
+    # The first process alone speaks.
+    for once in ("on 2 x cpu: updates 0 to 30", "update 15: return", "Score it again"):
+        assert output.count(once) == len(PROTOCOLS), output
+    for name in PROTOCOLS:
+        one, two = tmp_path / "one" / name, tmp_path / "two" / name
+        assert max(differences(one, two)) < 1e-6
+        ours = [r["train/loss"] for r in records(two) if "train/loss" in r]
+        theirs = [r["train/loss"] for r in records(one) if "train/loss" in r]
+        assert ours == pytest.approx(theirs, rel=1e-5) and len(ours) == 3
+        kept = [torch.load(f / "training_state.pt", weights_only=True) for f in (one, two)]
+        assert kept[0]["policy"].keys() == kept[1]["policy"].keys()
+        assert len(list(two.glob("events.out.tfevents.*"))) == 1
+    assert kept[1]["step"] == 30
+
+
+def interrupt(process: subprocess.Popen, folder: Path) -> str:
+    while not (folder / "training_state.pt").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    return finish(process, status=1)  # torchrun's own, whatever its processes say
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on_alone(start, tmp_path):
+    arguments = [*SMALL, "protocol.name=streamed", "backbone.dropout=0", "steps=300"]
+    arguments += ["trainer.save_every=20", "resume=true"]
+    output = interrupt(start(*torchrun(2), *arguments, "run_dir=broken"), tmp_path / "broken")
+    saved = re.search(r"Saved at update (\d+) of 300; resume=true goes on", output)
+    assert saved and 20 <= int(saved[1]) < 300, output
+    output = finish(start(*ALONE, *arguments, "run_dir=broken"))
+    assert f"on cpu: updates {saved[1]} to 300" in output
+    finish(start(*ALONE, *arguments, "run_dir=alone"))
+    assert max(differences(tmp_path / "broken", tmp_path / "alone")) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_resumed_run_ends_with_the_same_bits(start, tmp_path):
+    # With dropout, and with three: two could add up in any order.
+    arguments = [*SMALL, "protocol.name=streamed", "steps=150", "trainer.save_every=20"]
+    finish(start(*torchrun(3), *arguments, "run_dir=unbroken"))
+    arguments += ["resume=true", "run_dir=broken"]
+    interrupt(start(*torchrun(3), *arguments), tmp_path / "broken")
+    finish(start(*torchrun(3), *arguments))
+    assert max(differences(tmp_path / "broken", tmp_path / "unbroken")) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stepz=3", r"error: key 'stepz' does not exist"),
+        ("protocol.batch_steps=16", r"error: protocol\.batch_steps is 16, too few for 2 processes"),
+        ("dataset.id=builtin/hopper/simple-v0", "error: there is no built-in data set"),
+        ("trainer.learning_rate=1e30", "error: the loss or its gradient is not finite at update"),
+    ],
+)
+def test_an_error_is_said_once_and_ends_all_processes(start, override, message):
+    output = finish(start(*torchrun(2), *SMALL, override), status=1)
+    assert len(re.findall("error: ", output)) == len(re.findall(message, output)) == 1, output
