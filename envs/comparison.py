@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from envs.runs import Run, name_runs, usual
+from envs.names import name_runs
+from envs.runs import Run, unusual
 from envs.statistics import interquartile_mean
 
 BASELINES = ("min_gru", "attention")  # backbones that the others are measured against
@@ -117,17 +118,19 @@ def _mark(comparison: Comparison) -> None:
             own = [key for key in comparison.cells if key[0] == task]
             mark(f"{task}: no reference returns are known; it is not part of any average.", own)
     protocols = {key: cell.runs[0].protocol for key, cell in comparison.cells.items()}
+    unequal: dict[tuple[str, str], dict[str, str]] = {}
+    for task in comparison.tasks:
+        keys = [key for key in protocols if key[0] == task]
+        unequal |= zip(keys, unusual([protocols[key] for key in keys]), strict=True)
     for row in comparison.rows:
         own = [(task, row) for task in comparison.tasks if (task, row) in comparison.cells]
-        unequal: dict[tuple[str, str], list[str]] = {}
-        for key in own:
-            for fact, value in protocols[key].items():
-                common = usual([p[fact] for (task, _), p in protocols.items() if task == key[0]])
-                if value != common:
-                    unequal.setdefault(key, []).append(f"{fact} {value} instead of {common}")
-        if unequal:
-            where = (f"{short(task)}: {', '.join(facts)}" for (task, _), facts in unequal.items())
-            mark(f"{row} is not trained or scored as the others of {'; '.join(where)}.", unequal)
+        departing = [key for key in own if unequal[key]]
+        if departing:
+            where = []
+            for key in departing:
+                facts = [f"{f} {protocols[key][f]} instead of {c}" for f, c in unequal[key].items()]
+                where.append(f"{short(key[0])}: {', '.join(facts)}")
+            mark(f"{row} is not trained or scored as the others of {'; '.join(where)}.", departing)
         # One row over several tasks is one method only if its configuration is the same on all.
         varying = []
         for setting in comparison.cells[own[0]].runs[0].config:

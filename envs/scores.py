@@ -75,6 +75,13 @@ class Score:
     engine: str = "gymnasium"
     conditions: str = ""
 
+    @property
+    def value(self) -> float:
+        """The mean of the normalised scores, or of the returns where there are none."""
+        if self.normalized_score_mean is None:
+            return self.return_mean
+        return self.normalized_score_mean
+
     def scalars(self) -> dict[str, float]:
         """Returns what a training log records of it, under ``eval/*``."""
         names = ["return_mean", "return_std", "length_mean", "target_return"]
