@@ -2,15 +2,16 @@
 
 A run is named after its backbone and after those keys of its configuration that tell it from the
 other runs of that backbone, as far as it departs from their common centre: ``min_gru``,
-``min_gru protocol.name=streamed``. Runs that differ in anything but the seed never share a name.
+``min_gru protocol=streamed``. Runs that differ in anything but the seed never share a name.
 """
 
 import json
+import re
 from collections import Counter
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import dataclass, replace
 
-from envs.runs import ABSENT, Run, unusual
+from envs.runs import ABSENT, Run, RunFolderError, unusual
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Name:
     """What a run is called in a comparison.
 
     Attributes:
-        text: ``min_gru protocol.name=streamed``.
+        text: ``min_gru protocol=streamed``.
         backbone: ``min_gru``.
         central: It is the configuration from which the others of its backbone depart.
     """
@@ -28,15 +29,23 @@ class Name:
     central: bool
 
 
-def name_runs(runs: Sequence[Run]) -> list[Name]:
+def name_runs(runs: Sequence[Run], *, by_folder: bool = False) -> list[Name]:
     """Names each run after its backbone and what tells it from the others of that backbone.
 
     Within one task, two runs have the same name only if nothing but their seed differs. Of keys
     that change together, one is named. A configuration that departs in the fewest keys from all
     the other runs is the centre, and has the backbone's name alone; if two are equally central,
     names say every value.
+
+    Args:
+        runs: All that are compared.
+        by_folder: Names them after their folders instead: ``bc`` of ``hopper-medium/bc-seed0``.
+
+    Raises:
+        RunFolderError: Folders of one name and task hold runs that differ in more than the seed.
     """
     facts = _facts(runs)
+    labels = _labels(dict.fromkeys(key for fact in facts for key in fact))
     names: dict[int, Name] = {}
     for backbone in dict.fromkeys(run.backbone for run in runs):
         own = [i for i, run in enumerate(runs) if run.backbone == backbone]
@@ -50,12 +59,37 @@ def name_runs(runs: Sequence[Run]) -> list[Name]:
         unique = list(distance.values()).count(distance[centre]) == 1
         for i, value in zip(own, values, strict=True):
             departures = [
-                f"{key}={_text(now)}"
+                f"{labels[key]}={_text(now)}"
                 for key, now, then in zip(keys, value, centre, strict=True)
                 if now != then or not unique
             ]
             names[i] = Name(" ".join([backbone, *departures]), backbone, value == centre)
-    return [names[i] for i in range(len(runs))]
+    named = [names[i] for i in range(len(runs))]
+    return _named_by_folder(runs, named) if by_folder else named
+
+
+def _named_by_folder(runs: Sequence[Run], named: Sequence[Name]) -> list[Name]:
+    texts = [re.sub(r"-seed\d+", "", run.folder.resolve().name) for run in runs]
+    first: dict[tuple[str, str], int] = {}
+    for i, (run, text) in enumerate(zip(runs, texts, strict=True)):
+        other = first.setdefault((run.task, text), i)
+        if named[i].text != named[other].text:
+            raise RunFolderError(
+                f"{run.folder} and {runs[other].folder} have the same name but differ in more than "
+                f"their seed ({named[i].text}; {named[other].text}): leave out --name-by folder, "
+                "or rename one of them."
+            )
+    return [replace(name, text=text) for name, text in zip(named, texts, strict=True)]
+
+
+def _labels(keys: Collection[str]) -> dict[str, str]:
+    """Returns what a name calls each key: ``tokens`` of ``policy.tokens``, if that is clear."""
+    leaves = Counter(key.rpartition(".")[2] for key in keys)
+    labels = {}
+    for key in keys:
+        group, _, leaf = key.rpartition(".")
+        labels[key] = group if leaf == "name" else leaf if leaves[leaf] == 1 else key
+    return labels
 
 
 def _facts(runs: Sequence[Run]) -> list[dict[str, Hashable]]:

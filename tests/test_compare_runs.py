@@ -30,7 +30,7 @@ def test_names_tell_what_differs_and_no_more(tmp_path):
     found = compared(tmp_path)
     assert set(found.rows) == {
         "min_gru",
-        "min_gru protocol.name=streamed",  # the context length goes with it
+        "min_gru protocol=streamed",  # the context length goes with it
         "min_gru rollout=window",
         "min_gru steps=3000",
         "attention",  # it has one configuration, whatever that is
@@ -46,8 +46,8 @@ def test_of_two_configurations_neither_is_the_usual_one(tmp_path):
     make_run(tmp_path / "a", protocol={"name": "carried"})
     make_run(tmp_path / "b")
     assert compared(tmp_path).rows == [
-        "min_gru protocol.name=carried",
-        "min_gru protocol.name=windowed",
+        "min_gru protocol=carried",
+        "min_gru protocol=windowed",
     ]
 
 
@@ -162,7 +162,7 @@ def test_an_older_run_without_a_key_is_not_merged_with_newer_ones(tmp_path):
     for seed in range(3):
         make_run(tmp_path / str(seed), seed=seed)
     damage(tmp_path / "2", "config.yaml", lambda text: text.replace("  burn_in: 0\n", ""))
-    assert compared(tmp_path).rows == ["min_gru", "min_gru protocol.burn_in=absent"]
+    assert compared(tmp_path).rows == ["min_gru", "min_gru burn_in=absent"]
 
 
 def test_a_line_that_a_kill_cut_off_is_passed_over(tmp_path):
