@@ -94,7 +94,7 @@ def main(
             reason = f"note: {error}"
         for item in [overall_table(part), *pictures]:
             if number > 1:
-                where = f"{item.title}; on {', '.join(map(short, part.tasks))}"
+                where = f"{item.title} ({', '.join(map(short, part.tasks))})"
                 item = replace(item, name=f"{item.name}_{number}", title=where)
             averages.append(item)
     scores, improvement = score_table(comparison), improvement_table(comparison)
