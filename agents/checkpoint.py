@@ -9,6 +9,7 @@ than the steps since the last save.
     training_state.pt      all that resuming needs; loads with weights_only=True
     metrics.jsonl          one line a record
     scores.json            the evaluation of the last checkpoint
+    scores-*.json          other evaluations of it, named after what was asked for
 """
 
 from __future__ import annotations

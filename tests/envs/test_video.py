@@ -1,5 +1,6 @@
 """A video against the rollout it shows, drawn for real where this machine can draw."""
 
+import os
 import subprocess
 import sys
 from contextlib import closing
@@ -167,6 +168,18 @@ def test_a_machine_that_cannot_draw_is_told_what_to_install(monkeypatch):
         offscreen_backend("osmesa")
     with pytest.raises(RolloutError, match=r"MUJOCO_GL is 'off'.*egl or osmesa or glfw"):
         offscreen_backend("off")
+
+
+@pytest.mark.parametrize("backend", ["osmesa", "egl"])
+def test_an_opengl_that_is_missing_stops_nothing_but_a_video(backend):
+    # Without libraries to find, as on a machine that has none.
+    code = (
+        "import ctypes.util, os; ctypes.util.find_library = lambda name: None\n"
+        "import envs.video; print(os.environ['MUJOCO_GL'])\n"
+    )
+    environment = {**os.environ, "MUJOCO_GL": backend}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert ran.stdout.decode().strip() == backend, ran.stderr
 
 
 def test_the_probe_fails_where_the_backend_does():
