@@ -93,7 +93,7 @@ def main(
         except PlotError as error:
             reason = f"note: {error}"
         for item in [overall_table(part), *pictures]:
-            if number > 1:
+            if part.tasks != comparison.tasks:
                 where = f"{item.title} ({', '.join(map(short, part.tasks))})"
                 item = replace(item, name=f"{item.name}_{number}", title=where)
             averages.append(item)

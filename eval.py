@@ -52,7 +52,7 @@ def main(config: EvalConfig, overrides: list[str]) -> None:
     path = Path(config.run, file_name(config, own))
     config = replace(
         config,
-        episodes=config.episodes or own.episodes,
+        episodes=own.episodes if config.episodes is None else config.episodes,
         seed=own.seed if config.seed is None else config.seed,
     )
     description.rollout = config.rollout or description.rollout

@@ -67,7 +67,7 @@ class Comparison:
 
         A set of tasks, not all of them, that three or more rows were run on, and on no others, is
         a part of its own (an ablation on three of nine data sets), with the central rows beside
-        them. The first part holds all other rows.
+        them. All other rows are the first part, which has all tasks.
         """
         sets: dict[tuple[str, ...], list[str]] = {}
         for row in self.rows:
@@ -199,9 +199,9 @@ def _mark(comparison: Comparison) -> None:
         if varying:
             mark(f"{row} is not configured alike on every task: {'; '.join(varying)}.", own)
     # Rows of a part of their own have an average there.
-    whole = comparison.parts()[0]
     alone: dict[str, list[str]] = {}
-    for row in whole.rows:
+    parts = [part for part in comparison.parts() if part.tasks == comparison.tasks]
+    for row in [row for part in parts for row in part.rows]:
         if missing := comparison.missing(row):
             alone.setdefault(", ".join(map(short, missing)), []).append(row)
     for tasks, rows in alone.items():

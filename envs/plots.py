@@ -287,7 +287,7 @@ def _bands(
                 record = {"task": task, "row": row, x_name: x, "mean": mean}
                 records.append(record | {"low": low, "high": high, "seeds": len(values[x])})
         for axis in (panel.xaxis, panel.yaxis):
-            axis.set_major_formatter(lambda x, _: f"{x:,g}")
+            axis.set_major_formatter(lambda x, _: f"{x:,.10g}")
         panel.grid(color="#ddd", lw=0.6)
     handles = [lines[row] for row in rows]
     figure.legend(handles, rows, loc="outside upper left", ncols=columns, frameon=False, fontsize=9)

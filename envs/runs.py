@@ -21,7 +21,7 @@ IGNORED = (
     *("dataset.environment", "evaluation.episodes", "evaluation.every", "evaluation.seed"),
     "evaluation.episodes_in_training",
 )
-UNKNOWN = "unknown"  # a fact that a run folder does not tell
+UNKNOWN = "-"  # a fact that a run folder does not tell, or that does not concern the run
 ABSENT = "absent"  # the value of a key that a run folder of another version does not have
 
 Value = TypeVar("Value", bound=Hashable)

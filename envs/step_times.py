@@ -77,7 +77,7 @@ def draw_step_times(comparison: Comparison, times: Mapping[str, Mapping[int, flo
         )
     panel.set_ylim(bottom=0.5e6 * min(min(found.values()) for found in times.values()))
     for axis in (panel.xaxis, panel.yaxis):
-        axis.set_major_formatter(lambda x, _: f"{x:,g}")
+        axis.set_major_formatter(lambda x, _: f"{x:,.10g}")
     panel.set_xlabel("steps of the episode so far")
     panel.set_ylabel("microseconds for one step of one environment")
     panel.grid(color="#ddd", lw=0.6)

@@ -135,6 +135,19 @@ def test_rows_on_some_of_the_tasks_are_a_part_with_averages_of_its_own(tmp_path)
     assert len(alone) == 1 and alone[0].startswith("min_lstm was not run on")
 
 
+def test_where_every_row_is_in_a_part_no_row_lacks_an_average(tmp_path):
+    for task in ("hopper-medium", "walker2d-medium", "halfcheetah-medium"):
+        for steps in (300, 700, 900):
+            key = {"steps": steps, "step": steps}
+            if task != "halfcheetah-medium":
+                make_run(tmp_path / f"{task}-{steps}", task, **key)
+            if task != "hopper-medium":
+                make_run(tmp_path / f"{task}-lstm-{steps}", task, "min_lstm", **key)
+    found = compared(tmp_path)
+    assert [len(part.tasks) for part in found.parts()] == [2, 2]
+    assert not [note for note in found.notes if "not run on" in note]
+
+
 def test_rows_are_named_after_their_folders_if_one_asks_for_it(tmp_path):
     for seed in range(2):
         for task in ("hopper-medium", "walker2d-medium"):
