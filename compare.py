@@ -2,6 +2,7 @@
 
     python compare.py runs/
     python compare.py runs/hopper-medium runs/walker2d-medium --published --out comparison
+    python compare.py benchmarks/results/locomotion --name-by folder --step-times
     python compare.py runs/ --watch
 
 Reads every run folder at and below the folders given (config.yaml, config.json, metrics.jsonl,
@@ -15,19 +16,24 @@ import argparse
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 
-from envs.comparison import compare_runs
+from agents.acting import make_actor
+from agents.checkpoint import CheckpointError, build_policy
+from envs.comparison import Comparison, compare_runs, short
 from envs.plots import PlotError, draw_pictures
 from envs.progress import progress_table, read_all
 from envs.report import Picture, print_tables, write_report
 from envs.runs import Run, RunFolderError, find_run_folders, read_run
+from envs.step_times import draw_step_times, measure_step_times
 from envs.tables import (
     Table,
+    conditions_table,
     improvement_table,
     overall_table,
     protocol_table,
@@ -40,14 +46,24 @@ from envs.tables import (
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
 
 
-def main(folders: list[Path], *, published: bool, out: Path, console: Console) -> None:
+def main(
+    folders: list[Path],
+    *,
+    out: Path,
+    console: Console,
+    published: bool = False,
+    by_folder: bool = False,
+    step_times: bool = False,
+) -> None:
     """Reads the runs, prints the tables and writes the report.
 
     Args:
         folders: Run folders, or folders of them.
-        published: Adds the published scores of the tasks that were run.
         out: Folder of the report.
         console: Where the tables are printed.
+        published: Adds the published scores of the tasks that were run.
+        by_folder: Names the rows after the run folders.
+        step_times: Also measures the policies' steps on this machine.
 
     Raises:
         RunFolderError: There is nothing to compare.
@@ -61,34 +77,67 @@ def main(folders: list[Path], *, published: bool, out: Path, console: Console) -
             f"none of the {len(left_out)} runs in {', '.join(map(str, folders))} can be compared, "
             "for the reasons above."
         )
-    comparison = compare_runs(runs)
+    comparison = compare_runs(runs, by_folder=by_folder)
     notes = list(comparison.notes)
-    tables = {
-        "overall": overall_table(comparison),
-        "scores": score_table(comparison),
-        "improvement": improvement_table(comparison),
-        "rows": row_table(comparison),
-        "protocol": protocol_table(comparison),
-    }
-    tables = {name: table for name, table in tables.items() if table.rows}
     apart = published_table(comparison) if published else None
     if apart is not None and not apart.rows:
         notes.append("There are no published scores of these tasks.")
         apart = None
 
-    seen = [tables[name] for name in ("scores", "overall", "improvement") if name in tables]
-    print_tables([*seen, *([without_tasks(apart)] if apart else [])], console)
+    averages = []  # of each part the table of averages and the pictures
+    reason = ""
+    for number, part in enumerate(comparison.parts(), start=1):
+        pictures: list[Picture] = []
+        try:
+            pictures = draw_pictures(part)
+        except PlotError as error:
+            reason = f"note: {error}"
+        for item in [overall_table(part), *pictures]:
+            if part.tasks != comparison.tasks:
+                where = f"{item.title} ({', '.join(map(short, part.tasks))})"
+                item = replace(item, name=f"{item.name}_{number}", title=where)
+            averages.append(item)
+    scores, improvement = score_table(comparison), improvement_table(comparison)
+    others = [conditions_table(comparison), row_table(comparison), protocol_table(comparison)]
+    if step_times and not reason:
+        averages.append(draw_step_times(comparison, step_times_of(comparison)))
+    parts = [*averages, scores, improvement, *others]
+    parts = [part for part in parts if isinstance(part, Picture) or part.rows]
+
+    seen = [scores, *averages, improvement, others[0]]
+    print_tables([part for part in seen if part in parts and isinstance(part, Table)], console)
+    if apart is not None:
+        print_tables([without_tasks(apart)], console)
     for number, note in enumerate(notes, start=1):
         console.print(f"{number}. {note}", **PLAIN)
-
-    pictures: list[Picture] = []
-    try:
-        pictures = draw_pictures(comparison)
-    except PlotError as error:
-        console.print(f"note: {error}", style="yellow", **PLAIN)
+    if reason:
+        console.print(reason, style="yellow", **PLAIN)
     title = f"{len(runs)} runs on {len(comparison.tasks)} tasks"
-    write_report(out, title, tables, pictures, [*notes, *left_out], apart)
+    write_report(out, title, parts, [*notes, *left_out], apart)
     console.print(f"Report: {out / 'report.html'}", **PLAIN)
+
+
+def step_times_of(comparison: Comparison) -> dict[str, dict[int, float]]:
+    """Measures the step of each row; of rows with the same network and way of acting the first's.
+
+    Weights make no difference and are not looked for: a folder of results may do without.
+
+    Raises:
+        CheckpointError: A run's config.json describes no policy of this version.
+    """
+    actors, seen = {}, set()
+    for row in [*comparison.central, *comparison.rows]:
+        run = next(cell.runs[0] for (_, name), cell in comparison.cells.items() if name == row)
+        keys = ("backbone.", "policy.", "rollout")
+        if run.score.rollout != "carried":
+            keys += ("protocol.context_length",)
+        kind = frozenset((k, v) for k, v in run.config.items() if k.startswith(keys))
+        if kind not in seen:
+            seen.add(kind)
+            policy, description = build_policy(run.folder)
+            actor = make_actor(policy, run.score.rollout, description.context_length)
+            actors[row] = actor, policy.observation_dim
+    return measure_step_times(actors)
 
 
 def without_tasks(published: Table) -> Table:
@@ -97,7 +146,7 @@ def without_tasks(published: Table) -> Table:
     places = [published.columns.index(name) for name in keep]
     rows = [[row[i] for i in places] for row in published.rows]
     caption = f"{published.caption} The score of each task is in the report."
-    return Table(published.title, list(keep), rows, caption)
+    return Table(published.name, published.title, list(keep), rows, caption)
 
 
 def read_runs(folders: list[Path]) -> tuple[list[Run], list[str]]:
@@ -141,6 +190,17 @@ def run() -> None:
         "--published", action="store_true", help="also show what others published for these tasks"
     )
     parser.add_argument(
+        "--step-times",
+        action="store_true",
+        help="also measure a step of each policy, here and now: seconds for each kind",
+    )
+    parser.add_argument(
+        "--name-by",
+        choices=("keys", "folder"),
+        default="keys",
+        help="call runs by what tells them apart (default), or by their folders, NAME-seedK",
+    )
+    parser.add_argument(
         "--out", type=Path, help="folder of the report (default: comparison, in the first folder)"
     )
     parser.add_argument(
@@ -151,8 +211,15 @@ def run() -> None:
     try:
         if arguments.watch:
             return watch(arguments.folders, Console())
-        main(arguments.folders, published=arguments.published, out=out, console=Console())
-    except RunFolderError as error:
+        main(
+            arguments.folders,
+            out=out,
+            console=Console(),
+            published=arguments.published,
+            by_folder=arguments.name_by == "folder",
+            step_times=arguments.step_times,
+        )
+    except (RunFolderError, CheckpointError) as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(

@@ -16,6 +16,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -137,6 +138,9 @@ def mean_loss(policy: ReturnConditionedPolicy, batches: Batches, count: int = 20
 
 def describe(episodes: Episodes) -> dict[str, Any]:
     """Returns what a checkpoint remembers of its data: plain values."""
+    digest = hashlib.sha256()
+    for array in (episodes.observations, episodes.actions, episodes.rewards, episodes.offsets):
+        digest.update(np.ascontiguousarray(array))
     return {
         "id": episodes.dataset_id,
         "environment_id": episodes.environment_id,
@@ -148,6 +152,7 @@ def describe(episodes: Episodes) -> dict[str, Any]:
         "return_mean": float(episodes.returns.mean()),
         "return_top10": float(episodes.top_fraction_return(0.1)),
         "return_max": float(episodes.returns.max()),
+        "sha256": digest.hexdigest(),
     }
 
 

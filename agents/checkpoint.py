@@ -9,6 +9,7 @@ than the steps since the last save.
     training_state.pt      all that resuming needs; loads with weights_only=True
     metrics.jsonl          one line a record
     scores.json            the evaluation of the last checkpoint
+    scores-*.json          other evaluations of it, named after what was asked for
 """
 
 from __future__ import annotations
@@ -208,6 +209,25 @@ def load_policy(folder: Path) -> tuple[ReturnConditionedPolicy, RunDescription, 
                 f"{folder} holds no checkpoint: {path.name} is missing; give the run folder that "
                 "train.py printed (it appears there with the first save)."
             )
+    policy, description = build_policy(folder)
+    tensors, step = _read_weights(weights_path)
+    try:
+        policy.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{weights_path} does not fit the policy that {config_path.name} beside it describes; "
+            "one of the two files comes from another run."
+        ) from error
+    return policy.eval(), description, step
+
+
+def build_policy(folder: Path) -> tuple[ReturnConditionedPolicy, RunDescription]:
+    """Builds the policy that config.json describes, its weights not loaded.
+
+    Raises:
+        CheckpointError: The file cannot be read, or does not describe a policy.
+    """
+    config_path = folder / "config.json"
     try:
         content = json.loads(config_path.read_text())
         config_class, _ = mixer_entry(content["backbone"]["name"])
@@ -220,20 +240,12 @@ def load_policy(folder: Path) -> tuple[ReturnConditionedPolicy, RunDescription, 
         description = RunDescription(
             content["rollout"], content["context_length"], content["dataset"]
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{config_path} does not describe a policy ({error}); the file is damaged or of "
             "another version of this project: train again."
         ) from error
-    tensors, step = _read_weights(weights_path)
-    try:
-        policy.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{weights_path} does not fit the policy that {config_path.name} beside it describes; "
-            "one of the two files comes from another run."
-        ) from error
-    return policy.eval(), description, step
+    return policy.eval(), description
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], int]:

@@ -1,7 +1,7 @@
 """The benchmark: every backbone on the nine built-in data sets, and what the design leaves open.
 
     python benchmarks/locomotion.py --jobs 2          # trains what is missing; stop it at any time
-    python compare.py benchmarks/results/locomotion   # its tables and pictures
+    python compare.py benchmarks/results/locomotion --name-by folder   # tables and pictures
 
 Every run is `python train.py` with the overrides below, of equal updates and batches (Decision
 Transformer's 64 windows of 20 steps), its schedule decayed to its end. Run folders lie in
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNS = Path("benchmarks", "results", "locomotion")
 
 COMMON = ["protocol.batch_steps=1280", "steps=1500", "evaluation.every=500"]
-# Decision Transformer's network and way of acting; optimiser, schedule, target as all others.
+# Decision Transformer's network and way of acting; optimiser, schedule and target of the others.
 NETWORK_OF_DECISION_TRANSFORMER = [
     "experiment=decision_transformer",
     "trainer.learning_rate=1e-3",

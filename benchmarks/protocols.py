@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from agents.acting import ROLLOUTS  # noqa: E402
 from agents.checkpoint import load_policy  # noqa: E402
-from configs.schema import EvalConfig  # noqa: E402
+from configs.schema import EvalConfig, EvaluationConfig  # noqa: E402
 from envs.scores import read_scores, write_scores  # noqa: E402
 from envs.statistics import student_half_width  # noqa: E402
 from eval import score_policy  # noqa: E402
@@ -68,10 +68,8 @@ def score(folder: Path, episodes: int) -> None:
         path = folder / f"scores-{rollout}.json"
         if not path.exists():
             description.rollout = rollout
-            write_scores(
-                path,
-                score_policy(policy, description, step, config=EvalConfig(str(folder), episodes)),
-            )
+            config = EvalConfig(str(folder), episodes, seed=EvaluationConfig.seed)
+            write_scores(path, score_policy(policy, description, step, config=config))
 
 
 def collect(runs: Path) -> list[dict[str, str]]:

@@ -100,11 +100,11 @@ class EvalConfig:
 
     Attributes:
         run: The run folder.
-        episodes: Episodes for each target return.
+        episodes: Episodes for each target return; null plays as many as the run's own evaluation.
         target_return: Targets to ask for, one after the other; null asks for the policy's own.
         rollout: `carried`, `rolling` or `window`; null acts as the run's configuration says.
         environment: Gymnasium id; null takes the environment of the data.
-        seed: Fixes the start states.
+        seed: Fixes the start states; null takes those of the run's own evaluation.
         target_fraction: Asks for these fractions of the best return in the data instead.
         n_envs: Environments at once.
         engine: `gymnasium`, or `envpool` (an extra): faster, with other start states.
@@ -114,16 +114,17 @@ class EvalConfig:
         observation_noise: Standard deviation of noise on the observations, in units of the data's.
         action_delay: Steps by which actions arrive late.
         device: `auto` takes CUDA where there is one.
-        video: Also writes one episode to this mp4 file.
+        video: Also writes an mp4 file of the first episodes.
+        video_episodes: How many of them, side by side.
     """
 
     run: str = MISSING
-    episodes: int = EvaluationConfig.episodes
+    episodes: int | None = None
     target_return: list[float] | None = None
     target_fraction: list[float] | None = None
     rollout: str | None = None
     environment: str | None = None
-    seed: int = EvaluationConfig.seed
+    seed: int | None = None
     n_envs: int | None = None
     engine: str = ENGINES[0]
     horizon: int | None = None
@@ -132,6 +133,7 @@ class EvalConfig:
     action_delay: int = 0
     device: str = TrainConfig.device
     video: str | None = None
+    video_episodes: int = 1
 
     def __post_init__(self) -> None:
         _check_choice("device", self.device, DEVICES)
@@ -140,6 +142,10 @@ class EvalConfig:
         _check_choice("engine", self.engine, ENGINES)
         if self.target_return is not None and self.target_fraction is not None:
             raise ValueError("give either target_return or target_fraction, not both.")
+        if self.video_episodes < 1:
+            raise ValueError(f"video_episodes is {self.video_episodes}; it must be at least 1.")
+        if self.video_episodes > 1 and self.video is None:
+            raise ValueError("video_episodes needs a file to write: give video=PATH.mp4 as well.")
         if self.video is not None and self.conditions:
             raise ValueError(
                 f"video shows the unchanged environment, and {self.conditions} was asked for; "

@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all, made by one process at a time."""
+"""Files and directories that appear whole or not at all, directories by one process at a time."""
 
 import contextlib
 import fcntl
@@ -58,6 +58,21 @@ def put_in_place(made: Path, place: Path, hidden: Path) -> None:
         place.rename(hidden / "replaced")
     made.rename(place)
     _sync(place.parent)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file under a temporary name, syncs it and renames it into place.
+
+    Raises:
+        OSError: It cannot be written; what stood at the path before is still there.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_bytes(content)
+        _sync(unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

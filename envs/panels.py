@@ -6,6 +6,7 @@ vision can tell apart.
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +44,9 @@ def unit_of(comparison: Comparison, task: str) -> str:
 
 
 def style_of(comparison: Comparison, row: str) -> dict[str, Any]:
-    """Returns a row's colour and line, the same in every picture."""
-    number = comparison.rows.index(row)
+    """Returns a row's colour and line: those of the central rows are the same in every picture."""
+    order = [*comparison.central, *(r for r in comparison.rows if r not in comparison.central)]
+    number = order.index(row)
     return {
         "color": COLOURS[number % len(COLOURS)],
         "linestyle": LINES[number // len(COLOURS) % len(LINES)],
@@ -63,12 +65,12 @@ def draw_guide(comparison: Comparison, panel: "Axes", row: str, value: float) ->
 
 def row_height(rows: Sequence[str]) -> float:
     """Returns the height of a row, in inches: of the lines of its name."""
-    return 0.16 * (1 + max(row.count(" ") + 1 for row in rows))
+    return 0.16 * (1 + max(wrapped(row).count("\n") + 1 for row in rows))
 
 
 def wrapped(row: str) -> str:
-    """Returns a row's name with a line for each key."""
-    return row.replace(" ", "\n  ")
+    """Returns a row's name in lines of some 26 characters."""
+    return "\n".join(textwrap.wrap(row, 26, break_long_words=False, break_on_hyphens=False))
 
 
 def make_figure(width: float, height: float) -> "Figure":

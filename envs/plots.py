@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+MOST_BANDS = 7  # rows; bands of more than these hide each other
+
+
 class PlotError(ValueError):
     """Pictures that cannot be drawn; the message is one sentence."""
 
@@ -167,7 +170,7 @@ def draw_profiles(comparison: Comparison) -> Picture | None:
         )
         style = style_of(comparison, row)
         panel.step(thresholds, profile, where="post", lw=2, label=wrapped(row), **style)
-        if band is not None:
+        if band is not None and len(rows) <= MOST_BANDS:
             panel.fill_between(
                 thresholds, *band, step="post", color=style["color"], alpha=0.13, lw=0
             )
@@ -189,7 +192,7 @@ def draw_profiles(comparison: Comparison) -> Picture | None:
         "Performance profiles: further right and up is better",
         f"Share of the runs on {count} task{'s' * (count != 1)} that score above τ, averaged over "
         "tasks; band: the stratified bootstrap's 95 % interval at each τ (none where a task has a "
-        "single seed).",
+        f"single seed, or of more than {MOST_BANDS} rows).",
         to_png(figure),
         records,
     )
@@ -208,7 +211,8 @@ def draw_curves(comparison: Comparison) -> Picture | None:
         "learning_curve",
         "Learning curves",
         "Evaluations in training, of fewer episodes than the last: mean over seeds; band: from the "
-        "lowest to the highest seed. Only updates at which every seed was evaluated.",
+        f"lowest to the highest seed (none of more than {MOST_BANDS} rows). Only updates at which "
+        "every seed was evaluated.",
         to_png(figure),
         records,
     )
@@ -276,12 +280,14 @@ def _bands(
             )
             style = style_of(comparison, row)
             (lines[row],) = panel.plot(list(values), means, lw=2, marker="o", ms=3, **style)
-            panel.fill_between(list(values), lows, highs, color=style["color"], alpha=0.15, lw=0)
+            if len(rows) <= MOST_BANDS:
+                shade = {"color": style["color"], "alpha": 0.15, "lw": 0}
+                panel.fill_between(list(values), lows, highs, **shade)
             for x, mean, low, high in zip(values, means, lows, highs, strict=True):
                 record = {"task": task, "row": row, x_name: x, "mean": mean}
                 records.append(record | {"low": low, "high": high, "seeds": len(values[x])})
         for axis in (panel.xaxis, panel.yaxis):
-            axis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+            axis.set_major_formatter(lambda x, _: f"{x:,.10g}")
         panel.grid(color="#ddd", lw=0.6)
     handles = [lines[row] for row in rows]
     figure.legend(handles, rows, loc="outside upper left", ncols=columns, frameon=False, fontsize=9)

@@ -34,7 +34,7 @@ p.caption { color: #555; font-size: .85rem; max-width: 60rem; }
 """
 # Columns of words; all others are aligned as numbers.
 WORDS = (
-    *("task", "row", "over", "method", "source", "protocol", "evidence"),
+    *("task", "row", "condition", "over", "method", "source", "protocol", "evidence"),
     *("data set", "data", "environment", "engine"),
 )
 
@@ -180,8 +180,7 @@ def _html_picture(picture: Picture) -> str:
 def write_report(
     folder: Path,
     title: str,
-    tables: dict[str, Table],
-    pictures: Sequence[Picture],
+    parts: Sequence[Table | Picture],
     notes: Sequence[str],
     apart: Table | None,
 ) -> None:
@@ -190,8 +189,8 @@ def write_report(
     Args:
         folder: Where to; made if need be.
         title: Heading of the report.
-        tables: Name of the CSV, without its ending, to the table.
-        pictures: Each becomes a PNG and a CSV.
+        parts: Tables and pictures, in the order in which they are to be read; a table becomes a
+            CSV, if it has figures, a picture a PNG and a CSV.
         notes: What the numbers in the tables' column `note` refer to.
         apart: Published scores, set apart from the other tables.
 
@@ -199,20 +198,16 @@ def write_report(
         OSError: The folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    first, *others = tables.values()
-    page = to_html(title, [first, *pictures, *others], notes, apart)
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    (folder / "report.html").write_text(to_html(title, parts, notes, apart), encoding="utf-8")
 
     numbered = [f"{i}. {note}" for i, note in enumerate(notes, start=1)]
-    sections = [f"# {title}\n", *map(to_markdown, tables.values())]
+    sections = [f"# {title}\n", *(to_markdown(part) for part in parts if isinstance(part, Table))]
     sections += ["\n".join(["## Notes", "", *numbered, ""])] if notes else []
     sections += [to_markdown(apart)] if apart is not None else []
     (folder / "report.md").write_text("\n".join(sections), encoding="utf-8")
 
-    with_published = tables if apart is None else {**tables, "published": apart}
-    for name, table in with_published.items():
-        if table.records:
-            (folder / f"{name}.csv").write_text(to_csv(table.records), encoding="utf-8")
-    for picture in pictures:
-        (folder / f"{picture.name}.png").write_bytes(picture.png)
-        (folder / f"{picture.name}.csv").write_text(to_csv(picture.records), encoding="utf-8")
+    for part in parts if apart is None else [*parts, apart]:
+        if part.records:
+            (folder / f"{part.name}.csv").write_text(to_csv(part.records), encoding="utf-8")
+        if isinstance(part, Picture):
+            (folder / f"{part.name}.png").write_bytes(part.png)

@@ -1,9 +1,4 @@
-"""Run folders, read for a comparison, and a name for what distinguishes each.
-
-A run is named after its backbone and after those keys of its configuration that tell it from the
-other runs of that backbone, as far as it departs from their common centre: ``min_gru``,
-``min_gru protocol.name=streamed``. Runs that differ in anything but the seed never share a name.
-"""
+"""Run folders, read for a comparison."""
 
 import json
 from collections import Counter
@@ -26,6 +21,7 @@ IGNORED = (
     *("dataset.environment", "evaluation.episodes", "evaluation.every", "evaluation.seed"),
     "evaluation.episodes_in_training",
 )
+UNKNOWN = "-"  # a fact that a run folder does not tell, or that does not concern the run
 ABSENT = "absent"  # the value of a key that a run folder of another version does not have
 
 Value = TypeVar("Value", bound=Hashable)
@@ -49,7 +45,9 @@ class Run:
         protocol: How it was scored and on what it was trained, in words: runs that differ in one
             of these are not compared without a mark.
         score: Of the last checkpoint, at the run's own target return (the nearest there is).
-        sweep: All scores of the folder, one for each target return.
+        sweep: Scores at several target returns, in their order; nothing else of them differs from
+            `score`, unless there are fewer episodes.
+        others: Other evaluations of the last checkpoint: what differs, in words, to the score.
         curve: Updates and score of each evaluation in training.
         curve_episodes: Episodes of each of those.
         data_best: Return of the best episode that was trained on.
@@ -63,6 +61,7 @@ class Run:
     protocol: dict[str, str]
     score: Score
     sweep: list[Score]
+    others: dict[str, Score]
     curve: list[tuple[int, float]]
     curve_episodes: int
     data_best: float
@@ -70,9 +69,7 @@ class Run:
     @property
     def last(self) -> float:
         """The score of the last checkpoint."""
-        if self.score.normalized_score_mean is None:
-            return self.score.return_mean
-        return self.score.normalized_score_mean
+        return self.score.value
 
     @property
     def normalized(self) -> bool:
@@ -123,11 +120,14 @@ def read_run(folder: Path) -> Run:
             f"resume=true, or score what was saved with python eval.py run={folder}."
         )
     try:
-        sweep = read_scores(folder / "scores.json")
+        scores = read_scores(folder / "scores.json")
         config = dict(flatten(_read_yaml(folder / "config.yaml")))
         described = json.loads((folder / "config.json").read_text(encoding="utf-8"))["dataset"]
         own_target = _own_target(config, described)
-        score = min(sweep, key=lambda score: abs(score.target_return - own_target))
+        score = min(scores, key=lambda score: abs(score.target_return - own_target))
+        for path in sorted(folder.glob("scores-*.json")):
+            scores += read_scores(path)
+        sweep, others = _sort_out(scores, score)
         normalized = score.normalized_score_mean is not None
         reached = "last" if score.checkpoint_step == config["steps"] else score.checkpoint_step
         return Run(
@@ -140,9 +140,10 @@ def read_run(folder: Path) -> Run:
                 "rollout": score.rollout,
                 "scored_at_update": reached,
             },
-            protocol=_protocol(score, described),
+            protocol=_protocol(score, described, config),
             score=score,
-            sweep=sorted(sweep, key=lambda score: score.target_return),
+            sweep=sweep,
+            others=others,
             curve=_read_curve(folder / "metrics.jsonl", normalized),
             curve_episodes=config["evaluation.episodes_in_training"],
             data_best=described["return_max"],
@@ -173,19 +174,45 @@ def _own_target(config: dict[str, Any], described: dict[str, Any]) -> float:
     return float(described["return_top10"])
 
 
+def _sort_out(scores: list[Score], own: Score) -> tuple[list[Score], dict[str, Score]]:
+    """Tells target returns from other conditions, see `Run`, and leaves out older weights."""
+    sweep: dict[float, Score] = {own.target_return: own}
+    others: dict[str, Score] = {}
+    for score in scores:
+        if score.checkpoint_step != own.checkpoint_step:
+            continue
+        changed = {
+            name: f"{name.removesuffix('_id')} {getattr(score, name)}"
+            for name in ("environment_id", "engine", "rollout", "episodes", "seed")
+            if getattr(score, name) != getattr(own, name)
+        }
+        if score.conditions != own.conditions:
+            changed["conditions"] = score.conditions
+        if not changed.keys() - {"episodes"}:
+            known = sweep.setdefault(score.target_return, score)
+            if known is not own and score.episodes > known.episodes:
+                sweep[score.target_return] = score
+            continue
+        if score.target_return != own.target_return:
+            changed["target"] = f"target return {score.target_return:,.0f}"
+        others[", ".join(changed.values())] = score
+    return [sweep[target] for target in sorted(sweep)], others
+
+
 def _read_yaml(path: Path) -> Any:
     with open(path, encoding="utf-8") as file:
         return OmegaConf.to_container(OmegaConf.load(file))
 
 
-def _protocol(score: Score, described: dict[str, Any]) -> dict[str, str]:
-    reference = "unknown"
+def _protocol(score: Score, described: dict[str, Any], config: dict[str, Any]) -> dict[str, str]:
+    reference = UNKNOWN
     if score.reference_min is not None and score.reference_max is not None:
         reference = f"{score.reference_min:,.1f} and {score.reference_max:,.1f}"
     return {
         "data set": score.dataset_id,
         "data": f"{described['episodes']:,} episodes, {described['steps']:,} steps, mean return "
         f"{described['return_mean']:,.1f}",
+        "data hash": described.get("sha256", UNKNOWN)[:12],
         "environment": score.environment_id,
         "engine": score.engine,
         "MuJoCo": score.mujoco_version,
@@ -193,7 +220,9 @@ def _protocol(score: Score, described: dict[str, Any]) -> dict[str, str]:
         "returns of score 0 and 100": reference,
         "episodes": str(score.episodes),
         "seed of the start states": str(score.seed),
-        "target return": f"{score.target_return:,.0f}",
+        "target return": f"{score.target_return:,.0f}"
+        if config.get("policy.return_to_go", True)
+        else UNKNOWN,  # the policy does not see it
         "updates": f"{score.checkpoint_step:,}",
     }
 
@@ -222,88 +251,13 @@ def usual(values: Sequence[Value]) -> Value:
     return Counter(values).most_common(1)[0][0]
 
 
-@dataclass(frozen=True)
-class Name:
-    """What a run is called in a comparison.
-
-    Attributes:
-        text: ``min_gru protocol.name=streamed``.
-        backbone: ``min_gru``.
-        central: It is the configuration from which the others of its backbone depart.
-    """
-
-    text: str
-    backbone: str
-    central: bool
-
-
-def name_runs(runs: Sequence[Run]) -> list[Name]:
-    """Names each run after its backbone and what tells it from the others of that backbone.
-
-    Within one task, two runs have the same name only if nothing but their seed differs. Of keys
-    that change together, one is named. A configuration that departs in the fewest keys from all
-    the other runs is the centre, and has the backbone's name alone; if two are equally central,
-    names say every value.
-    """
-    facts = _facts(runs)
-    names: dict[int, Name] = {}
-    for backbone in dict.fromkeys(run.backbone for run in runs):
-        own = [i for i, run in enumerate(runs) if run.backbone == backbone]
-        keys = _telling_keys([facts[i] for i in own], [runs[i].task for i in own])
-        values = [tuple(facts[i].get(key, ABSENT) for key in keys) for i in own]
-        distance = {
-            value: sum(a != b for other in values for a, b in zip(value, other, strict=True))
-            for value in values
-        }
-        centre = min(distance, key=distance.__getitem__)
-        unique = list(distance.values()).count(distance[centre]) == 1
-        for i, value in zip(own, values, strict=True):
-            departures = [
-                f"{key}={_text(now)}"
-                for key, now, then in zip(keys, value, centre, strict=True)
-                if now != then or not unique
-            ]
-            names[i] = Name(" ".join([backbone, *departures]), backbone, value == centre)
-    return [names[i] for i in range(len(runs))]
-
-
-def _facts(runs: Sequence[Run]) -> list[dict[str, Hashable]]:
-    """Returns what may name each run: its configuration, and its protocol where it is unusual."""
-    facts: list[dict[str, Hashable]] = [dict(run.config) for run in runs]
-    for task in dict.fromkeys(run.task for run in runs):
-        same = [i for i, run in enumerate(runs) if run.task == task]
-        for key in runs[same[0]].protocol:
-            if key != "updates":  # `steps` and `scored_at_update` say it
-                common = usual([runs[i].protocol[key] for i in same])
-                for i in same:
-                    value = runs[i].protocol[key]
-                    facts[i][key.replace(" ", "_")] = "usual" if value == common else value
-    return facts
-
-
-def _telling_keys(facts: Sequence[dict[str, Hashable]], tasks: Sequence[str]) -> list[str]:
-    """Returns few keys that tell apart all that differs within a task, the most telling first."""
-    candidates = list(dict.fromkeys(key for fact in facts for key in fact))
-    chosen: list[str] = []
-
-    def groups(keys: list[str]) -> list[tuple[Hashable, ...]]:
-        return [
-            (task, *(fact.get(key, ABSENT) for key in keys))
-            for fact, task in zip(facts, tasks, strict=True)
-        ]
-
-    def pairs_together(keys: list[str]) -> int:
-        return sum(count**2 for count in Counter(groups(keys)).values())
-
-    while True:
-        together = pairs_together(chosen)
-        key = min(candidates, key=lambda key: pairs_together([*chosen, key]))
-        if pairs_together([*chosen, key]) == together:
-            return [key for key in candidates if key in chosen]
-        chosen.append(key)
-
-
-def _text(value: Hashable) -> str:
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    return str(value)
+def unusual(protocols: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Returns the facts in which each protocol departs from the usual, to what is usual."""
+    common = {}
+    for fact in protocols[0]:
+        known = [protocol[fact] for protocol in protocols if protocol[fact] != UNKNOWN]
+        common[fact] = usual(known) if known else UNKNOWN
+    return [
+        {fact: common[fact] for fact in common if protocol[fact] not in (common[fact], UNKNOWN)}
+        for protocol in protocols
+    ]

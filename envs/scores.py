@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -14,6 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from envs.atomic import write_file
 from envs.rollout import RolloutError, RolloutResult
 
 
@@ -74,6 +74,13 @@ class Score:
     # Files from before there were these two do not have them.
     engine: str = "gymnasium"
     conditions: str = ""
+
+    @property
+    def value(self) -> float:
+        """The mean of the normalised scores, or of the returns where there are none."""
+        if self.normalized_score_mean is None:
+            return self.return_mean
+        return self.normalized_score_mean
 
     def scalars(self) -> dict[str, float]:
         """Returns what a training log records of it, under ``eval/*``."""
@@ -236,18 +243,9 @@ def write_scores(path: str | Path, scores: list[Score]) -> None:
     Raises:
         ScoreError: The file cannot be written; an older one is then still whole.
     """
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     text = json.dumps([asdict(score) for score in scores], indent=1, allow_nan=False) + "\n"
     try:
-        try:
-            with open(unfinished, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_file(Path(path), text.encode())
     except OSError as error:
         raise ScoreError(f"The scores '{path}' cannot be written: {error.strerror}.") from error
 

@@ -26,6 +26,7 @@ class Table:
     """A table for people, and the same figures unrounded for programs.
 
     Attributes:
+        name: Stem of its CSV.
         title: Its heading.
         columns: Their headings.
         rows: The cells as they are shown.
@@ -33,6 +34,7 @@ class Table:
         records: The CSV's rows; none for a table of words.
     """
 
+    name: str
     title: str
     columns: list[str]
     rows: list[list[str]]
@@ -91,6 +93,7 @@ def score_table(comparison: Comparison) -> Table:
                 }
             )
     return Table(
+        "scores",
         "Scores",
         ["task", "row", "last", "best in training", "seeds", "episodes", "note"],
         lines,
@@ -132,6 +135,7 @@ def overall_table(comparison: Comparison) -> Table:
         lines.append([row, f"{len(present)} of {count}", seen, *cells, ", ".join(map(str, marks))])
         records.append(record)
     return Table(
+        "overall",
         f"Over {count} task{'s' * (count != 1)}",
         ["row", "tasks", "seeds", "IQM", "mean", "mean of best", "note"],
         lines,
@@ -165,12 +169,54 @@ def improvement_table(comparison: Comparison) -> Table:
                 | {"tasks": len(both)}
             )
     return Table(
+        "improvement",
         "Probability of improvement",
         ["row", "over", "probability", "tasks"],
         lines,
         "How likely a run of the row beats a run of the other on the same task, averaged over the "
         "tasks that both were run on (0.50: as likely as not); in brackets the stratified "
         "bootstrap's 95 % interval, which is too narrow for few seeds and tasks.",
+        records,
+    )
+
+
+def conditions_table(comparison: Comparison) -> Table:
+    """Makes the table of what eval.py found under other conditions than those of the scores."""
+    lines, records = [], []
+    for task in comparison.tasks:
+        for row in comparison.rows:
+            cell = comparison.cells.get((task, row))
+            runs = cell.runs if cell is not None else []
+            for condition in dict.fromkeys(name for run in runs for name in run.others):
+                own = [run for run in runs if condition in run.others]
+                found = np.array([run.others[condition].value for run in own])
+                mean, half = found.mean(), student_half_width(found)
+                before = float(np.mean([run.last for run in own]))
+                length = float(np.mean([run.others[condition].length_mean for run in own]))
+                lines.append(
+                    [
+                        short(task),
+                        row,
+                        condition,
+                        _number(mean) + ("" if half is None else f" ± {half:,.1f}"),
+                        _number(before),
+                        f"{length:,.0f}",
+                        str(len(own)),
+                    ]
+                )
+                record = {"task": task, "row": row, "condition": condition, "score": mean}
+                ends = ("", "") if half is None else (mean - half, mean + half)
+                record |= {"score_low": ends[0], "score_high": ends[1], "unchanged": before}
+                records.append(record | {"length": length, "seeds": len(own)})
+    return Table(
+        "conditions",
+        "Under other conditions",
+        ["task", "row", "condition", "score", "unchanged", "length", "seeds"],
+        lines,
+        "The same policies as eval.py scored them again, mean over the seeds ± half of Student's "
+        "95 % interval (none for a single seed); unchanged: the score of the same seeds above. "
+        "Longer episodes earn more: compare a horizon with that of other rows only. Length: steps "
+        "of an episode.",
         records,
     )
 
@@ -200,6 +246,7 @@ def published_table(comparison: Comparison) -> Table:
         lines.append([method.method, *cells, *words.values()])
         records.append({"method": method.method, **scores, "mean_of_these": average, **words})
     return Table(
+        "published",
         "Published scores",
         ["method", *names, "mean of these", "evidence", "protocol", "source"],
         lines,
@@ -229,6 +276,7 @@ def row_table(comparison: Comparison) -> Table:
         ]
         lines.append([row, ", ".join(departures) or "the usual configuration"])
     return Table(
+        "rows",
         "Rows",
         ["row", "departs from the most frequent configuration in"],
         lines,
@@ -246,6 +294,7 @@ def protocol_table(comparison: Comparison) -> Table:
         lines.append([short(task), *common])
     facts = next(iter(comparison.cells.values())).runs[0].protocol
     return Table(
+        "protocol",
         "Protocol",
         ["task", *facts],
         lines,

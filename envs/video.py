@@ -1,19 +1,23 @@
-"""A video of one episode: the policy at work, drawn off screen by MuJoCo."""
+"""A video of episodes, one or a grid: the policy at work, drawn off screen by MuJoCo."""
 
 import functools
 import importlib
+import itertools
 import math
 import os
 import subprocess
 import sys
 import tempfile
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import ModuleType
 
 import gymnasium
+import mujoco
 import numpy as np
 import torch
+from gymnasium.envs.mujoco import MujocoEnv
+from PIL import Image, ImageDraw, ImageFont
 
 from envs.rollout import (
     Actor,
@@ -26,6 +30,7 @@ from envs.rollout import (
 from envs.simulators import quiet_model_files
 
 MAX_FPS = 32.0  # drawing in software is slow, and Hopper's 125 frames a second show no more
+TILE = 240  # width, in pixels, of an episode in a grid
 
 # Making a context can abort the process, and PyOpenGL keeps the first platform that it has tried:
 # so each backend is tried in a process of its own.
@@ -37,14 +42,15 @@ mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), 100)
 """
 
 
-def record_episode(
-    actor: Actor, environment_id: str, path: str | Path, *, seed: int, episode: int = 0
-) -> tuple[float, int]:
-    """Plays one episode and writes it as an mp4, in real time.
+def record_episodes(
+    actor: Actor, environment_id: str, path: str | Path, *, seed: int, episodes: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Plays the first episodes of an evaluation and writes them as an mp4, in real time.
 
-    The episode is the one of that index in ``rollout(..., seed=seed)``. With a network it can
-    drift apart from the one that was played in a larger batch, whose matrix products round
-    otherwise.
+    A single episode fills the picture. Several stand side by side, each with its return so far and
+    its steps; one that has ended stands still and dark. They are the first episodes of
+    ``rollout(..., seed=seed)``. With a network they can drift apart from those that were played in
+    a larger batch, whose matrix products round otherwise.
 
     Environments that step faster than 32 times a second are drawn at every second, third, ...
     step. If ``MUJOCO_GL`` is not set, it is set to the first of egl, osmesa and glfw that works.
@@ -54,10 +60,10 @@ def record_episode(
         environment_id: Gymnasium id of an environment that can draw itself.
         path: Where to write; ends in ``.mp4``. The file appears only when it is complete.
         seed: Seed of the start states, as in ``rollout``.
-        episode: Index of the episode.
+        episodes: How many.
 
     Returns:
-        The episode's return and its length in steps.
+        The returns and the lengths in steps, (episodes,) each.
 
     Raises:
         RolloutError: The environment or the policy is at fault as in ``rollout``, this machine
@@ -68,22 +74,26 @@ def record_episode(
         raise RolloutError(f"The video '{path}' must have a name that ends in .mp4.")
     ffmpeg = _import_ffmpeg()
     os.environ["MUJOCO_GL"] = offscreen_backend(os.environ.get("MUJOCO_GL"))
-    with quiet_model_files():
-        environment = make_environment(environment_id, render_mode="rgb_array")
     # ffmpeg takes the format from the ending.
     unfinished = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.touch()
-        played = _film(actor, environment, unfinished, ffmpeg, seed=seed, episode=episode)
-        unfinished.replace(path)
-    except OSError as error:
-        reason = error.strerror or str(error).splitlines()[0]
-        raise RolloutError(f"The video '{path}' cannot be written: {reason}.") from error
-    finally:
-        environment.close()
-        with suppress(OSError):
-            unfinished.unlink()
+    with ExitStack() as stack:
+        environments = []
+        for _ in range(episodes):
+            with quiet_model_files():
+                environment = make_environment(environment_id, render_mode="rgb_array")
+            environments.append(stack.enter_context(closing(environment)))
+            _set_camera(environment, small=episodes > 1)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.touch()
+            played = _film(actor, environments, unfinished, ffmpeg, seed=seed)
+            unfinished.replace(path)
+        except OSError as error:
+            reason = error.strerror or str(error).splitlines()[0]
+            raise RolloutError(f"The video '{path}' cannot be written: {reason}.") from error
+        finally:
+            with suppress(OSError):
+                unfinished.unlink()
     return played
 
 
@@ -148,48 +158,91 @@ def _import_ffmpeg() -> ModuleType:
         ) from error
 
 
+def _set_camera(environment: gymnasium.Env, *, small: bool) -> None:
+    """Makes MuJoCo's camera follow the body, and draw tiles fast, without shadows."""
+    simulator = environment.unwrapped
+    if not isinstance(simulator, MujocoEnv):
+        return
+    model, renderer = simulator.model, simulator.mujoco_renderer
+    # Gymnasium 1.4 takes a camera that stands still, which a body soon runs away from. For a model
+    # without this one, the number is -1 and stands for that camera.
+    renderer.camera_id = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
+    if small:
+        renderer.width = renderer.height = TILE
+        model.vis.quality.shadowsize = model.vis.quality.offsamples = 0
+
+
 def _film(
     actor: Actor,
-    environment: gymnasium.Env,
+    environments: list[gymnasium.Env],
     path: Path,
     ffmpeg: ModuleType,
     *,
     seed: int,
-    episode: int,
-) -> tuple[float, int]:
-    """Plays the episode with a batch of one and writes its frames to ``path``."""
-    action_space = environment.action_space
-    check_dimensions(
-        actor, environment.spec.id, environment.observation_space.shape[0], action_space.shape[0]
-    )
-    step_fps = environment.metadata.get("render_fps", MAX_FPS)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Plays an episode in each environment, all in one batch, and writes the frames to ``path``."""
+    first, count = environments[0], len(environments)
+    space = first.action_space
+    check_dimensions(actor, first.spec.id, first.observation_space.shape[0], space.shape[0])
+    step_fps = first.metadata.get("render_fps", MAX_FPS)
     stride = math.ceil(step_fps / MAX_FPS)
-    episode_return, length, frames, ends = 0.0, 0, 0, False
-    observation, _ = environment.reset(seed=int(start_seeds(seed, np.array([episode]))[0]))
-    height, width = environment.render().shape[:2]
+    returns, lengths = np.zeros(count), np.zeros(count, np.int64)
+    rewards, playing = np.zeros(count, np.float32), np.ones(count, bool)
+    seeds = start_seeds(seed, np.arange(count)).tolist()
+    starts = [e.reset(seed=start)[0] for e, start in zip(environments, seeds, strict=True)]
+    observations = np.array(starts, np.float32)
+    views = [environment.render() for environment in environments]
+    frame, frames = _frame(views, returns, lengths, playing), 0
+    size = frame.shape[1::-1]
     writer = ffmpeg.write_frames(
-        str(path), (width, height), fps=step_fps / stride, quality=7, ffmpeg_log_level="error"
+        str(path), size, fps=step_fps / stride, quality=7, ffmpeg_log_level="error"
     )
     with closing(writer), torch.inference_mode():
         writer.send(None)
-        state, reward = actor.initial_state(1), 0.0
-        while not ends:
-            if length % stride == 0:
-                writer.send(np.ascontiguousarray(environment.render()))
+        state = actor.initial_state(count)
+        for step in itertools.count():
+            ended = not playing.any()
+            if step % stride == 0 or ended:
+                for i in np.flatnonzero(playing):
+                    views[i] = environments[i].render()
+                writer.send(_frame(views, returns, lengths, playing))
                 frames += 1
+            if ended:
+                break
             action, state = actor.act(
-                torch.tensor(observation, dtype=torch.float32)[None],
-                torch.tensor([reward], dtype=torch.float32),
+                torch.tensor(observations),
+                torch.tensor(rewards),
                 state,
-                torch.tensor([length == 0]),
+                torch.full((count,), step == 0),
             )
-            action = bounded_actions(action, action_space)[0]
-            observation, reward, terminated, truncated, _ = environment.step(action)
-            episode_return += float(reward)
-            length += 1
-            ends = terminated or truncated
+            actions = bounded_actions(action[torch.tensor(playing)], space)
+            for i, chosen in zip(np.flatnonzero(playing), actions, strict=True):
+                observation, reward, terminated, truncated, _ = environments[i].step(chosen)
+                observations[i], rewards[i] = observation, reward
+                returns[i] += float(reward)
+                lengths[i] += 1
+                if terminated or truncated:
+                    playing[i], views[i] = False, environments[i].render()
     # The writer does not tell when ffmpeg fails to finish the file, as it does on a full disk.
     with suppress(RuntimeError):  # raised for a file that cannot be read at all
         if ffmpeg.count_frames_and_secs(str(path))[0] == frames:
-            return episode_return, length
+            return returns, lengths
     raise OSError("ffmpeg could not finish the file; is the disk full?")
+
+
+def _frame(
+    views: list[np.ndarray], returns: np.ndarray, lengths: np.ndarray, playing: np.ndarray
+) -> np.ndarray:
+    """Returns a frame (height, width, 3): the only view, or all as tiles with their returns."""
+    if len(views) == 1:
+        return np.ascontiguousarray(views[0])
+    height = round(TILE * views[0].shape[0] / views[0].shape[1])
+    columns = math.ceil(math.sqrt(len(views)))
+    page = Image.new("RGB", (columns * TILE, math.ceil(len(views) / columns) * height))
+    for i, view in enumerate(views):
+        tile = Image.fromarray(view if playing[i] else view // 3).resize((TILE, height))
+        words = f"{returns[i]:,.0f}" + ("" if playing[i] else f" in {lengths[i]:,} steps")
+        font = ImageFont.load_default(size=18)
+        ImageDraw.Draw(tile).text((8, 5), words, "white", font, stroke_width=2, stroke_fill="black")
+        page.paste(tile, (i % columns * TILE, i // columns * height))
+    return np.asarray(page)

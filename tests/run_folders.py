@@ -1,5 +1,7 @@
 """Run folders for tests, written by the project's own writers; only the returns are made up."""
 
+from dataclasses import replace
+
 import numpy as np
 
 import train
@@ -29,9 +31,14 @@ def make_run(
     finished=True,
     step=1500,
     protocol=None,
+    sha256=None,
+    others=None,
     **keys,
 ):
-    """Writes a run folder as train.py does, without training."""
+    """Writes a run folder as train.py does, without training.
+
+    `others`: the stem of a further file of scores to its (score, target, changed keys).
+    """
     name, _, kind = task.partition("-")
     about = TASKS[name]
     config = TrainConfig(
@@ -47,6 +54,8 @@ def make_run(
         dataset |= {"reference_min": about.reference_min, "reference_max": about.reference_max}
     dataset |= {"reference_source": about.reference_source, "episodes": 9, "steps": 999}
     dataset |= {"return_mean": 1000.0, "return_top10": 3000.0, "return_max": 3300.0}
+    if sha256 is not None:
+        dataset["sha256"] = sha256
     described = RunDescription(config.rollout, config.protocol.context_length, dataset)
     policy = ReturnConditionedPolicy(
         config.policy, config.backbone, observation_dim=2, action_dim=1
@@ -76,6 +85,9 @@ def make_run(
     metrics.close()
     if finished:
         write_scores(folder / "scores.json", [scored(score, target) for target in targets])
+    for stem, rows in (others or {}).items():
+        made = [replace(scored(value, target), **changed) for value, target, changed in rows]
+        write_scores(folder / f"{stem}.json", made)
     return folder
 
 

@@ -144,6 +144,34 @@ def test_the_report_is_one_file_that_needs_no_other(report, benchmark, tmp_path)
     assert contents[0] == contents[1]
 
 
+def test_other_conditions_by_hand(tmp_path):
+    for seed, (score, noisy) in enumerate([(50, 30), (60, 50), (70, None)]):
+        noise = [(noisy, 3000.0, {"conditions": "observation_noise 0.1"})]
+        others = {} if noisy is None else {"scores-observation_noise-0.1": noise}
+        make_run(tmp_path / "runs" / str(seed), score=score, seed=seed, others=others)
+    text, out = printed([tmp_path / "runs"], tmp_path)
+    (line,) = records(out / "conditions.csv")
+    assert line["condition"] == "observation_noise 0.1" and line["seeds"] == "2"
+    # Of the two seeds that were scored so; half the interval is 12.706 * sqrt(200) / sqrt(2).
+    assert [float(line[k]) for k in ("score", "unchanged")] == pytest.approx([40, 55])
+    assert float(line["score_high"]) == pytest.approx(40 + 127.06, abs=0.01)
+    assert "Under other conditions" in text and "60.0 ± 24.8" in text
+
+
+def test_step_times_are_measured_once_for_each_kind_of_step(tmp_path):
+    make_run(tmp_path / "runs" / "a")
+    make_run(tmp_path / "runs" / "b", steps=3000, step=3000)
+    make_run(tmp_path / "runs" / "c", rollout="window")
+    out = tmp_path / "out"
+    compare.main([tmp_path / "runs"], out=out, console=Console(file=io.StringIO()), step_times=True)
+    found = records(out / "step_time.csv")
+    assert len({line["row"] for line in found}) == 2
+    assert [line["history"] for line in found] == ["10", "30", "100", "300", "1000"] * 2
+    slow, fast = float(found[0]["seconds"]), float(found[5]["seconds"])
+    assert "window" in found[0]["row"] and slow > fast > 0
+    assert (out / "step_time.png").stat().st_size > 10_000
+
+
 def test_different_tasks_have_no_average(tmp_path):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", "walker2d-medium", "attention", targets=(100.0, 3000.0))

@@ -6,14 +6,15 @@ import pytest
 from run_folders import damage, make_run
 
 import compare
+from agents.policy import PolicyConfig
 from configs.schema import EvaluationConfig
 from envs.comparison import compare_runs
-from envs.runs import find_run_folders, read_run
+from envs.runs import RunFolderError, find_run_folders, read_run
 
 
-def compared(*folders):
+def compared(*folders, by_folder=False):
     runs = [read_run(folder) for folder in find_run_folders(folders)]
-    return compare_runs(runs)
+    return compare_runs(runs, by_folder=by_folder)
 
 
 def test_names_tell_what_differs_and_no_more(tmp_path):
@@ -30,7 +31,7 @@ def test_names_tell_what_differs_and_no_more(tmp_path):
     found = compared(tmp_path)
     assert set(found.rows) == {
         "min_gru",
-        "min_gru protocol.name=streamed",  # the context length goes with it
+        "min_gru protocol=streamed",  # the context length goes with it
         "min_gru rollout=window",
         "min_gru steps=3000",
         "attention",  # it has one configuration, whatever that is
@@ -46,8 +47,8 @@ def test_of_two_configurations_neither_is_the_usual_one(tmp_path):
     make_run(tmp_path / "a", protocol={"name": "carried"})
     make_run(tmp_path / "b")
     assert compared(tmp_path).rows == [
-        "min_gru protocol.name=carried",
-        "min_gru protocol.name=windowed",
+        "min_gru protocol=carried",
+        "min_gru protocol=windowed",
     ]
 
 
@@ -92,6 +93,91 @@ def test_of_several_targets_the_runs_own_is_the_score(tmp_path):
     asked = EvaluationConfig(target_return=6000.0)
     other = make_run(tmp_path / "other", targets=(6000.0, 3000.0), evaluation=asked)
     assert read_run(other).score.target_return == 6000
+
+
+def test_other_evaluations_are_read_beside_the_score_and_never_instead_of_it(tmp_path):
+    folder = make_run(
+        tmp_path / "run",
+        score=50,
+        others={
+            "scores-target_fraction-0.5-1": [(20, 1650.0, {}), (55, 3300.0, {})],
+            "scores-episodes-2": [(10, 3000.0, {"episodes": 2})],
+            "scores-horizon-5000": [(99, 3000.0, {"conditions": "horizon 5000"})],
+            "scores-rollout-window": [(48, 100.0, {"rollout": "window"})],
+            "scores-older-weights": [(5, 6000.0, {"checkpoint_step": 500})],
+        },
+    )
+    run = read_run(folder)
+    assert run.last == pytest.approx(50)
+    assert [score.target_return for score in run.sweep] == [1650, 3000, 3300]
+    assert run.sweep[1] == run.score
+    assert {what: round(score.value) for what, score in run.others.items()} == {
+        "horizon 5000": 99,
+        "rollout window, target return 100": 48,
+    }
+
+
+def test_rows_on_some_of_the_tasks_are_a_part_with_averages_of_its_own(tmp_path):
+    for i, task in enumerate(("hopper-medium", "walker2d-medium", "halfcheetah-medium")):
+        make_run(tmp_path / f"{task}-gru", task, score=60)
+        make_run(tmp_path / f"{task}-window", task, score=55, rollout="window")
+        if i < 2:
+            make_run(tmp_path / f"{task}-attention", task, "attention", score=40)
+            make_run(tmp_path / f"{task}-long", task, score=70, steps=3000, step=3000)
+            make_run(tmp_path / f"{task}-short", task, score=50, steps=300, step=300)
+    make_run(tmp_path / "lstm", "walker2d-medium", "min_lstm")
+    found = compared(tmp_path)
+    whole, part = found.parts()
+    assert whole.rows == ["min_gru", "min_gru rollout=window", "min_lstm"]
+    assert part.rows == ["min_gru steps=3000", "min_gru", "min_gru steps=300", "attention"]
+    assert part.complete == part.rows and len(part.tasks) == 2
+    alone = [note for note in found.notes if "not run on" in note]
+    assert len(alone) == 1 and alone[0].startswith("min_lstm was not run on")
+
+
+def test_where_every_row_is_in_a_part_no_row_lacks_an_average(tmp_path):
+    for task in ("hopper-medium", "walker2d-medium", "halfcheetah-medium"):
+        for steps in (300, 700, 900):
+            key = {"steps": steps, "step": steps}
+            if task != "halfcheetah-medium":
+                make_run(tmp_path / f"{task}-{steps}", task, **key)
+            if task != "hopper-medium":
+                make_run(tmp_path / f"{task}-lstm-{steps}", task, "min_lstm", **key)
+    found = compared(tmp_path)
+    assert [len(part.tasks) for part in found.parts()] == [2, 2]
+    assert not [note for note in found.notes if "not run on" in note]
+
+
+def test_rows_are_named_after_their_folders_if_one_asks_for_it(tmp_path):
+    for seed in range(2):
+        for task in ("hopper-medium", "walker2d-medium"):
+            make_run(tmp_path / task / f"bc-seed{seed}", task, seed=seed, rollout="window")
+            make_run(tmp_path / task / f"plain-seed{seed}", task, seed=seed)
+    found = compared(tmp_path, by_folder=True)
+    assert sorted(found.rows) == ["bc", "plain"]
+    assert all(len(cell.runs) == 2 for cell in found.cells.values())
+    make_run(tmp_path / "hopper-medium" / "bc-seed2", seed=2)
+    with pytest.raises(RunFolderError, match=r"bc-seed2 and .*bc-seed0 have the same name but"):
+        compared(tmp_path, by_folder=True)
+
+
+def test_other_data_of_the_same_name_are_marked_by_their_hash(tmp_path):
+    for seed, digest in enumerate(["a" * 64, "a" * 64, "b" * 64, None]):
+        make_run(tmp_path / str(seed), seed=seed, sha256=digest)
+    found = compared(tmp_path)
+    assert {row: cell.runs[-1].seed for (_, row), cell in found.cells.items()} == {
+        "min_gru": 3,  # an older run, which does not tell, is not marked
+        f"min_gru data_hash={'b' * 12}": 2,
+    }
+    (note,) = found.notes
+    assert f"data hash {'b' * 12} instead of {'a' * 12}" in note
+
+
+def test_the_target_of_a_policy_that_does_not_see_it_is_no_difference(tmp_path):
+    make_run(tmp_path / "gru")
+    bc = PolicyConfig(return_to_go=False)
+    make_run(tmp_path / "bc", policy=bc, targets=(1000.0,))
+    assert not compared(tmp_path).notes
 
 
 def test_a_run_that_was_copied_is_counted_once(tmp_path):
@@ -162,7 +248,7 @@ def test_an_older_run_without_a_key_is_not_merged_with_newer_ones(tmp_path):
     for seed in range(3):
         make_run(tmp_path / str(seed), seed=seed)
     damage(tmp_path / "2", "config.yaml", lambda text: text.replace("  burn_in: 0\n", ""))
-    assert compared(tmp_path).rows == ["min_gru", "min_gru protocol.burn_in=absent"]
+    assert compared(tmp_path).rows == ["min_gru", "min_gru burn_in=absent"]
 
 
 def test_a_line_that_a_kill_cut_off_is_passed_over(tmp_path):

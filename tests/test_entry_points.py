@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import eval
 from configs import command_line
-from configs.schema import register
+from configs.schema import EvalConfig, register
 
 ROOT = Path(__file__).parents[1]
 # Small enough for a test, and still the whole way: data made, trained on, scored.
@@ -73,30 +74,33 @@ def test_train_then_eval(start, tmp_path):
     assert all(r["eval/loss"] > 0 for r in records if "eval/return_mean" in r)
     assert not list(tmp_path.glob("outputs")) and not list(tmp_path.glob("*.log"))
 
-    # The run folder is all that eval.py needs, wherever it is.
+    # The run folder is all that eval.py needs, wherever it is; asked for nothing, it does as the
+    # run's own evaluation did.
     moved = tmp_path / "elsewhere"
     moved.mkdir()
-    for name in ("config.json", "policy.safetensors"):
+    for name in ("config.json", "policy.safetensors", "config.yaml"):
         (folder / name).rename(moved / name)
-    again = start("eval.py", f"run={moved}", "episodes=3")
+    again = start("eval.py", f"run={moved}")
     assert again.returncode == 0, again.stderr
     (second,) = json.loads((moved / "scores.json").read_text())
     assert second == score
 
+    # Anything else stands beside it.
     swept = start(
         "eval.py", f"run={moved}", "episodes=2", "target_return=[100,2000]", "rollout=window"
     )
     assert swept.returncode == 0, swept.stderr
-    rows = json.loads((moved / "scores.json").read_text())
+    path = moved / "scores-episodes-2-target_return-100-2000-rollout-window.json"
+    rows = json.loads(path.read_text())
     assert [(row["target_return"], row["rollout"]) for row in rows] == [
         (100.0, "window"),
         (2000.0, "window"),
     ]
+    assert json.loads((moved / "scores.json").read_text()) == [score]
 
     harder = start(
         "eval.py",
         f"run={moved}",
-        "episodes=2",
         "target_fraction=[0.5,2]",
         "observation_noise=0.1",
         "action_delay=1",
@@ -105,7 +109,7 @@ def test_train_then_eval(start, tmp_path):
     )
     assert harder.returncode == 0, harder.stderr
     assert "Harder than in training: horizon 1200" in harder.stdout
-    (path,) = moved.glob("scores-*.json")
+    (path,) = moved.glob("scores-target_fraction-0.5-2-horizon-1200-*.json")
     first, last = json.loads(path.read_text())
     assert last["target_return"] == pytest.approx(4 * first["target_return"])
     assert first["conditions"].endswith("observation_noise 0.1, action_delay 1")
@@ -223,6 +227,24 @@ def test_a_video_of_a_harder_environment_is_refused():
     register()
     with pytest.raises(command_line.ConfigError, match="unchanged environment, and horizon 2000"):
         command_line.check(["run=x", "video=x.mp4", "horizon=2000"], "eval")
+
+
+def test_the_file_of_an_evaluation_is_named_after_what_departs_from_the_runs_own():
+    own = EvalConfig(
+        "run", 50, target_return=[3048.5], rollout="carried", environment="Hopper-v5", seed=7
+    )
+    same = EvalConfig("run", 50, target_return=[3048.5], seed=7, n_envs=3, video="x.mp4")
+    assert eval.file_name(same, own) == "scores.json"
+    seeds = eval.file_name(EvalConfig("run", seed=0, engine="envpool"), own)
+    assert seeds == "scores-seed-0-engine-envpool.json"
+    many = [eval.file_name(EvalConfig("run", target_return=[*range(n)]), own) for n in (99, 98)]
+    assert many[0] != many[1] and all(len(name) < 150 for name in many)
+
+
+def test_several_episodes_want_a_video():
+    register()
+    with pytest.raises(command_line.ConfigError, match=r"give video=PATH\.mp4 as well"):
+        command_line.check(["run=x", "video_episodes=9"], "eval")
 
 
 def test_an_experiment_and_a_backbone_that_do_not_fit_are_one_sentence():

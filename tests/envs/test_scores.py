@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from envs import scores as scores_module
+from envs import atomic
 from envs.rollout import RolloutResult
 from envs.scores import (
     ScoreError,
@@ -166,7 +166,7 @@ def test_a_full_disk_keeps_the_old_file(score, tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(scores_module.os, "fsync", full)
+    monkeypatch.setattr(atomic.os, "fsync", full)
     with pytest.raises(ScoreError, match=r"scores\.json' cannot be written: No space left"):
         write_scores(path, [score, score])
     assert read_scores(path) == [score]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from envs.statistics import (
     bootstrap_interval,
@@ -90,6 +91,22 @@ def test_resamples_are_computed_side_by_side(scores):
         assert probability_of_improvement(resampled, others)[i] == pytest.approx(
             float(probability_of_improvement(own, other))
         )
+
+
+@given(tasks, st.data())
+def test_statistics_against_scipy(scores, data):
+    trimmed = stats.trim_mean(np.concatenate(scores), 0.25)
+    assert interquartile_mean(scores) == pytest.approx(trimmed)
+    others = [np.array(data.draw(st.lists(values, min_size=1, max_size=5))) for _ in scores]
+    won = [
+        stats.mannwhitneyu(own, other).statistic / (len(own) * len(other))
+        for own, other in zip(scores, others, strict=True)
+    ]
+    assert probability_of_improvement(scores, others) == pytest.approx(np.mean(won))
+    for task in scores:
+        if len(task) > 1:
+            width = stats.t.ppf(0.975, len(task) - 1) * stats.sem(task)
+            assert student_half_width(task) == pytest.approx(width, rel=1e-6)
 
 
 def test_bootstrap_against_all_resamples():
