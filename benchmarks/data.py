@@ -44,6 +44,7 @@ from agents.policy import PolicyConfig, ReturnConditionedPolicy
 from agents.trainer import Trainer, TrainerConfig
 from envs.cache import cache_root
 from envs.episodes import Episodes
+from envs.slices import hold_out
 from envs.sources.d4rl import load_d4rl
 from envs.sources.minari import load_minari
 from envs.store import store_trajectories
@@ -206,24 +207,28 @@ def write_d4rl(path: Path, steps: int) -> None:
 
 
 def train_on_disk(path: Path) -> None:
-    """Loads a file, makes 1,500 batches and 30 updates, and prints time and memory of each."""
+    """Loads a file, makes batches and updates, and prints time and resident memory of each."""
 
-    def timed(what: str, function: Callable[[], Any]) -> Any:
+    def timed(what: str, function: Callable[[], Any], calls: int = 1) -> Any:
         start = time.perf_counter()
-        result = function()
-        duration = time.perf_counter() - start
+        for _ in range(calls):
+            result = function()
+        duration = (time.perf_counter() - start) / calls
         lines = Path("/proc/self/status").read_text().splitlines()
         kilobytes = {line.split(":")[0]: line.split()[1] for line in lines if "kB" in line}
-        own, mapped = (int(kilobytes[key]) / 2**20 for key in ("RssAnon", "RssFile"))
-        print(f"| {what} | {duration:.1f} | {own:.2f} | {mapped:.2f} |", flush=True)
+        sizes = [int(kilobytes[key]) / 2**20 for key in ("RssAnon", "RssFile", "VmHWM")]
+        cells = " | ".join(f"{size:.2f}" for size in sizes)
+        print(f"| {what} | {duration:.4f} | {cells} |", flush=True)
         return result
 
-    print("| | s | own memory, GiB | mapped from files, GiB |\n|---|---:|---:|---:|")
+    print("| | s | own memory, GiB | mapped files, GiB | highest sum, GiB |")
+    print("|---|---:|---:|---:|---:|")
     episodes = timed("open", lambda: load_d4rl(path))
     timed("observation statistics", lambda: episodes.observation_std)
     trainer = timed("sampler", lambda: trainer_of(episodes, ProtocolConfig(), path.parent))
-    timed("1,500 batches", lambda: [trainer.batches.next() for _ in range(1500)][-1])
-    timed("30 updates", lambda: [trainer.update() for _ in range(30)])
+    timed("a batch, of 3,000", trainer.batches.next, 3000)
+    timed("an update, of 100", trainer.update, 100)
+    timed("half of it held out", lambda: hold_out(episodes, 0.5, seed=0))
 
 
 def on_disk(steps: int) -> None:

@@ -6,6 +6,7 @@ friction, are those of v4, not of v5, so that policies are evaluated in v4 unles
 """
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -193,10 +194,11 @@ def _numbers(path: Path, name: str, array: np.ndarray) -> np.ndarray:
 
 def _cut(terminals: np.ndarray) -> np.ndarray:
     """Returns (steps,) bool, true where an episode that goes on has had HORIZON steps."""
-    begins = np.concatenate([[0], np.flatnonzero(terminals) + 1])
-    index = np.arange(len(terminals))
-    elapsed = index - begins[np.searchsorted(begins, index, side="right") - 1] + 1
-    return (elapsed % HORIZON == 0) & ~terminals
+    cut = np.zeros_like(terminals)
+    borders = [0, *(np.flatnonzero(terminals) + 1).tolist(), len(terminals)]
+    for begin, end in itertools.pairwise(borders):
+        cut[begin + HORIZON - 1 : end : HORIZON] = True
+    return cut & ~terminals
 
 
 def _rows(
