@@ -24,7 +24,7 @@ from rich.table import Table
 from envs.arguments import parse_arguments, run_command
 from envs.behavior import BehaviorError
 from envs.episodes import OBSERVATION_STD_FLOOR, DatasetError, Episodes
-from envs.mapped import PageBudget, pieces
+from envs.mapped import pieces, release, too_large
 from envs.scores import ScoreError, normalized_score
 from envs.sources import load_named
 
@@ -129,13 +129,13 @@ def _count_duplicates(episodes: Episodes) -> int:
     """Returns how many episodes equal an earlier one in observations, actions and rewards."""
     seen: set[bytes] = set()
     arrays = episodes.observations, episodes.actions, episodes.rewards
-    budget = PageBudget(*arrays)
+    mapped = too_large(*arrays)
     for begin, end in itertools.pairwise(episodes.offsets.tolist()):
         digest = hashlib.blake2b(digest_size=16)
         for array in arrays:
             digest.update(array[begin:end].data)
         seen.add(digest.digest())
-        budget.spend(end - begin, 1)
+        release(*mapped)
     return episodes.n_episodes - len(seen)
 
 

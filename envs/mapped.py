@@ -17,9 +17,6 @@ RESIDENT_BYTES = 512 << 20
 # Of a pass over whole arrays: so much is looked at before it is released.
 PIECE_BYTES = 4 << 20
 
-# Linux maps the neighbourhood of a page that is touched along with it, if it is in its cache.
-_NEIGHBOURHOOD_BYTES = 64 << 10
-
 
 def open_array(path: Path) -> np.ndarray:
     """Maps the array of an .npy file into memory, read-only.
@@ -48,29 +45,14 @@ def pieces(*arrays: np.ndarray) -> Iterator[slice]:
         release(*arrays)
 
 
-class PageBudget:
-    """Releases arrays that are read in many places, before more than RESIDENT_BYTES are resident.
+def too_large(*arrays: np.ndarray) -> list[np.ndarray]:
+    """Returns those that are mapped, if they do not fit in RESIDENT_BYTES together; else none.
 
-    Arrays that are mapped and fit in there together are left alone.
-
-    Attributes:
-        arrays: Those that are to be released; none if all of them fit.
+    Who reads them here and there releases them after each reading: how much the kernel maps around
+    what is touched is its own affair, from 64 kB to 2 MB.
     """
-
-    def __init__(self, *arrays: np.ndarray) -> None:
-        mapped = [array for array in arrays if _mapping(array) is not None]
-        fits = sum(array.nbytes for array in mapped) <= RESIDENT_BYTES
-        self.arrays = [] if fits else mapped
-        self.row_bytes = sum(array[:1].nbytes for array in self.arrays)
-        self.touched = 0
-
-    def spend(self, rows: int, places: int) -> None:
-        """Counts what was read: so many rows of each array, in so many places."""
-        borders = 2 * places * len(self.arrays)
-        self.touched += rows * self.row_bytes + borders * _NEIGHBOURHOOD_BYTES
-        if self.touched > RESIDENT_BYTES:
-            release(*self.arrays)
-            self.touched = 0
+    mapped = [array for array in arrays if _mapping(array) is not None]
+    return mapped if sum(array.nbytes for array in mapped) > RESIDENT_BYTES else []
 
 
 def _mapping(array: np.ndarray) -> mmap.mmap | None:

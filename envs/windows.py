@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from envs.episodes import Episodes
-from envs.mapped import PageBudget
+from envs.mapped import release, too_large
 
 
 @dataclass
@@ -93,9 +93,9 @@ class Batches:
             "actions": episodes.actions,
             "returns_to_go": episodes.returns_to_go,
         }
-        self.pages = PageBudget(*arrays.values())
+        self.too_large = too_large(*arrays.values())
         # Data that do not fit in memory do not fit on the device either: their batches go there.
-        home = torch.device("cpu") if self.pages.arrays else device
+        home = torch.device("cpu") if self.too_large else device
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of arrays that are read-only: so are these tensors
             self.data = {name: torch.as_tensor(a).to(home) for name, a in arrays.items()}
@@ -105,7 +105,7 @@ class Batches:
             name: values[torch.as_tensor(index).to(values.device)].to(self.device)
             for name, values in self.data.items()
         }
-        self.pages.spend(index.size, len(index) + int(is_first.sum()))
+        release(*self.too_large)
         episode = np.searchsorted(self.starts, index, side="right") - 1
         batch["timesteps"] = torch.as_tensor(index - self.starts[episode]).to(self.device)
         batch["is_first"] = torch.as_tensor(is_first).to(self.device)
