@@ -69,6 +69,9 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
             scalars["eval/loss"] = mean_loss(acting, batches)
         return scalars
 
+    every = config.evaluation.every
+    if held_out is not None:  # their loss is logged once at least
+        every = min(every or config.steps, config.steps)
     trainer = Trainer(
         policy,
         make_batches(episodes, config.protocol, seed=config.seed, device=device),
@@ -77,7 +80,7 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
         folder=folder,
         precision=config.precision,
         evaluate=evaluate,
-        evaluate_every=config.evaluation.every,
+        evaluate_every=every,
         console=console,
     )
     if config.resume:

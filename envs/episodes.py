@@ -157,7 +157,10 @@ class Episodes:
         for name in ("action_low", "action_high"):
             bound = getattr(self, name)
             if bound.shape != self.actions.shape[1:] or not np.isfinite(bound).all():
-                self._fail(f"{name} is {_line(bound)}, not {self.actions.shape[1]} finite numbers")
+                self._fail(
+                    f"{name} is {_line(bound)}, not {self.actions.shape[1]} finite numbers; give "
+                    "the action space the bounds that actions really have"
+                )
         for rows in pieces(self.observations, self.actions, self.rewards):
             self._validate_values(rows)
 
