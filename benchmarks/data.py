@@ -13,10 +13,11 @@ the default policy, for each protocol. Prints both tables, and writes benchmarks
 compares the reading of a Minari set of 1,000,000 steps (HalfCheetah's dimensions) with that of the
 same arrays by h5py, and with opening the cached copy.
 
-    python benchmarks/data.py --on-disk 50000000
+    python benchmarks/data.py --on-disk 1000000 50000000
 
-writes a D4RL file of so many steps (62 bytes each, twice with the cached copy), and shows time and
-memory of loading and training on it, for the first and for a later run (Linux).
+writes D4RL files of so many steps (62 bytes each, three times with the cached copy and a part), and
+shows time and memory of loading and training on them, for the first and for a later run (Linux).
+What these two print is written to benchmarks/results/data_reading.md and data_on_disk.md.
 """
 
 import argparse
@@ -180,13 +181,14 @@ def reading(rounds: int = 3) -> None:
         os.environ["MINARI_DATASETS_PATH"] = folder
         store_trajectories("speed/cheetah-v0", trajectories, environment_id="HalfCheetah-v5")
         path = Path(folder, "speed/cheetah-v0/data/main_data.hdf5")
-        print("| h5py, s | first, s | times h5py | later, s |\n|---:|---:|---:|---:|", flush=True)
+        lines = ["| h5py, s | first, s | times h5py | later, s |", "|---:|---:|---:|---:|"]
         for _ in range(rounds):
             shutil.rmtree(cache_root(), ignore_errors=True)
             raw = seconds(with_h5py, 1)
             first = seconds(lambda: load_minari("speed/cheetah-v0"), 1)
             later = seconds(lambda: load_minari("speed/cheetah-v0"), 1)
-            print(f"| {raw:.2f} | {first:.2f} | {first / raw:.2f} | {later:.3f} |", flush=True)
+            lines.append(f"| {raw:.2f} | {first:.2f} | {first / raw:.2f} | {later:.3f} |")
+    report("data_reading.md", lines)
 
 
 def write_d4rl(path: Path, steps: int) -> None:
@@ -231,17 +233,30 @@ def train_on_disk(path: Path) -> None:
     timed("half of it held out", lambda: hold_out(episodes, 0.5, seed=0))
 
 
-def on_disk(steps: int) -> None:
-    """Runs `train_on_disk` twice, in a process each."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "hopper-synthetic.hdf5"
-        write_d4rl(path, steps)
-        environment = os.environ | {"XDG_CACHE_HOME": folder}
-        environment.pop("MINARI_DATASETS_PATH", None)
-        for run in ("first", "later"):
-            print(f"\n{steps:,} steps, {run} run\n", flush=True)
-            command = [sys.executable, __file__, "--read", str(path)]
-            subprocess.run(command, env=environment, check=True)
+def on_disk(sizes: list[int]) -> None:
+    """Runs `train_on_disk` twice for each number of steps, in a process each."""
+    lines = []
+    for steps in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "hopper-synthetic.hdf5"
+            write_d4rl(path, steps)
+            environment = os.environ | {"XDG_CACHE_HOME": folder}
+            environment.pop("MINARI_DATASETS_PATH", None)
+            for run in ("first", "later"):
+                command = [sys.executable, __file__, "--read", str(path)]
+                done = subprocess.run(
+                    command, env=environment, check=True, stdout=subprocess.PIPE, text=True
+                )
+                lines += [f"{steps:,} steps, {run} run:", "", done.stdout]
+    report("data_on_disk.md", lines)
+
+
+def report(name: str, lines: list[str]) -> None:
+    """Prints lines, and writes them to a file of benchmarks/results with the machine's versions."""
+    lines = [f"{platform.platform()}, torch {torch.__version__}", "", *lines]
+    text = "\n".join(lines).rstrip() + "\n"
+    print(text)
+    (RESULTS.parent / name).write_text(text)
 
 
 def main() -> None:
@@ -250,7 +265,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--reading", action="store_true")
-    parser.add_argument("--on-disk", type=int, metavar="STEPS")
+    parser.add_argument("--on-disk", type=int, nargs="+", metavar="STEPS")
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.read is not None:
