@@ -229,7 +229,7 @@ def train_on_disk(path: Path) -> None:
     timed("observation statistics", lambda: episodes.observation_std)
     trainer = timed("sampler", lambda: trainer_of(episodes, ProtocolConfig(), path.parent))
     timed("a batch, of 3,000", trainer.batches.next, 3000)
-    timed("an update, of 100", trainer.update, 100)
+    timed("an update, of 50", trainer.update, 50)
     timed("half of it held out", lambda: hold_out(episodes, 0.5, seed=0))
 
 
