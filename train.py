@@ -28,6 +28,7 @@ from agents.trainer import Trainer
 from configs import command_line
 from configs.schema import EvalConfig, EvaluationConfig, TrainConfig, resolve_device
 from envs.episodes import Episodes
+from envs.mapped import pieces
 from envs.scores import print_scores, write_scores
 from envs.slices import hold_out
 from envs.sources import load_episodes
@@ -76,6 +77,9 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
             scalars["eval/loss"] = mean_loss(acting, batches)
         return scalars
 
+    every = config.evaluation.every
+    if held_out is not None:  # their loss is logged once at least
+        every = min(every or config.steps, config.steps)
     trainer = Trainer(
         policy,
         make_batches(
@@ -91,7 +95,7 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
         folder=folder,
         precision=config.precision,
         evaluate=evaluate,
-        evaluate_every=config.evaluation.every,
+        evaluate_every=every,
         console=console,
         ranks=ranks,
     )
@@ -140,7 +144,8 @@ def describe(episodes: Episodes) -> dict[str, Any]:
     """Returns what a checkpoint remembers of its data: plain values."""
     digest = hashlib.sha256()
     for array in (episodes.observations, episodes.actions, episodes.rewards, episodes.offsets):
-        digest.update(np.ascontiguousarray(array))
+        for rows in pieces(array):
+            digest.update(np.ascontiguousarray(array[rows]))
     return {
         "id": episodes.dataset_id,
         "environment_id": episodes.environment_id,

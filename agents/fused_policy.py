@@ -29,6 +29,7 @@ _MODULES = {ReturnConditionedPolicy, Backbone, Block, *_GATES} | {
     nn.Dropout, nn.Embedding, nn.Identity, nn.LayerNorm, nn.Linear, nn.ModuleList, nn.ReLU,
     nn.Sequential,
 }  # fmt: skip
+_ROWS_OF_A_THREAD = 16  # fewer are done before another thread is awake
 _FLOAT, _INT, _BOOL = np.dtype(np.float32), np.dtype(np.int64), np.dtype(np.bool_)
 
 
@@ -66,14 +67,16 @@ class FusedPolicy:
         reason = obstacle(policy)
         if reason is not None:
             raise NotFusableError(reason)
-        from agents.scan.step_kernels import policy_step  # here, for Numba may be missing
+        # Here, for Numba may be missing.
+        from agents.scan.cpu import _threads
+        from agents.scan.step_kernels import BLOCK, policy_step
 
         self.observation_dim = policy.observation_dim
         self.action_dim = policy.action_dim
         self._policy = policy
         self._layers = len(policy.backbone.blocks)
         self._channels = _channels(policy)
-        self._step = policy_step
+        self._step, self._block, self._pool = policy_step, BLOCK, _threads
         self._constants = _constants(policy)
         with _announced():
             agrees = _agrees(self, policy)
@@ -120,9 +123,21 @@ class FusedPolicy:
             np.empty((self._layers, batch, self._channels), _FLOAT),
         )
         target_return = self._policy.target_return.item()
-        self._step(*inputs, target_return, *self._constants, *outputs)
+        self._share(batch, (*inputs, target_return, *self._constants, *outputs))
         action, return_to_go, timestep, states = map(torch.from_numpy, outputs)
         return action, PolicyState(states.unbind(0), action, return_to_go, timestep)
+
+    def _share(self, batch: int, arguments: tuple[Any, ...]) -> None:
+        """Computes the step; whole blocks of rows, the same bits, on each of PyTorch's threads."""
+        threads = max(1, min(torch.get_num_threads(), batch // _ROWS_OF_A_THREAD))
+        rows = max(1, -(-batch // (threads * self._block))) * self._block
+        helpers = [
+            self._pool(threads - 1).submit(self._step, *arguments, begin, min(begin + rows, batch))
+            for begin in range(rows, batch, rows)
+        ]
+        self._step(*arguments, 0, min(rows, batch))
+        for helper in helpers:
+            helper.result()
 
 
 def _array(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -13,10 +13,11 @@ the default policy, for each protocol. Prints both tables, and writes benchmarks
 compares the reading of a Minari set of 1,000,000 steps (HalfCheetah's dimensions) with that of the
 same arrays by h5py, and with opening the cached copy.
 
-    python benchmarks/data.py --on-disk 50000000
+    python benchmarks/data.py --on-disk 1000000 50000000
 
-writes a D4RL file of so many steps (62 bytes each, twice with the cached copy), and shows time and
-memory of loading and training on it, for the first and for a later run (Linux).
+writes D4RL files of so many steps (62 bytes each, three times with the cached copy and a part), and
+shows time and memory of loading and training on them, for the first and for a later run (Linux).
+What these two print is written to benchmarks/results/data_reading.md and data_on_disk.md.
 """
 
 import argparse
@@ -44,6 +45,7 @@ from agents.policy import PolicyConfig, ReturnConditionedPolicy
 from agents.trainer import Trainer, TrainerConfig
 from envs.cache import cache_root
 from envs.episodes import Episodes
+from envs.slices import hold_out
 from envs.sources.d4rl import load_d4rl
 from envs.sources.minari import load_minari
 from envs.store import store_trajectories
@@ -179,13 +181,14 @@ def reading(rounds: int = 3) -> None:
         os.environ["MINARI_DATASETS_PATH"] = folder
         store_trajectories("speed/cheetah-v0", trajectories, environment_id="HalfCheetah-v5")
         path = Path(folder, "speed/cheetah-v0/data/main_data.hdf5")
-        print("| h5py, s | first, s | times h5py | later, s |\n|---:|---:|---:|---:|", flush=True)
+        lines = ["| h5py, s | first, s | times h5py | later, s |", "|---:|---:|---:|---:|"]
         for _ in range(rounds):
             shutil.rmtree(cache_root(), ignore_errors=True)
             raw = seconds(with_h5py, 1)
             first = seconds(lambda: load_minari("speed/cheetah-v0"), 1)
             later = seconds(lambda: load_minari("speed/cheetah-v0"), 1)
-            print(f"| {raw:.2f} | {first:.2f} | {first / raw:.2f} | {later:.3f} |", flush=True)
+            lines.append(f"| {raw:.2f} | {first:.2f} | {first / raw:.2f} | {later:.3f} |")
+    report("data_reading.md", lines)
 
 
 def write_d4rl(path: Path, steps: int) -> None:
@@ -206,37 +209,54 @@ def write_d4rl(path: Path, steps: int) -> None:
 
 
 def train_on_disk(path: Path) -> None:
-    """Loads a file, makes 1,500 batches and 30 updates, and prints time and memory of each."""
+    """Loads a file, makes batches and updates, and prints time and resident memory of each."""
 
-    def timed(what: str, function: Callable[[], Any]) -> Any:
+    def timed(what: str, function: Callable[[], Any], calls: int = 1) -> Any:
         start = time.perf_counter()
-        result = function()
-        duration = time.perf_counter() - start
+        for _ in range(calls):
+            result = function()
+        duration = (time.perf_counter() - start) / calls
         lines = Path("/proc/self/status").read_text().splitlines()
         kilobytes = {line.split(":")[0]: line.split()[1] for line in lines if "kB" in line}
-        own, mapped = (int(kilobytes[key]) / 2**20 for key in ("RssAnon", "RssFile"))
-        print(f"| {what} | {duration:.1f} | {own:.2f} | {mapped:.2f} |", flush=True)
+        sizes = [int(kilobytes[key]) / 2**20 for key in ("RssAnon", "RssFile", "VmHWM")]
+        cells = " | ".join(f"{size:.2f}" for size in sizes)
+        print(f"| {what} | {duration:.4f} | {cells} |", flush=True)
         return result
 
-    print("| | s | own memory, GiB | mapped from files, GiB |\n|---|---:|---:|---:|")
+    print("| | s | own memory, GiB | mapped files, GiB | highest sum, GiB |")
+    print("|---|---:|---:|---:|---:|")
     episodes = timed("open", lambda: load_d4rl(path))
     timed("observation statistics", lambda: episodes.observation_std)
     trainer = timed("sampler", lambda: trainer_of(episodes, ProtocolConfig(), path.parent))
-    timed("1,500 batches", lambda: [trainer.batches.next() for _ in range(1500)][-1])
-    timed("30 updates", lambda: [trainer.update() for _ in range(30)])
+    timed("a batch, of 3,000", trainer.batches.next, 3000)
+    timed("an update, of 50", trainer.update, 50)
+    timed("half of it held out", lambda: hold_out(episodes, 0.5, seed=0))
 
 
-def on_disk(steps: int) -> None:
-    """Runs `train_on_disk` twice, in a process each."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "hopper-synthetic.hdf5"
-        write_d4rl(path, steps)
-        environment = os.environ | {"XDG_CACHE_HOME": folder}
-        environment.pop("MINARI_DATASETS_PATH", None)
-        for run in ("first", "later"):
-            print(f"\n{steps:,} steps, {run} run\n", flush=True)
-            command = [sys.executable, __file__, "--read", str(path)]
-            subprocess.run(command, env=environment, check=True)
+def on_disk(sizes: list[int]) -> None:
+    """Runs `train_on_disk` twice for each number of steps, in a process each."""
+    lines = []
+    for steps in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "hopper-synthetic.hdf5"
+            write_d4rl(path, steps)
+            environment = os.environ | {"XDG_CACHE_HOME": folder}
+            environment.pop("MINARI_DATASETS_PATH", None)
+            for run in ("first", "later"):
+                command = [sys.executable, __file__, "--read", str(path)]
+                done = subprocess.run(
+                    command, env=environment, check=True, stdout=subprocess.PIPE, text=True
+                )
+                lines += [f"{steps:,} steps, {run} run:", "", done.stdout]
+    report("data_on_disk.md", lines)
+
+
+def report(name: str, lines: list[str]) -> None:
+    """Prints lines, and writes them to a file of benchmarks/results with the machine's versions."""
+    lines = [f"{platform.platform()}, torch {torch.__version__}", "", *lines]
+    text = "\n".join(lines).rstrip() + "\n"
+    print(text)
+    (RESULTS.parent / name).write_text(text)
 
 
 def main() -> None:
@@ -245,7 +265,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--reading", action="store_true")
-    parser.add_argument("--on-disk", type=int, metavar="STEPS")
+    parser.add_argument("--on-disk", type=int, nargs="+", metavar="STEPS")
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.read is not None:

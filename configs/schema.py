@@ -58,8 +58,8 @@ class TrainConfig:
 
     Attributes:
         steps: Updates.
-        held_out: Fraction of the episodes that is not trained on; each evaluation in training logs
-            the loss on them as eval/loss.
+        held_out: Fraction of the episodes that is not trained on; each evaluation in training (at
+            least one, whatever `evaluation.every` is) logs the loss on them as eval/loss.
         seed: Of the parameters, the dropout and the order of the data.
         rollout: How the policy acts: `carried`, `rolling` or `window`; see agents.acting.
         device: `auto` takes CUDA where there is one.

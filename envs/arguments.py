@@ -1,5 +1,7 @@
 """key=value arguments for the small commands of this package."""
 
+import sys
+from collections.abc import Callable
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
@@ -43,3 +45,21 @@ def parse_arguments(cls: type[Arguments], arguments: list[str]) -> Arguments:
             raise ArgumentError(f"{field.name}=... must be given; the keys are: {known}")
     result: Any = OmegaConf.to_object(merged)
     return result
+
+
+def run_command(
+    main: Callable[[list[str]], Any], *errors: type[Exception], interrupted: str = "interrupted"
+) -> None:
+    """Runs a command with the arguments of this process; what goes wrong ends as one sentence.
+
+    Args:
+        main: The command.
+        errors: Those of its errors, beside ArgumentError, that are meant for the user.
+        interrupted: What is said after Ctrl-C.
+    """
+    try:
+        main(sys.argv[1:])
+    except (ArgumentError, *errors) as error:  # type: ignore[misc]
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(interrupted)

@@ -8,6 +8,7 @@ time. Its name is a fingerprint of the source, so that a changed source is read 
 
 import hashlib
 import logging
+import math
 import os
 import re
 import shutil
@@ -18,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from envs.atomic import hidden_directory, only_process, put_in_place
+from envs.bars import steps_bar
 from envs.episodes import DatasetError, Episodes
+from envs.mapped import RESIDENT_BYTES, open_array
 
 logger = logging.getLogger(__name__)
 
@@ -100,14 +101,40 @@ def load_cached(
                 _remove_others(entry)
             episodes = _open(entry, attributes)
     except OSError as error:
-        logger.warning(
-            "%s is kept in memory, for no copy of it can be cached below %s (%s)",
-            *(name, cache_root(), error.strerror or error),
-        )
+        _warn(name, error)
     if episodes is None:
         shutil.rmtree(entry, ignore_errors=True)
-        return _in_memory(read(), attributes)
+        return _in_memory(read(), attributes, check=True)
     return episodes
+
+
+def lay_out(attributes: dict[str, Any], read: Callable[[], Reading]) -> Episodes:
+    """Makes Episodes of parts of others: in memory or, if they are large, in files.
+
+    The files have no name and are gone with the process. Where they cannot be made the data are
+    kept in memory, with a warning.
+
+    Args:
+        attributes: The attributes of Episodes that are not arrays of steps.
+        read: Begins to read the parts, which have been checked.
+    """
+    reading = read()
+    shapes = _shapes(reading)
+    size = sum(math.prod(shapes[key]) * np.dtype(TYPES[key]).itemsize for key in TYPES)
+    if size > RESIDENT_BYTES:
+        name, root = attributes["dataset_id"], cache_root()
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with (
+                only_process(root / ".lock", f"laying out {name}"),
+                hidden_directory(root) as hidden,
+            ):
+                _write(hidden / "new", name, reading)
+                return _arrays_to_episodes(hidden / "new", attributes, check=False)
+        except OSError as error:
+            _warn(name, error)
+            reading = read()
+    return _in_memory(reading, attributes, check=False)
 
 
 def cache_root() -> Path:
@@ -153,10 +180,8 @@ def _open(entry: Path, attributes: dict[str, Any]) -> Episodes | None:
 
 
 def _arrays_to_episodes(entry: Path, attributes: dict[str, Any], *, check: bool) -> Episodes:
-    # Copy on write: torch warns of arrays that it could not write to.
-    arrays = {
-        name: np.load(entry / f"{name}.npy", mmap_mode="c", allow_pickle=False)
-        for name in (*TYPES, "offsets")
+    arrays: dict[str, Any] = {
+        name: open_array(entry / f"{name}.npy") for name in (*TYPES, "offsets")
     }
     return Episodes(**arrays, **attributes, check=check)
 
@@ -175,17 +200,23 @@ def _write(directory: Path, name: str, reading: Reading) -> None:
                 files[key].write(values.data)
 
 
-def _in_memory(reading: Reading, attributes: dict[str, Any]) -> Episodes:
-    pieces: dict[str, list[np.ndarray]] = {
-        key: [np.empty((0, *shape[1:]), TYPES[key])] for key, shape in _shapes(reading).items()
-    }
+def _in_memory(reading: Reading, attributes: dict[str, Any], *, check: bool) -> Episodes:
+    arrays: dict[str, Any] = {k: np.empty(s, TYPES[k]) for k, s in _shapes(reading).items()}
+    filled = 0
     for rows in _converted(attributes["dataset_id"], reading):
+        begin, filled = filled, filled + len(rows["rewards"])
         for key, values in rows.items():
-            pieces[key].append(values)
+            arrays[key][begin:filled] = values
     for note in reading.notes:
         logger.warning("%s", note)
-    arrays: dict[str, Any] = {key: np.concatenate(values) for key, values in pieces.items()}
-    return Episodes(**arrays, offsets=_offsets(reading), **attributes)
+    return Episodes(**arrays, offsets=_offsets(reading), **attributes, check=check)
+
+
+def _warn(name: str, error: OSError) -> None:
+    logger.warning(
+        "%s is kept in memory, for no copy of it can be cached below %s (%s)",
+        *(name, cache_root(), error.strerror or error),
+    )
 
 
 def _offsets(reading: Reading) -> np.ndarray:
@@ -202,17 +233,8 @@ def _converted(name: str, reading: Reading) -> Iterator[dict[str, np.ndarray]]:
     """Yields the rows in the types of `Episodes`, having checked their shapes."""
     shapes = _shapes(reading)
     steps = shapes["rewards"][0]
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps"),
-        TimeRemainingColumn(),
-    )
-    silent = steps < _STEPS_WITH_PROGRESS
     row = 0
-    with Progress(*columns, console=Console(stderr=True), disable=silent) as progress:
-        bar = progress.add_task(f"reading {name}", total=steps)
+    with steps_bar(f"reading {name}", steps, shown=steps >= _STEPS_WITH_PROGRESS) as show:
         for rows in reading.rows:
             count = len(rows["rewards"])
             converted: dict[str, np.ndarray] = {}
@@ -226,9 +248,11 @@ def _converted(name: str, reading: Reading) -> Iterator[dict[str, np.ndarray]]:
                     )
                 with np.errstate(over="ignore"):  # infinite then, which is found
                     converted[key] = np.ascontiguousarray(values, dtype)
-            yield converted
             row += count
-            progress.update(bar, completed=row)
+            if row > steps:
+                break
+            yield converted
+            show(row)
     if row != steps:
         raise DatasetError(f"{name}: {row} steps were read, not {steps}; the source has changed")
 

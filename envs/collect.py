@@ -14,10 +14,9 @@ import minari
 import mujoco
 import numpy as np
 from minari.storage import get_dataset_path
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from envs.arguments import ArgumentError, parse_arguments
+from envs.arguments import parse_arguments, run_command
+from envs.bars import steps_bar
 from envs.behavior import Behavior, BehaviorError
 from envs.behaviors import RECIPES, Recipe, find_recipe
 from envs.episodes import DatasetError
@@ -128,27 +127,17 @@ def collect(recipe: Recipe, steps: int, seed: int) -> list[Trajectory]:
     behaviors = recipe.behaviors()
     share = -(-steps // len(behaviors))
     result: list[Trajectory] = []
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps"),
-        TimeRemainingColumn(),
-    )
     with (
         Simulators(recipe.task.environment_id, N_ENVIRONMENTS) as simulators,
-        Progress(*columns, console=Console(stderr=True)) as progress,
+        steps_bar(f"{recipe.task.name}-{recipe.quality}", share * len(behaviors)) as show,
     ):
-        bar = progress.add_task(
-            f"{recipe.task.name}-{recipe.quality}", total=share * len(behaviors)
-        )
         for part, behavior in enumerate(behaviors):
 
-            def show(count: int, part: int = part) -> None:
-                progress.update(bar, completed=share * part + min(count, share))
+            def show_share(count: int, part: int = part) -> None:
+                show(share * part + min(count, share))
 
             result += run_episodes(
-                simulators, behavior, seed=(seed, part), steps=share, on_steps=show
+                simulators, behavior, seed=(seed, part), steps=share, on_steps=show_share
             )
     return result
 
@@ -239,9 +228,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ArgumentError, BehaviorError, DatasetError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; nothing was stored")
+    run_command(main, BehaviorError, DatasetError, interrupted="interrupted; nothing was stored")

@@ -1,11 +1,13 @@
 """Episodes: every data set as the same flat arrays, validated once."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import InitVar, dataclass
 from functools import cached_property
 
 import numpy as np
+
+from envs.mapped import pieces, release
 
 # A dimension that hardly varies in the data must not blow up when a rollout leaves the data; the
 # same constant as in TD3+BC (Fujimoto and Gu, arXiv 2106.06860, section 5.2).
@@ -13,9 +15,6 @@ OBSERVATION_STD_FLOOR = 1e-3
 
 # Room for the rounding of bounds and actions that were stored in different precisions.
 ACTION_TOLERANCE = 1e-5
-
-# Whole arrays are looked at piece by piece, as they may be larger than the memory.
-_PIECE = 1_000_000
 
 
 class DatasetError(ValueError):
@@ -158,15 +157,18 @@ class Episodes:
         for name in ("action_low", "action_high"):
             bound = getattr(self, name)
             if bound.shape != self.actions.shape[1:] or not np.isfinite(bound).all():
-                self._fail(f"{name} is {_line(bound)}, not {self.actions.shape[1]} finite numbers")
-        for begin in range(0, self.n_steps, _PIECE):
-            self._validate_values(begin)
+                self._fail(
+                    f"{name} is {_line(bound)}, not {self.actions.shape[1]} finite numbers; give "
+                    "the action space the bounds that actions really have"
+                )
+        for rows in pieces(self.observations, self.actions, self.rewards):
+            self._validate_values(rows)
 
-    def _validate_values(self, begin: int) -> None:
-        rows = slice(begin, begin + _PIECE)
+    def _validate_values(self, rows: slice) -> None:
         for name in ("observations", "actions", "rewards"):
             finite = np.isfinite(getattr(self, name)[rows])
-            self._require(finite, name, "is not finite (in float32); remove the episode", begin)
+            message = "is not finite (in float32); remove the episode"
+            self._require(finite, name, message, rows.start)
         inside = (self.actions[rows] >= self.action_low - ACTION_TOLERANCE) & (
             self.actions[rows] <= self.action_high + ACTION_TOLERANCE
         )
@@ -175,7 +177,7 @@ class Episodes:
             "actions",
             f"is outside the bounds {_line(self.action_low)} to {_line(self.action_high)} by more "
             f"than {ACTION_TOLERANCE:g}; clip the actions or mend the action space",
-            begin,
+            rows.start,
         )
 
     def _validate_borders(self) -> None:
@@ -226,7 +228,9 @@ class Episodes:
     @cached_property
     def returns(self) -> np.ndarray:
         """(episodes,) float64, sum of the rewards of each episode."""
-        return np.add.reduceat(self.rewards, self.offsets[:-1], dtype=np.float64)
+        result: np.ndarray = np.add.reduceat(self.rewards, self.offsets[:-1], dtype=np.float64)
+        release(self.rewards)
+        return result
 
     @cached_property
     def returns_to_go(self) -> np.ndarray:
@@ -239,6 +243,7 @@ class Episodes:
         for begin, end in itertools.pairwise(self.offsets.tolist()):
             rewards = self.rewards[begin:end]
             result[begin:end] = np.cumsum(rewards[::-1], dtype=np.float64)[::-1]
+        release(self.rewards)
         return result
 
     @cached_property
@@ -254,20 +259,20 @@ class Episodes:
     @cached_property
     def observation_mean(self) -> np.ndarray:
         """(observation_dim,) float32, mean over all steps."""
-        total = sum(piece.sum(axis=0, dtype=np.float64) for piece in self._pieces())
-        return (total / self.n_steps).astype(np.float32)
+        return self._mean_observation.astype(np.float32)
 
     @cached_property
     def observation_std(self) -> np.ndarray:
         """(observation_dim,) float32, standard deviation, at least OBSERVATION_STD_FLOOR."""
-        total = sum(piece.sum(axis=0, dtype=np.float64) for piece in self._pieces())
-        mean = total / self.n_steps
-        square = sum(np.square(piece - mean).sum(axis=0) for piece in self._pieces())
+        mean, values = self._mean_observation, self.observations
+        square = sum(np.square(values[rows] - mean).sum(axis=0) for rows in pieces(values))
         return np.maximum(np.sqrt(square / self.n_steps), OBSERVATION_STD_FLOOR).astype(np.float32)
 
-    def _pieces(self) -> Iterator[np.ndarray]:
-        for begin in range(0, self.n_steps, _PIECE):
-            yield self.observations[begin : begin + _PIECE]
+    @cached_property
+    def _mean_observation(self) -> np.ndarray:
+        values = self.observations
+        total = sum(values[rows].sum(axis=0, dtype=np.float64) for rows in pieces(values))
+        return np.asarray(total / self.n_steps)
 
     def top_fraction_return(self, fraction: float = 0.1) -> float:
         """Returns the mean return of the best `fraction` of the episodes, at least one.

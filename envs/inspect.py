@@ -10,8 +10,6 @@ The data set is one word: a built-in one, a Minari id, a D4RL file or name, or s
 import hashlib
 import itertools
 import json
-import sys
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +21,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from envs.arguments import ArgumentError, parse_arguments
+from envs.arguments import parse_arguments, run_command
 from envs.behavior import BehaviorError
 from envs.episodes import OBSERVATION_STD_FLOOR, DatasetError, Episodes
+from envs.mapped import pieces, release, too_large
 from envs.scores import ScoreError, normalized_score
 from envs.sources import load_named
 
@@ -33,8 +32,6 @@ QUANTILES = (0, 10, 25, 50, 75, 90, 100)
 
 # An action counts as saturated where it is this near to a bound, as a part of the whole range.
 _SATURATION_MARGIN = 1e-3
-
-_PIECE = 1_000_000
 
 _EPISODES_IN_FIGURE = 20
 
@@ -118,7 +115,8 @@ def _action_ranges(episodes: Episodes) -> tuple[np.ndarray, np.ndarray, np.ndarr
     """Returns the least and greatest action and the share of saturated ones, by dimension."""
     margin = _SATURATION_MARGIN * (episodes.action_high - episodes.action_low)
     parts = []
-    for actions in _pieces(episodes.actions):
+    for rows in pieces(episodes.actions):
+        actions = episodes.actions[rows]
         at_bound = (actions <= episodes.action_low + margin) | (
             actions >= episodes.action_high - margin
         )
@@ -127,19 +125,17 @@ def _action_ranges(episodes: Episodes) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return np.min(low, axis=0), np.max(high, axis=0), np.sum(count, axis=0) / episodes.n_steps
 
 
-def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
-    for begin in range(0, len(array), _PIECE):
-        yield array[begin : begin + _PIECE]
-
-
 def _count_duplicates(episodes: Episodes) -> int:
     """Returns how many episodes equal an earlier one in observations, actions and rewards."""
-    seen: Counter[bytes] = Counter()
+    seen: set[bytes] = set()
+    arrays = episodes.observations, episodes.actions, episodes.rewards
+    mapped = too_large(*arrays)
     for begin, end in itertools.pairwise(episodes.offsets.tolist()):
         digest = hashlib.blake2b(digest_size=16)
-        for array in (episodes.observations, episodes.actions, episodes.rewards):
+        for array in arrays:
             digest.update(array[begin:end].data)
-        seen[digest.digest()] += 1
+        seen.add(digest.digest())
+        release(*mapped)
     return episodes.n_episodes - len(seen)
 
 
@@ -292,9 +288,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ArgumentError, BehaviorError, DatasetError, ScoreError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
+    run_command(main, BehaviorError, DatasetError, ScoreError)

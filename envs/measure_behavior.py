@@ -6,13 +6,12 @@ measures every ``TASK/step_NNNNNNN.safetensors`` in a directory and writes its `
 """
 
 import csv
-import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
-from envs.arguments import ArgumentError, parse_arguments
+from envs.arguments import ArgumentError, parse_arguments, run_command
 from envs.behavior import Behavior, BehaviorError, load_behavior
 from envs.collect import run_episodes
 from envs.simulators import Simulators
@@ -135,7 +134,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ArgumentError, BehaviorError) as error:
-        sys.exit(f"error: {error}")
+    run_command(main, BehaviorError)

@@ -4,20 +4,20 @@ All of them keep or leave whole episodes, and keep the environment and the refer
 """
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
+from envs.cache import TYPES, Reading, lay_out
 from envs.episodes import DatasetError, Episodes
+from envs.mapped import PIECE_BYTES, pieces, release
 
 logger = logging.getLogger(__name__)
 
 # Of a random order of the episodes: that of smaller sets is the beginning of that of larger ones.
 _SEED = 0
-
-ROWS = ("observations", "actions", "rewards", "terminations", "truncations")
 
 
 def select(episodes: Episodes, chosen: np.ndarray, dataset_id: str) -> Episodes:
@@ -28,11 +28,34 @@ def select(episodes: Episodes, chosen: np.ndarray, dataset_id: str) -> Episodes:
         chosen: (k,) int, numbers of episodes.
         dataset_id: What the result is called.
     """
-    starts, lengths = episodes.offsets[:-1][chosen], episodes.lengths[chosen]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    rows = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-    arrays = {name: getattr(episodes, name)[rows] for name in ROWS}
-    return replace(episodes, **arrays, offsets=offsets, dataset_id=dataset_id, check=False)
+    lengths = episodes.lengths[chosen]
+    ends = np.cumsum(lengths)
+    shift = episodes.offsets[:-1][chosen] - (ends - lengths)
+
+    def rows() -> Iterator[dict[str, np.ndarray]]:
+        arrays = {name: getattr(episodes, name) for name in TYPES}
+        count = max(1, PIECE_BYTES // sum(array[:1].nbytes for array in arrays.values()))
+        for begin in range(0, int(ends[-1]), count):
+            index = np.arange(begin, min(begin + count, int(ends[-1])))
+            index += shift[np.searchsorted(ends, index, side="right")]
+            yield {name: array[index] for name, array in arrays.items()}
+            release(*arrays.values())
+
+    return _lay_out(episodes, lengths, rows, dataset_id=dataset_id)
+
+
+def _lay_out(
+    like: Episodes,
+    lengths: np.ndarray,
+    rows: Callable[[], Iterator[dict[str, np.ndarray]]],
+    **changes: Any,
+) -> Episodes:
+    """Returns Episodes of other steps, but with the attributes of `like`."""
+    attributes = {f.name: getattr(like, f.name) for f in fields(like)} | changes
+    for name in (*TYPES, "offsets"):
+        del attributes[name]
+    dimensions = like.observations.shape[1], like.actions.shape[1]
+    return lay_out(attributes, lambda: Reading(lengths, *dimensions, rows()))
 
 
 def best(episodes: Episodes, fraction: float) -> Episodes:
@@ -141,18 +164,19 @@ def concatenate(parts: Sequence[Episodes]) -> Episodes:
     scored = list(sources.values())[-1] if sources else first
     if len(sources) > 1:
         logger.warning("the parts have different reference scores; taken: %s", scored.dataset_id)
-    arrays: dict[str, Any] = {
-        name: np.concatenate([getattr(part, name) for part in parts]) for name in ROWS
-    }
-    ends = np.cumsum([0] + [part.n_steps for part in parts])
-    offsets = [part.offsets[1:] + end for part, end in zip(parts, ends[:-1], strict=True)]
-    return replace(
+
+    def rows() -> Iterator[dict[str, np.ndarray]]:
+        for part in parts:
+            arrays = {name: getattr(part, name) for name in TYPES}
+            for piece in pieces(*arrays.values()):
+                yield {name: array[piece] for name, array in arrays.items()}
+
+    return _lay_out(
         first,
-        **arrays,
-        offsets=np.concatenate([[0], *offsets]),
+        np.concatenate([part.lengths for part in parts]),
+        rows,
         dataset_id=" + ".join(part.dataset_id for part in parts),
         reference_min=scored.reference_min,
         reference_max=scored.reference_max,
         reference_source=scored.reference_source,
-        check=False,
     )

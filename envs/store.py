@@ -10,7 +10,6 @@ Then ``python train.py dataset=minari dataset.id=mine/hopper-v0``.
 
 import contextlib
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import numpy as np
 from minari.namespace import create_namespace, list_local_namespaces
 from minari.storage import get_dataset_path
 
-from envs.arguments import ArgumentError, parse_arguments
+from envs.arguments import parse_arguments, run_command
 from envs.atomic import hidden_directory, only_process, put_in_place
 from envs.episodes import DatasetError, Episodes
 from envs.simulators import quiet_model_files
@@ -314,9 +313,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ArgumentError, DatasetError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; nothing was stored")
+    run_command(main, DatasetError, interrupted="interrupted; nothing was stored")

@@ -5,7 +5,6 @@
 saves a snapshot now and then, in the format of envs/behaviors, and measures each.
 """
 
-import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import gymnasium as gym
 
-from envs.arguments import ArgumentError, parse_arguments
+from envs.arguments import ArgumentError, parse_arguments, run_command
 from envs.behavior import Behavior, load_behavior
 from envs.behaviors import snapshot_path
 from envs.measure_behavior import Measurement, describe, measure, write_returns
@@ -122,7 +121,4 @@ def train(config: TrainBehaviorConfig) -> list[Measurement]:
 
 
 if __name__ == "__main__":
-    try:
-        train(parse_arguments(TrainBehaviorConfig, sys.argv[1:]))
-    except ArgumentError as error:
-        sys.exit(f"error: {error}")
+    run_command(lambda arguments: train(parse_arguments(TrainBehaviorConfig, arguments)))

@@ -55,8 +55,8 @@ def trajectories_from_arrays(
         DatasetError: The lengths disagree, or the last episode has no end.
     """
     rewards = one_number_per_step("rewards", rewards)
-    terminations = one_number_per_step("terminations", terminations)
-    truncations = one_number_per_step("truncations", truncations)
+    terminations = one_flag_per_step("terminations", terminations)
+    truncations = one_flag_per_step("truncations", truncations)
     arrays = {
         "observations": observations,
         "actions": actions,
@@ -72,7 +72,7 @@ def trajectories_from_arrays(
             )
     if not len(rewards):
         raise DatasetError("there is no step; at least one episode of one step is needed")
-    ends = terminations.astype(bool) | truncations.astype(bool)
+    ends = terminations | truncations
     if not ends[-1]:
         raise DatasetError(
             f"the last episode has no end: neither terminations[{len(ends) - 1}] nor "
@@ -106,6 +106,19 @@ def one_number_per_step(name: str, array: np.ndarray) -> np.ndarray:
     if array.ndim != 1:
         raise DatasetError(f"{name} has shape {array.shape}, not (steps,) or (steps, 1)")
     return array
+
+
+def one_flag_per_step(name: str, array: np.ndarray) -> np.ndarray:
+    """Returns an array (steps,) of bool of one that is (steps,) or (steps, 1), of 0 and 1.
+
+    Raises:
+        DatasetError: It is neither, or holds other numbers: NaN would count as true.
+    """
+    array = one_number_per_step(name, array)
+    wrong = np.flatnonzero((array != 0) & (array != 1))
+    if len(wrong):
+        raise DatasetError(f"{name}[{wrong[0]}] = {array[wrong[0]]}; it must be 0 or 1, or bool")
+    return array.astype(bool)
 
 
 def trajectories_from_npz(path: Path) -> list[Trajectory]:

@@ -7,6 +7,7 @@ arrays: a batch is one gather, on the device where the data lie.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from envs.episodes import DatasetError, Episodes
+from envs.mapped import release, too_large
 
 
 @dataclass
@@ -111,17 +113,26 @@ class Batches:
             "observations": episodes.observations,
             "actions": episodes.actions,
             "returns_to_go": episodes.returns_to_go,
-            "timesteps": episodes.timesteps,
         }
-        self.data = {name: torch.as_tensor(a).to(device) for name, a in arrays.items()}
+        self.too_large = too_large(*arrays.values())
+        # Data that do not fit in memory do not fit on the device either: their batches go there.
+        home = torch.device("cpu") if self.too_large else device
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of arrays that are read-only: so are these tensors
+            self.data = {name: torch.as_tensor(a).to(home) for name, a in arrays.items()}
 
     def _least_steps(self) -> int:
         """Returns the steps in a batch from which on every process has a part of it."""
         return self.ranks * self.config.context_length
 
     def _gather(self, index: np.ndarray, is_first: np.ndarray, mask: np.ndarray | None) -> dict:
-        on_device = torch.as_tensor(index).to(self.device)
-        batch = {name: values[on_device] for name, values in self.data.items()}
+        batch = {
+            name: values[torch.as_tensor(index).to(values.device)].to(self.device)
+            for name, values in self.data.items()
+        }
+        release(*self.too_large)
+        episode = np.searchsorted(self.starts, index, side="right") - 1
+        batch["timesteps"] = torch.as_tensor(index - self.starts[episode]).to(self.device)
         batch["is_first"] = torch.as_tensor(is_first).to(self.device)
         if mask is None:
             mask = np.ones(index.shape, dtype=bool)

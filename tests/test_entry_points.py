@@ -168,10 +168,15 @@ def test_sigterm_saves_and_ends_cleanly(start, tmp_path):
 
 
 def test_a_sweep_makes_one_run_for_each_value(start, tmp_path):
-    swept = start("train.py", "-m", *SMALL, "steps=2", "evaluation.every=0", "seed=0,1")
+    overrides = ["steps=2", "evaluation.every=0", "held_out=0.2", "seed=0,1"]
+    swept = start("train.py", "-m", *SMALL, *overrides)
     assert swept.returncode == 0, swept.stderr
-    names = sorted(path.name[:22] for path in tmp_path.glob("runs/hopper-medium/*"))
+    folders = sorted(tmp_path.glob("runs/hopper-medium/*"))
+    names = [folder.name[:22] for folder in folders]
     assert names == ["min_gru-windowed-seed0", "min_gru-windowed-seed1"]
+    for folder in folders:  # what is held out has its loss, even without evaluations in training
+        records = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+        assert [r["step"] for r in records if r.get("eval/loss", 0) > 0] == [2]
 
 
 WRONG = {

@@ -168,11 +168,14 @@ def policy_step(
     next_return_to_go,
     next_timestep,
     next_state,
+    begin,
+    end,
 ):
     """One step of `agents.policy.ReturnConditionedPolicy.act` with one token a step.
 
-    The arguments up to ``state`` (layers, batch, channels) are those of ``act``, the last four are
-    what it returns. Between them, with d the width of the residual stream:
+    The arguments up to ``state`` (layers, batch, channels) are those of ``act``, the ``next_`` ones
+    are what it returns; only the rows ``begin`` to ``end - 1`` of the batch are computed. Between
+    them, with d the width of the residual stream:
 
     ``normaliser`` (2, observation_dim): mean and standard deviation. ``bounds`` (2, action_dim):
     low and high. ``embedding`` (1 + observation_dim + action_dim, d). ``time_embedding`` (rows, d).
@@ -182,7 +185,12 @@ def policy_step(
     the mixers have none. ``up`` (layers, d, width), ``down`` (layers, width, d). ``head_return``
     (d,). ``head`` (action_dim, d).
     """
-    layers, batch, channels = state.shape
+    layers, _, channels = state.shape
+    batch = end - begin
+    observation, reward, is_first = observation[begin:end], reward[begin:end], is_first[begin:end]
+    action, return_to_go, timestep = action[begin:end], return_to_go[begin:end], timestep[begin:end]
+    next_action, next_timestep = next_action[begin:end], next_timestep[begin:end]
+    next_return_to_go = next_return_to_go[begin:end]
     d, width, gates = embedding.shape[1], up.shape[2], projection.shape[2]
     observed = observation.shape[1]
     zero = np.float32(0.0)
@@ -222,11 +230,12 @@ def policy_step(
             _copy(projection_bias[layer], preactivations[b])
         _add_product(normed, projection[layer], preactivations, batch, nonzero)
         p = preactivations[:batch].reshape(batch, 1, gates)
-        h = next_state[layer].reshape(batch, 1, channels)
+        before = state[layer][begin:end]
+        h = next_state[layer][begin:end].reshape(batch, 1, channels)
         if gates == 2 * channels:
-            min_gru_forward(p, state[layer], resets, h, 0, batch, 0, channels)
+            min_gru_forward(p, before, resets, h, 0, batch, 0, channels)
         else:
-            min_lstm_forward(p, state[layer], resets, h, 0, batch, 0, channels)
+            min_lstm_forward(p, before, resets, h, 0, batch, 0, channels)
         if output.shape[0] > 0:
             for b in range(batch):
                 _copy(h[b, 0], mixed[b])

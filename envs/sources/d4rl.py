@@ -6,8 +6,9 @@ friction, are those of v4, not of v5, so that policies are evaluated in v4 unles
 """
 
 import contextlib
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from envs.episodes import DatasetError, Episodes
 from envs.sources.download import download
 from envs.spaces import environment_spaces, require_dimensions
 from envs.tasks import TASKS, task_of_environment
-from envs.trajectories import one_number_per_step
+from envs.trajectories import one_flag_per_step, one_number_per_step
 
 EVALUATION_VERSION = "v4"
 
@@ -154,7 +155,7 @@ def _read(path: Path) -> Reading:
                     f"{path}: {name} has shape {file[name].shape}, not (steps, dimensions)"
                 )
         flags = {
-            name: _numbers(path, name, file[name][()]).astype(bool)
+            name: _of_steps(one_flag_per_step, path, name, file[name][()])
             for name in ("terminals", "timeouts")
             if name in file
         }
@@ -184,19 +185,22 @@ def _read(path: Path) -> Reading:
     )
 
 
-def _numbers(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+def _of_steps(
+    kind: Callable[[str, np.ndarray], np.ndarray], path: Path, name: str, array: np.ndarray
+) -> np.ndarray:
     try:
-        return one_number_per_step(name, array)
+        return kind(name, array)
     except DatasetError as error:
         raise DatasetError(f"{path}: {error}") from None
 
 
 def _cut(terminals: np.ndarray) -> np.ndarray:
     """Returns (steps,) bool, true where an episode that goes on has had HORIZON steps."""
-    begins = np.concatenate([[0], np.flatnonzero(terminals) + 1])
-    index = np.arange(len(terminals))
-    elapsed = index - begins[np.searchsorted(begins, index, side="right") - 1] + 1
-    return (elapsed % HORIZON == 0) & ~terminals
+    cut = np.zeros_like(terminals)
+    borders = [0, *(np.flatnonzero(terminals) + 1).tolist(), len(terminals)]
+    for begin, end in itertools.pairwise(borders):
+        cut[begin + HORIZON - 1 : end : HORIZON] = True
+    return cut & ~terminals
 
 
 def _rows(
@@ -208,7 +212,7 @@ def _rows(
             yield {
                 "observations": file["observations"][rows],
                 "actions": file["actions"][rows],
-                "rewards": _numbers(path, "rewards", file["rewards"][rows]),
+                "rewards": _of_steps(one_number_per_step, path, "rewards", file["rewards"][rows]),
                 "terminations": terminals[rows],
                 "truncations": truncations[rows],
             }

@@ -80,7 +80,8 @@ def _open(dataset_id: str) -> minari.MinariDataset:
         if local:
             raise DatasetError(
                 f"{dataset_id} cannot be read from {get_dataset_path(dataset_id)}: "
-                f"{_first_line(error)}"
+                f"{_first_line(error)}; delete that directory and make or download the data set "
+                "again, or update Minari if a newer one wrote it"
             ) from error
         found = ", ".join(minari.list_local_datasets()) or "none"
         raise DatasetError(

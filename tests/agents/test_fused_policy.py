@@ -91,6 +91,27 @@ def test_every_variation_of_one_token(batch, seed, returns, **config):
     assert_same_episodes(policy, batch, time=20, seed=seed)
 
 
+@pytest.mark.parametrize("batch", [31, 32, 50, 100])
+def test_threads_share_the_rows_and_change_no_bit(batch):
+    fused = FusedPolicy(make_policy())
+    observations, rewards, is_first = episodes(batch, 5)
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            state = fused.initial_state(batch)
+            for t in range(5):
+                step = observations[:, t], rewards[:, t], state, is_first[:, t]
+                action, state = fused.act(*step)
+            results.append(tensors(action, state))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for left, right in zip(other, results[0], strict=True):
+            assert torch.equal(left, right)
+
+
 @pytest.mark.parametrize("backbone", FUSABLE)
 def test_either_takes_over_from_the_other_at_any_step(backbone):
     policy = make_policy(backbone, timestep_embedding=True)

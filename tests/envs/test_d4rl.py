@@ -151,6 +151,7 @@ def spoil(name, index, value):
         ({"observations": np.zeros(10)}, r"observations has shape \(10,\), not \(steps, dimen"),
         ({"terminals": np.zeros(10), "timeouts": np.zeros(10)}, "none of its 10 steps ends an ep"),
         (spoil("observations", (6, 2), np.nan), r"observations\[6, 2\] = nan \(episode 2\) is not"),
+        ({"terminals": np.full(10, np.nan)}, r"terminals\[0\] = nan; it must be 0 or 1"),
         (spoil("rewards", 5, -np.inf), r"rewards\[5\] = -inf \(episode 1\) is not finite"),
         (spoil("actions", (4, 1), 1.1), r"actions\[4, 1\] = 1.1\d* \(episode 0\) is outside"),
         ({"actions": np.zeros((10, 6))}, "actions have 6 dimensions, but those of Hopper-v4 3"),

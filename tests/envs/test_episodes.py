@@ -117,7 +117,7 @@ def test_arrays_that_are_looked_at_in_pieces_are_the_same(monkeypatch):
     changes = {"observations": generator.standard_normal((10, 1)), "actions": np.zeros((10, 1))}
     whole = make(np.zeros(10), [0, 4, 10], **changes)
     whole = [whole.observation_mean, whole.observation_std]
-    monkeypatch.setattr("envs.episodes._PIECE", 3)
+    monkeypatch.setattr("envs.mapped.PIECE_BYTES", 3 * 4)
     pieces = make(np.zeros(10), [0, 4, 10], **changes)
     np.testing.assert_allclose([pieces.observation_mean, pieces.observation_std], whole, rtol=1e-6)
     changes["actions"][8] = 2.0

@@ -118,6 +118,7 @@ def test_the_command_stores_an_npz_file(tmp_path, capsys):
         ({name: array[:0] for name, array in arrays().items()}, "there is no step"),
         ({"rewards": np.array([0, np.nan] * 4)}, r"rewards\[1\] = nan \(episode 0\) is not finite"),
         ({"actions": np.full((8, 3), 1.5)}, r"actions\[0, 0\] = 1.5 .* outside the bounds"),
+        ({"truncations": np.full(8, 2)}, r"truncations\[0\] = 2; it must be 0 or 1"),
         ({"rewards": np.zeros((8, 2))}, r"rewards has shape \(8, 2\), not \(steps,\) or"),
         ({"actions": np.zeros((8, 2))}, "actions have 2 dimensions, but those of Hopper-v5 3"),
         ({"observations": np.zeros((8, 4))}, "have 4 dimensions, but those of Hopper-v5 11"),
