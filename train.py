@@ -19,13 +19,19 @@ import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from agents.checkpoint import RunDescription, claim_run_folder, load_policy, save_description
+from agents.checkpoint import (
+    RunDescription,
+    check_run_folder,
+    claim_run_folder,
+    load_policy,
+    save_description,
+)
 from agents.policy import ReturnConditionedPolicy
 from agents.trainer import Trainer
 from configs import command_line
 from configs.schema import EvalConfig, EvaluationConfig, TrainConfig, resolve_device
 from envs.episodes import Episodes
-from envs.scores import print_scores, write_scores
+from envs.scores import Score, ScoreError, print_scores, read_scores, write_scores
 from envs.slices import hold_out
 from envs.sources import load_episodes
 from envs.tasks import task_of_environment
@@ -37,7 +43,10 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
     """Runs one training: data, policy, updates, scores."""
     console = Console()
     device = resolve_device(config.device)
-    folder = Path(config.run_dir or default_run_dir(config, overrides))
+    folder = run_folder(config, overrides)
+    if line := prepare(config, overrides):
+        console.print(line, highlight=False, soft_wrap=True)
+        return show_scores(folder, read_scores(folder / "scores.json"), console)
     episodes = load_episodes(config.dataset)
     held_out = None
     if config.held_out:
@@ -87,8 +96,9 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
         f"on {device}: updates {trainer.step} to {config.steps}, into {folder}"
     )
     if not trainer.run():
-        console.print(f"Saved at update {trainer.step} of {config.steps}; resume=true goes on.")
-        return
+        raise command_line.Stopped(
+            f"Saved at update {trainer.step} of {config.steps}; resume=true goes on."
+        )
     # Scored as anybody would score it: from the run folder, with nothing else.
     policy, description, step = load_policy(folder)
     scores = score_policy(
@@ -99,6 +109,12 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
         console=console,
     )
     write_scores(folder / "scores.json", scores)
+    show_scores(folder, scores, console)
+
+
+def show_scores(folder: Path, scores: list[Score], console: Console) -> None:
+    """Prints the scores of a run folder, and how to score it again."""
+    _, description, _ = load_policy(folder)
     print_scores(
         scores,
         dataset_return_mean=description.dataset["return_mean"],
@@ -172,6 +188,37 @@ def target_return(config: EvaluationConfig, episodes: Episodes) -> float:
     return task.target_return
 
 
+def run_folder(config: TrainConfig, overrides: list[str]) -> Path:
+    """Returns the folder of a run."""
+    return Path(config.run_dir or default_run_dir(config, overrides))
+
+
+def prepare(config: TrainConfig, overrides: list[str]) -> str | None:
+    """Looks at the folder of a run: returns one line if resuming finds nothing left to do.
+
+    Raises:
+        CheckpointError: The folder holds a run that is not to be touched.
+    """
+    asked = {"resume": config.resume, "overwrite": config.overwrite}
+    goes_on = check_run_folder(run_folder(config, overrides), config_text(config), **asked)
+    return result(config, overrides) if goes_on else None
+
+
+def result(config: TrainConfig, overrides: list[str]) -> str | None:
+    """Returns one line on a run that was scored after its last update; None if it was not."""
+    folder = run_folder(config, overrides)
+    try:
+        score = read_scores(folder / "scores.json")[0]
+    except (ScoreError, IndexError):
+        return None
+    if score.checkpoint_step != config.steps:
+        return None
+    name, mean, std = "return", score.return_mean, score.return_std
+    if score.normalized_score_mean is not None and score.normalized_score_std is not None:
+        name, mean, std = "score", score.normalized_score_mean, score.normalized_score_std
+    return f"{folder} is finished: {name} {mean:,.1f} ± {std:,.1f}, {score.episodes} episodes"
+
+
 def default_run_dir(config: TrainConfig, overrides: list[str]) -> str:
     """Names a run after what tells it from others: runs/hopper-medium/min_gru-windowed-seed0."""
     chosen = dict(override.partition("=")[::2] for override in overrides).get("experiment")
@@ -196,4 +243,4 @@ def config_text(config: TrainConfig) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run("train", main, ERRORS)
+    command_line.run("train", command_line.Program(main, ERRORS, run_folder, prepare, result))

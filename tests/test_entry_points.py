@@ -163,13 +163,6 @@ def test_sigterm_saves_and_ends_cleanly(start, tmp_path):
     assert re.search(r"Saved at update \d+ of 100000; resume=true goes on", output)
 
 
-def test_a_sweep_makes_one_run_for_each_value(start, tmp_path):
-    swept = start("train.py", "-m", *SMALL, "steps=2", "evaluation.every=0", "seed=0,1")
-    assert swept.returncode == 0, swept.stderr
-    names = sorted(path.name[:22] for path in tmp_path.glob("runs/hopper-medium/*"))
-    assert names == ["min_gru-windowed-seed0", "min_gru-windowed-seed1"]
-
-
 WRONG = {
     "stepz=3": r"key 'stepz' does not exist \(did you mean 'steps'\?\); there are: .*backbone",
     "trainer.learning_rat=3": r"key 'learning_rat' does not exist in trainer .*learning_rate",
