@@ -227,7 +227,8 @@ def default_run_dir(config: TrainConfig, overrides: list[str]) -> str:
     named = ("dataset", "backbone", "experiment", "protocol.name", "seed", "device")
     named += ("dataset.path", "dataset.name", "dataset.parts")
     unnamed = ("resume", "overwrite", "run_dir")
-    others = [o for o in sorted(overrides) if o.partition("=")[0] not in (*named, *unnamed)]
+    last = {o.partition("=")[0]: o for o in overrides}  # of a key that is given twice
+    others = [last[key] for key in sorted(last) if key not in (*named, *unnamed)]
     # Only what needs no quoting in a shell or an override.
     rest = "".join("-" + re.sub(r"[^\w.]+", "-", other).strip("-") for other in others)
     if len(rest) > 100:

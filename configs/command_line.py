@@ -5,6 +5,7 @@ Hydra composes and launches. The code behind gets dataclasses, never a DictConfi
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import NoReturn
 
@@ -33,6 +34,8 @@ def run(name: str, program: Program) -> None:
     try:
         runs = check(arguments, name)
         if flags and flags <= SWEEP:
+            # As Ctrl-C: what the launcher started ends with it.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             sys.exit(run_sweep(name, program, runs, arguments))
         if len(runs) > 1 and not flags:
             raise ConfigError(f"{len(runs)} runs are asked for; start a sweep with -m.")

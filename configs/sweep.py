@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -76,13 +75,11 @@ def run_sweep(
         arguments: Overrides as they were given; those of Hydra's own keys choose the launcher.
 
     Returns:
-        The exit status: 0 if every run is finished, 130 after Ctrl-C, else 1.
+        The exit status: 0 if every run is finished, else 1.
 
     Raises:
         ConfigError: Two runs have one folder, or the launcher has no such key.
     """
-    # As Ctrl-C: what the launcher started ends with it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     _check_folders([(program.folder(config, run), run) for run, config in runs])
     left = []
     for run, config in runs:
@@ -92,8 +89,7 @@ def run_sweep(
         else:
             print(line)
     print(f"{len(runs)} runs, {len(runs) - len(left)} of them finished before.", flush=True)
-    outcomes: list[str | None] = [None] * len(left)
-    status = 0
+    outcomes: list[str | None] = []
     try:
         if left:
             task = Task(program, os.getcwd(), os.getpid())
@@ -101,18 +97,16 @@ def run_sweep(
     except ConfigError:
         raise
     except (KeyboardInterrupt, Exception) as error:
-        # The launcher itself ended, so the folders must tell what became of the runs.
-        status = 130 if isinstance(error, KeyboardInterrupt) else 1
-        if status == 1:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            print(f"error: the launcher failed: {reason}", file=sys.stderr)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        print(f"error: the launcher ended: {reason}", file=sys.stderr)
+        # So the folders must tell what became of the runs.
         outcomes = [None if program.result(config, run) else "unfinished" for run, config in left]
     failed = [(run, why) for (run, _), why in zip(left, outcomes, strict=True) if why]
-    if failed or status:
+    if failed:
         print(f"{len(failed)} of {len(runs)} runs are not finished:", file=sys.stderr)
         for run, why in failed:
             print(f"  {' '.join(run)}: {why}", file=sys.stderr)
-        return status or 1
+        return 1
     print(f"All {len(runs)} runs are finished.")
     return 0
 

@@ -1,7 +1,6 @@
 """Sweeps as a user starts them: real launchers, real processes, really killed."""
 
 import importlib.util
-import json
 import os
 import re
 import signal
@@ -13,10 +12,14 @@ from pathlib import Path
 import pytest
 from test_entry_points import SMALL
 
+import train
+from agents.checkpoint import CheckpointError
 from configs import command_line
 from configs.schema import register
+from configs.sweep import run_sweep
 
 ROOT = Path(__file__).parents[1]
+PROGRAM = command_line.Program(train.main, (), train.run_folder, train.prepare, train.result)
 QUICK = [*SMALL, "evaluation.every=0", "steps=20"]
 
 
@@ -27,11 +30,11 @@ def store(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def start(store, tmp_path):
-    """Starts a sweep in a new folder, in a process group of its own."""
+    """Starts train.py in a new folder, in a process group of its own."""
 
-    def run(*arguments: str, script: str = "train.py") -> subprocess.Popen:
+    def run(*arguments: str) -> subprocess.Popen:
         return subprocess.Popen(
-            [sys.executable, str(ROOT / script), "-m", *arguments],
+            [sys.executable, str(ROOT / "train.py"), *arguments],
             cwd=tmp_path,
             env={**os.environ, "MINARI_DATASETS_PATH": str(store), "COLUMNS": "200"},
             stdout=subprocess.PIPE,
@@ -50,7 +53,7 @@ def end(process: subprocess.Popen) -> tuple[int, str, str]:
 
 
 def scores(folder: Path) -> dict[str, Path]:
-    return {path.parent.name[16:21]: path for path in folder.rglob("scores.json")}
+    return {path.parent.name.split("-")[2]: path for path in folder.rglob("scores.json")}
 
 
 def wait_for(process: subprocess.Popen, there) -> None:
@@ -59,9 +62,9 @@ def wait_for(process: subprocess.Popen, there) -> None:
         time.sleep(0.01)
 
 
-def test_a_killed_sweep_makes_only_what_is_missing(start, tmp_path):
+def test_a_killed_sweep_makes_only_what_is_missing(start, tmp_path, monkeypatch):
     sweep = [*SMALL, "evaluation.every=0", "steps=300", "seed=range(3)"]
-    killed = start(*sweep)
+    killed = start("-m", *sweep)
     second = "runs/hopper-medium/min_gru-windowed-seed1*/training_state.pt"
     wait_for(killed, lambda: list(tmp_path.glob(second)))
     os.killpg(killed.pid, signal.SIGKILL)
@@ -70,12 +73,12 @@ def test_a_killed_sweep_makes_only_what_is_missing(start, tmp_path):
     assert list(before) == ["seed0"]
     content, time_written = before["seed0"].read_text(), before["seed0"].stat().st_mtime_ns
 
-    # Without resume, nothing is touched.
-    status, output, errors = end(start(*sweep))
-    assert status == 1 and "seed0" in errors and "resume=true goes on with it" in errors
-    assert not output and list(scores(tmp_path)) == ["seed0"]
+    # Without resume, nothing is started.
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"seed0\S+ already holds a run: resume=true goes"):
+        run_sweep("train", PROGRAM, runs_of(*sweep), sweep)
 
-    status, output, errors = end(start(*sweep, "resume=true"))
+    status, output, errors = end(start("-m", *sweep, "resume=true"))
     assert status == 0, errors
     assert re.search(r"seed0\S* is finished: score \S+ ± \S+, 3 episodes", output), output
     assert "3 runs, 1 of them finished before" in output
@@ -89,10 +92,9 @@ def test_a_killed_sweep_makes_only_what_is_missing(start, tmp_path):
     assert not (tmp_path / "multirun.yaml").exists()
 
     # One finished run alone: shown, not scored again.
-    command = [sys.executable, str(ROOT / "train.py"), *sweep[:-1], "seed=0", "resume=true"]
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert again.returncode == 0 and "is finished: score" in again.stdout, again.stderr
-    assert "top 10 %" in again.stdout and "updates" not in again.stdout
+    status, output, errors = end(start(*sweep[:-1], "seed=0", "resume=true"))
+    assert status == 0 and "is finished: score" in output, errors
+    assert "top 10 %" in output and "updates" not in output
     assert after["seed0"].stat().st_mtime_ns == time_written
 
 
@@ -101,6 +103,7 @@ def test_a_run_that_fails_ends_no_other_one(start, tmp_path, launcher):
     (tmp_path / "elsewhere").mkdir()
     status, output, errors = end(
         start(
+            "-m",
             *QUICK,
             "dataset.id=builtin/hopper/medium-v0,builtin/hopper/none-v0,builtin/walker2d/medium-v0",
             "run_dir='elsewhere/${dataset.id}'",
@@ -120,18 +123,24 @@ def test_a_run_that_fails_ends_no_other_one(start, tmp_path, launcher):
 
 
 def test_ctrl_c_ends_the_sweep_and_not_only_one_run(start, tmp_path):
-    process = start(*SMALL, "evaluation.every=0", "steps=100000", "seed=0,1")
+    endless = [*SMALL, "evaluation.every=0", "steps=100000"]
+    process = start("-m", *endless, "seed=0,1")
     wait_for(process, lambda: list(tmp_path.rglob("training_state.pt")))
+    # Meanwhile nobody else writes into the run's folder.
+    status, _, errors = end(start(*endless, "seed=0", "resume=true"))
+    assert status == 1 and re.search(r"another process is training in \S+; end it, or", errors)
     process.send_signal(signal.SIGINT)
     status, _, errors = end(process)
-    assert status == 130
-    assert re.search(r"seed=0.*: Saved at update \d+ of 100000; resume=true goes on", errors)
-    assert re.search(r"seed=1.*: not started", errors)
+    assert status == 1 and "2 of 2 runs are not finished" in errors
+    assert re.search(r"seed=0: Saved at update \d+ of 100000; resume=true goes on", errors)
+    assert re.search(r"seed=1: not started", errors)
     assert len(list(tmp_path.rglob("config.yaml"))) == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_processes_of_joblib(start, tmp_path):
     process = start(
+        "-m",
         *SMALL,
         "evaluation.every=0",
         "steps=100000",
@@ -142,7 +151,7 @@ def test_ctrl_c_ends_the_processes_of_joblib(start, tmp_path):
     wait_for(process, lambda: len(list(tmp_path.rglob("training_state.pt"))) == 2)
     os.killpg(process.pid, signal.SIGINT)  # as the terminal does
     status, _, errors = end(process)
-    assert status == 130 and "3 of 3 runs are not finished" in errors, errors
+    assert status == 1 and "3 of 3 runs are not finished" in errors, errors
     with pytest.raises(ProcessLookupError):
         wait_until_gone(process.pid)
     assert len(list(tmp_path.rglob("config.yaml"))) == 2
@@ -154,8 +163,9 @@ def wait_until_gone(group: int) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_submitit_as_on_slurm_but_here(start, tmp_path):
-    status, output, errors = end(start(*QUICK, "seed=0,1", "hydra/launcher=submitit_local"))
+    status, output, errors = end(start("-m", *QUICK, "seed=0,1", "hydra/launcher=submitit_local"))
     assert status == 0, errors
     assert sorted(scores(tmp_path / "runs")) == ["seed0", "seed1"]
     assert "All 2 runs are finished" in output
@@ -165,38 +175,30 @@ def test_submitit_as_on_slurm_but_here(start, tmp_path):
 def test_ray_on_a_cluster_of_this_machine(start, tmp_path):
     pytest.importorskip("ray")
     sweep = [*QUICK, "dataset.id=builtin/hopper/medium-v0,builtin/hopper/none-v0", "seed=0,1"]
-    status, _, errors = end(start(*sweep, "hydra/launcher=ray"))
+    status, _, errors = end(start("-m", *sweep, "hydra/launcher=ray"))
     assert status == 1 and "2 of 4 runs are not finished" in errors
     assert "there is no built-in data set" in errors
     assert len(list((tmp_path / "runs").rglob("scores.json"))) == 2
 
 
-def test_a_run_folder_is_one_process_s(start, tmp_path):
-    arguments = [*SMALL, "evaluation.every=0", "steps=100000", "run_dir=run"]
-    process = start(*arguments)
-    wait_for(process, lambda: (tmp_path / "run" / "training_state.pt").exists())
-    status, _, errors = end(start(*arguments, "resume=true"))
-    process.send_signal(signal.SIGTERM)
-    assert end(process)[0] == 130
-    assert status == 1 and "another process is training in run; end it, or wait" in errors
-    state = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert state["step"] > 0
-
-
 def runs_of(*arguments: str):
     register()
-    return [run for run, _ in command_line.check(list(arguments), "train")]
+    return command_line.check(list(arguments), "train")
+
+
+def overrides_of(*arguments: str) -> list[list[str]]:
+    return [run for run, _ in runs_of(*arguments)]
 
 
 def test_hydra_s_grammar():
-    runs = runs_of("dataset=glob(*-medium)", "backbone=min_gru,min_lstm", "seed=range(3)")
-    assert len(runs) == 18
+    runs = overrides_of("dataset=glob(*-medium)", "backbone=min_gru,min_lstm", "seed=range(2)")
+    assert len(runs) == 12
     assert runs[0] == ["dataset=halfcheetah-medium", "backbone=min_gru", "seed=0"]
-    assert runs[-1] == ["dataset=walker2d-medium", "backbone=min_lstm", "seed=2"]
-    assert len(runs_of("dataset=glob(*-medium*)")) == 9
-    assert len(runs_of("dataset=glob(*-medium*,exclude=hopper*)")) == 6
-    assert runs_of("seed=choice(5,7)", "hydra/launcher=joblib") == [["seed=5"], ["seed=7"]]
-    assert runs_of("seed=3") == [["seed=3"]]
+    assert runs[-1] == ["dataset=walker2d-medium", "backbone=min_lstm", "seed=1"]
+    assert len(overrides_of("dataset=glob(*-medium*)")) == 9
+    assert len(overrides_of("dataset=glob(*-medium*,exclude=hopper*)")) == 6
+    assert overrides_of("seed=choice(5,7)", "hydra/launcher=joblib") == [["seed=5"], ["seed=7"]]
+    assert overrides_of("seed=3") == [["seed=3"]]
 
 
 WRONG = {
@@ -210,7 +212,7 @@ WRONG = {
     "steps=3,many": r"steps=many cannot be used: .*Integer",
     "steps=3,0": r"steps is 0; it must be at least 1",
     "stepz=1,2": r"key 'stepz' does not exist \(did you mean 'steps'\?\)",
-    "hydra/launcher=slurm": r"hydra/launcher 'slurm' does not exist \(.*'submitit_slurm'\?\)",
+    "hydra/launcher=slurm": r"hydra/launcher 'slurm' does not exist; there are: .*submitit_slurm",
 }
 
 
@@ -233,12 +235,12 @@ REFUSED = {
 }
 
 
-def test_what_cannot_be_swept_is_one_sentence(start, tmp_path):
-    started = {text: start(*text.split()) for text in REFUSED}
-    for text, process in started.items():
-        status, _, errors = end(process)
-        assert status == 1 and re.search(REFUSED[text], errors), errors
-        assert errors.count("\n") == 1 and not list(tmp_path.rglob("config.yaml"))
+@pytest.mark.parametrize("arguments", REFUSED)
+def test_a_sweep_without_its_own_folders_or_launcher_is_refused(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(command_line.ConfigError, match=REFUSED[arguments]):
+        run_sweep("train", PROGRAM, runs_of(*arguments.split()), arguments.split())
+    assert not list(tmp_path.iterdir())
 
 
 def test_more_than_one_run_needs_the_flag(monkeypatch, capsys):
