@@ -204,4 +204,4 @@ def score_policy(
 
 
 if __name__ == "__main__":
-    command_line.run("eval", main, ERRORS)
+    command_line.run("eval", command_line.Program(main, ERRORS))

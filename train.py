@@ -22,14 +22,20 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from agents import distributed
-from agents.checkpoint import RunDescription, claim_run_folder, load_policy, save_description
+from agents.checkpoint import (
+    RunDescription,
+    check_run_folder,
+    claim_run_folder,
+    load_policy,
+    save_description,
+)
 from agents.policy import ReturnConditionedPolicy
 from agents.trainer import Trainer
 from configs import command_line
 from configs.schema import EvalConfig, EvaluationConfig, TrainConfig, resolve_device
 from envs.episodes import Episodes
 from envs.mapped import pieces
-from envs.scores import print_scores, write_scores
+from envs.scores import Score, ScoreError, print_scores, read_scores, write_scores
 from envs.slices import hold_out
 from envs.sources import load_episodes
 from envs.tasks import task_of_environment
@@ -41,7 +47,10 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
     """Runs one training: data, policy, updates, scores."""
     ranks = distributed.join(resolve_device(config.device), config.seed)
     console = Console(quiet=not ranks.leads)
-    folder = Path(config.run_dir or default_run_dir(config, overrides))
+    folder = run_folder(config, overrides)
+    if line := ranks.from_first(lambda: prepare(config, overrides)):
+        console.print(line, highlight=False, soft_wrap=True)
+        return show_scores(folder, read_scores(folder / "scores.json"), console)
     with ranks.one_first():
         episodes = load_episodes(config.dataset)
     held_out = None
@@ -106,8 +115,9 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
         f"on {ranks}: updates {trainer.step} to {config.steps}, into {folder}"
     )
     if not trainer.run():
-        console.print(f"Saved at update {trainer.step} of {config.steps}; resume=true goes on.")
-        return
+        raise command_line.Stopped(
+            f"Saved at update {trainer.step} of {config.steps}; resume=true goes on."
+        )
     if not ranks.leads:
         return
     # Scored as anybody would score it: from the run folder, with nothing else.
@@ -120,6 +130,12 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
         console=console,
     )
     write_scores(folder / "scores.json", scores)
+    show_scores(folder, scores, console)
+
+
+def show_scores(folder: Path, scores: list[Score], console: Console) -> None:
+    """Prints the scores of a run folder, and how to score it again."""
+    _, description, _ = load_policy(folder)
     print_scores(
         scores,
         dataset_return_mean=description.dataset["return_mean"],
@@ -198,6 +214,37 @@ def target_return(config: EvaluationConfig, episodes: Episodes) -> float:
     return task.target_return
 
 
+def run_folder(config: TrainConfig, overrides: list[str]) -> Path:
+    """Returns the folder of a run."""
+    return Path(config.run_dir or default_run_dir(config, overrides))
+
+
+def prepare(config: TrainConfig, overrides: list[str]) -> str | None:
+    """Looks at the folder of a run: returns one line if resuming finds nothing left to do.
+
+    Raises:
+        CheckpointError: The folder holds a run that is not to be touched.
+    """
+    asked = {"resume": config.resume, "overwrite": config.overwrite}
+    goes_on = check_run_folder(run_folder(config, overrides), config_text(config), **asked)
+    return result(config, overrides) if goes_on else None
+
+
+def result(config: TrainConfig, overrides: list[str]) -> str | None:
+    """Returns one line on a run that was scored after its last update; None if it was not."""
+    folder = run_folder(config, overrides)
+    try:
+        score = read_scores(folder / "scores.json")[0]
+    except (ScoreError, IndexError):
+        return None
+    if score.checkpoint_step != config.steps:
+        return None
+    name, mean, std = "return", score.return_mean, score.return_std
+    if score.normalized_score_mean is not None and score.normalized_score_std is not None:
+        name, mean, std = "score", score.normalized_score_mean, score.normalized_score_std
+    return f"{folder} is finished: {name} {mean:,.1f} ± {std:,.1f}, {score.episodes} episodes"
+
+
 def default_run_dir(config: TrainConfig, overrides: list[str]) -> str:
     """Names a run after what tells it from others: runs/hopper-medium/min_gru-windowed-seed0."""
     chosen = dict(override.partition("=")[::2] for override in overrides).get("experiment")
@@ -206,7 +253,8 @@ def default_run_dir(config: TrainConfig, overrides: list[str]) -> str:
     named = ("dataset", "backbone", "experiment", "protocol.name", "seed", "device")
     named += ("dataset.path", "dataset.name", "dataset.parts")
     unnamed = ("resume", "overwrite", "run_dir")
-    others = [o for o in sorted(overrides) if o.partition("=")[0] not in (*named, *unnamed)]
+    last = {o.partition("=")[0]: o for o in overrides}  # of a key that is given twice
+    others = [last[key] for key in sorted(last) if key not in (*named, *unnamed)]
     # Only what needs no quoting in a shell or an override.
     rest = "".join("-" + re.sub(r"[^\w.]+", "-", other).strip("-") for other in others)
     if len(rest) > 100:
@@ -222,4 +270,4 @@ def config_text(config: TrainConfig) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run("train", main, ERRORS)
+    command_line.run("train", command_line.Program(main, ERRORS, run_folder, prepare, result))

@@ -104,8 +104,8 @@ def _write(file: BinaryIO, content: bytes) -> None:
     file.write(content)
 
 
-def claim_run_folder(folder: Path, config: str, *, resume: bool, overwrite: bool) -> None:
-    """Makes a run folder with its config.yaml, or makes sure that the one there may be used.
+def check_run_folder(folder: Path, config: str, *, resume: bool, overwrite: bool) -> bool:
+    """Makes sure that a run may be made in a folder.
 
     Args:
         folder: The run folder.
@@ -113,21 +113,40 @@ def claim_run_folder(folder: Path, config: str, *, resume: bool, overwrite: bool
         resume: A folder that holds a run with this very configuration is gone on with.
         overwrite: The run that the folder holds is discarded.
 
+    Returns:
+        Whether it holds a run to go on with.
+
     Raises:
         CheckpointError: The folder holds a run and neither was asked for, or it holds another run
-            than the one to be resumed, or it cannot be made.
+            than the one to be resumed.
     """
     path = folder / "config.yaml"
-    if path.is_file() and resume and not overwrite:
-        _check_same_config(path, config)
-        return
-    if path.is_file() and not overwrite:
+    if overwrite or not path.is_file():
+        return False
+    if not resume:
         raise CheckpointError(
             f"{folder} already holds a run: resume=true goes on with it, overwrite=true discards "
             "it, run_dir=PATH puts this one elsewhere."
         )
+    _check_same_config(path, config)
+    return True
+
+
+def claim_run_folder(folder: Path, config: str, *, resume: bool, overwrite: bool) -> None:
+    """Makes a run folder with its config.yaml, or takes over the one there.
+
+    It is this process's until it ends or claims the folder again, whatever ends it. The arguments
+    are those of check_run_folder.
+
+    Raises:
+        CheckpointError: The folder may not be used, or cannot be made, or is another process's.
+    """
+    goes_on = check_run_folder(folder, config, resume=resume, overwrite=overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _lock(folder)
+        if goes_on:
+            return
         for pattern in RUN_FILES:
             for old in folder.glob(pattern):
                 old.unlink()
@@ -135,7 +154,31 @@ def claim_run_folder(folder: Path, config: str, *, resume: bool, overwrite: bool
         raise CheckpointError(
             f"the run folder {folder} cannot be made ({error.strerror}); give another as run_dir."
         ) from error
-    write_bytes(path, config.encode())
+    write_bytes(folder / "config.yaml", config.encode())
+
+
+_locks: dict[Path, int] = {}
+
+
+def _lock(folder: Path) -> None:
+    # Not a file of its own: the system forgets the lock when the process ends, even if killed.
+    if os.name != "posix":
+        return
+    import fcntl
+
+    if (held := _locks.pop(folder.resolve(), None)) is not None:
+        os.close(held)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise CheckpointError(
+            f"another process is training in {folder}; end it, or wait until it has finished."
+        ) from error
+    except OSError:
+        pass  # a file system without locks
+    _locks[folder.resolve()] = lock
 
 
 def _check_same_config(path: Path, config: str) -> None:

@@ -160,7 +160,8 @@ def _concatenate(states: list[State]) -> State:
     return tuple(_concatenate(list(parts)) for parts in zip(*states, strict=True))
 
 
-def _launched() -> bool:
+def launched() -> bool:
+    """Whether torchrun has started this process beside others."""
     return torch.distributed.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
 
 
@@ -180,7 +181,7 @@ def join(device: torch.device, seed: int) -> Ranks:
     Raises:
         DistributedError: A machine has fewer CUDA devices than processes.
     """
-    if not _launched():
+    if not launched():
         return Ranks(device=device)
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if device.type == "cuda":
@@ -212,7 +213,7 @@ def fails_first() -> bool:
     Of several only the first to fail should: the others meet the same error, or fail because that
     one has gone. Call it once.
     """
-    if not _launched():
+    if not launched():
         return True
     try:
         return _store().add("failed", 1) == 1

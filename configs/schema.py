@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 import torch
 from hydra.core.config_store import ConfigStore
@@ -13,6 +14,7 @@ from agents.backbones import MIXERS
 from agents.block import BackboneConfig
 from agents.policy import PolicyConfig
 from agents.trainer import PRECISIONS, TrainerConfig
+from configs.ray_launcher import RayLauncherConfig
 from envs.rollout import ENGINES
 from envs.sources import DatasetConfig
 from envs.windows import ProtocolConfig
@@ -165,12 +167,14 @@ class EvalConfig:
 
 
 def register() -> None:
-    """Tells Hydra the schemas, and each backbone of the registry as a choice of its group."""
+    """Tells Hydra the schemas, each backbone as a choice of its group, and the launcher for Ray."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="eval_schema", node=EvalConfig)
     for name, (config_class, _) in MIXERS.items():
         store.store(group="backbone", name=name, node=config_class)
+    if find_spec("ray"):
+        store.store(group="hydra/launcher", name="ray", node=RayLauncherConfig)
 
 
 def resolve_device(device: str) -> torch.device:

@@ -67,9 +67,11 @@ def read_progress(folder: Path) -> Progress:
 @cache
 def _final_score(folder: Path, changed: int) -> float | None:
     try:
-        return read_run(folder).last
+        run = read_run(folder)
     except RunFolderError:
         return None
+    # eval.py may have scored a run that is still training.
+    return run.last if run.config["scored_at_update"] == "last" else None
 
 
 @cache

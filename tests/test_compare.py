@@ -194,7 +194,8 @@ def test_without_matplotlib_the_tables_are_written_all_the_same(tmp_path, monkey
 
 def test_watching_shows_what_runs_and_what_is_done(tmp_path, monkeypatch):
     make_run(tmp_path / "done", score=60, curve=(30, 70))
-    going = make_run(tmp_path / "going", seed=1, curve=(10, 20), finished=False)
+    # Scored by eval.py while it is training.
+    going = make_run(tmp_path / "going", seed=1, curve=(10, 20), score=15, step=100)
     damage(going, "metrics.jsonl", lambda text: text + '{"step": 999, "eval')
     seen = io.StringIO()
     console = Console(file=seen, width=120, force_terminal=True)

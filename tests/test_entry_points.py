@@ -167,18 +167,6 @@ def test_sigterm_saves_and_ends_cleanly(start, tmp_path):
     assert re.search(r"Saved at update \d+ of 100000; resume=true goes on", output)
 
 
-def test_a_sweep_makes_one_run_for_each_value(start, tmp_path):
-    overrides = ["steps=2", "evaluation.every=0", "held_out=0.2", "seed=0,1"]
-    swept = start("train.py", "-m", *SMALL, *overrides)
-    assert swept.returncode == 0, swept.stderr
-    folders = sorted(tmp_path.glob("runs/hopper-medium/*"))
-    names = [folder.name[:22] for folder in folders]
-    assert names == ["min_gru-windowed-seed0", "min_gru-windowed-seed1"]
-    for folder in folders:  # what is held out has its loss, even without evaluations in training
-        records = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
-        assert [r["step"] for r in records if r.get("eval/loss", 0) > 0] == [2]
-
-
 WRONG = {
     "stepz=3": r"key 'stepz' does not exist \(did you mean 'steps'\?\); there are: .*backbone",
     "trainer.learning_rat=3": r"key 'learning_rat' does not exist in trainer .*learning_rate",

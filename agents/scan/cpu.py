@@ -25,10 +25,8 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-# Below this many states a call is too short for a second thread to be worth waking.
-_SERIAL_BELOW = 65_536
-# From this many states on, a thread takes whole rows of a layer, products and scan. Below, all of
-# PyTorch's threads share each product: they are awake already, and waking ours takes too long.
+# Below this many states waking a thread of ours is not worth it: it takes longer than the scan, and
+# on a busy machine much longer. PyTorch's own share the products, whatever is done here.
 _SHARED_FROM = 400_000
 # Channels are split in multiples of this: a cache line of float32, a whole vector.
 _LANES = 16
@@ -122,7 +120,7 @@ def _run(kernel: Any, tensors: list[Tensor], states: Tensor) -> None:
         _compile(kernel, arrays)
         _compiled.add(signature)
     threads = torch.get_num_threads()
-    if threads == 1 or batch * time * channels < _SERIAL_BELOW:
+    if threads == 1 or batch * time * channels < _SHARED_FROM:
         kernel(*arrays, 0, batch, 0, channels)
         return
     queue = deque(_pieces(batch, channels, threads))
