@@ -76,7 +76,8 @@ class FusedPolicy:
         self._policy = policy
         self._layers = len(policy.backbone.blocks)
         self._channels = _channels(policy)
-        self._step, self._block, self._pool = policy_step, BLOCK, _threads
+        self._step: Any = policy_step
+        self._block, self._pool = BLOCK, _threads
         self._constants = _constants(policy)
         with _announced():
             agrees = _agrees(self, policy)
