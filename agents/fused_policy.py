@@ -11,6 +11,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -132,8 +133,8 @@ class FusedPolicy:
         threads = max(1, min(torch.get_num_threads(), batch // _ROWS_OF_A_THREAD))
         rows = max(1, -(-batch // (threads * self._block))) * self._block
         helpers = [
-            self._pool(threads - 1).submit(self._step, *arguments, begin, min(begin + rows, batch))
-            for begin in range(rows, batch, rows)
+            self._pool(threads - 1).submit(partial(self._step, *arguments, b, min(b + rows, batch)))
+            for b in range(rows, batch, rows)
         ]
         self._step(*arguments, 0, min(rows, batch))
         for helper in helpers:
