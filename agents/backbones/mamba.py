@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from agents.backbones.state import check_state
 from agents.block import BackboneConfig, Mixer, zeros_like_weight
 from agents.convolution import CausalConvolution
 from agents.scan import linear_scan
@@ -50,6 +49,9 @@ class MambaConfig(BackboneConfig):
 class Mamba(Mixer):
     """in_proj -> (x, z); x -> convolution -> SiLU -> selective scan; times SiLU(z) -> out_proj."""
 
+    # As in the authors' code (state-spaces/mamba), whose second version adds the bias of dt.
+    undecayed = ("A_log", "D", "dt_proj.bias")
+
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
         inner, self.d_state = config.expand * config.d_model, config.d_state
@@ -72,18 +74,13 @@ class Mamba(Mixer):
 
         h is (batch, d_state, inner).
         """
-        window, h = self._state_shapes(batch_size)
-        return zeros_like_weight(self.A_log, *window), zeros_like_weight(self.A_log, *h)
-
-    def _state_shapes(self, batch_size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        h = (batch_size, self.d_state, self.A_log.shape[0])
-        return self.conv1d.window_shape(batch_size), h
+        h = zeros_like_weight(self.A_log, batch_size, self.d_state, self.A_log.shape[0])
+        return self.conv1d.initial_state(batch_size), h
 
     def forward(
         self, x: Tensor, state: tuple[Tensor, Tensor], is_first: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Maps x (batch, time, d_model) by the parallel scan; see Mixer."""
-        check_state("mamba", state, *self._state_shapes(x.shape[0]))
         window, h = state
         x, z = self.in_proj(x).to(h.dtype).chunk(2, dim=-1)
         x, window = self.conv1d(x, window, is_first)
@@ -96,7 +93,6 @@ class Mamba(Mixer):
         self, x: Tensor, state: tuple[Tensor, Tensor], is_first: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Maps x (batch, d_model) by one step of the recurrence; see Mixer."""
-        check_state("mamba", state, *self._state_shapes(x.shape[0]))
         window, h = state
         first = is_first.view(-1, 1, 1)
         x, z = self.in_proj(x).to(h.dtype).chunk(2, dim=-1)

@@ -151,12 +151,3 @@ def test_under_autocast_the_state_stays_in_float32():
 def test_sizes_below_one_are_refused(key):
     with pytest.raises(ValueError, match=f"backbone.{key} is 0; it must be at least 1"):
         MambaConfig(**{key: 0})
-
-
-def test_a_state_of_another_batch_size_is_refused():
-    mixer = make()
-    x, is_first = torch.randn(2, 3, D_MODEL), torch.zeros(2, 3, dtype=torch.bool)
-    with pytest.raises(ValueError, match="state given to backbone 'mamba'"):
-        mixer(x, mixer.initial_state(3), is_first)
-    with pytest.raises(ValueError, match="state given to backbone 'mamba'"):
-        mixer.step(x[:, 0], mixer.initial_state(3), is_first[:, 0])
