@@ -20,7 +20,7 @@ _SUM_OPTIONS = {**_OPTIONS, "fastmath": _OPTIONS["fastmath"] | {"reassoc"}}
 
 @njit(**_OPTIONS)
 def _advance(dt, dt_x, b, a, before, decay, after):
-    """after = decay before + b dt_x with decay = exp(dt a), over the channels."""
+    """Computes after = decay before + b dt_x with decay = exp(dt a), over the channels."""
     for c in range(dt.shape[0]):
         decay[c] = _exp_nonpositive(dt[c] * a[c])
         after[c] = decay[c] * before[c] + b * dt_x[c]
