@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from agents.block import State
 from agents.fused_policy import FusedPolicy, fuse
 from agents.policy import PolicyState, ReturnConditionedPolicy
+from agents.state import State
 
 ROLLOUTS = ("carried", "rolling", "window")
 

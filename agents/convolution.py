@@ -28,14 +28,10 @@ class CausalConvolution(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels, 1, size).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound))
 
-    def window_shape(self, batch_size: int) -> tuple[int, int, int]:
-        """Returns (batch, size - 1, channels)."""
-        channels, _, size = self.weight.shape
-        return batch_size, size - 1, channels
-
     def initial_state(self, batch_size: int) -> Tensor:
-        """Returns a window of zeros."""
-        return self.weight.new_zeros(self.window_shape(batch_size))
+        """Returns a window of zeros, (batch, size - 1, channels)."""
+        channels, _, size = self.weight.shape
+        return self.weight.new_zeros(batch_size, size - 1, channels)
 
     def _taps(self) -> Tensor:
         """Returns the weight (size, channels), the current step's last."""

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 _GATES = {MinGRU: 2, MinLSTM: 3}  # pre-activations a channel
 _MODULES = {ReturnConditionedPolicy, Backbone, Block, *_GATES} | {
     nn.Dropout, nn.Embedding, nn.Identity, nn.LayerNorm, nn.Linear, nn.ModuleList, nn.ReLU,
-    nn.Sequential,
+    nn.ParameterList, nn.Sequential,
 }  # fmt: skip
 _ROWS_OF_A_THREAD = 16  # fewer are done before another thread is awake
 _FLOAT, _INT, _BOOL = np.dtype(np.float32), np.dtype(np.int64), np.dtype(np.bool_)
@@ -232,6 +232,8 @@ def _layout(policy: ReturnConditionedPolicy) -> dict[str, tuple[int, ...]]:
         for name, (rows, columns) in linears.items():
             shapes[f"{block}.{name}.weight"] = (rows, columns)
             shapes[f"{block}.{name}.bias"] = (rows,)
+        if first.start is not None:
+            shapes[f"{block}.start.0"] = (1, channels)
         for name in ("mixer_norm.weight", "mixer_norm.bias", "mlp_norm.weight", "mlp_norm.bias"):
             shapes[f"{block}.{name}"] = (d,)
     return shapes
@@ -265,6 +267,9 @@ def _constants(policy: ReturnConditionedPolicy) -> tuple[Any, ...]:
         tensors.get("timestep_embedding.weight", torch.zeros(1, d)),
         norm("token_norm.0").unsqueeze(0) if policy.config.token_norm else torch.zeros(0, 2, d),
         torch.stack([*norms, norm("backbone.norm")]),
+        torch.stack(
+            [tensors.get(f"{block}.start.0", torch.zeros(1, channels)) for block in blocks]
+        ),
         stacked("mixer.projection.weight").mT,
         stacked("mixer.projection.bias"),
         stacked("mixer.output.weight").mT if has_output else torch.zeros(0, channels, d),

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from agents.backbones import build_backbone
-from agents.block import BackboneConfig, State, map_state
+from agents.block import BackboneConfig
+from agents.state import State, map_state
 
 
 @dataclass
@@ -29,7 +30,8 @@ class PolicyConfig:
         previous_action: Whether the policy sees the action before.
         timestep_embedding: Whether a learned embedding of the time since the episode began is
             added to each token.
-        max_timestep: Rows of that embedding; later steps share the last row.
+        max_timestep: Rows of that embedding, the context's length at least; later steps share the
+            last row.
         token_norm: Whether a LayerNorm and the backbone's dropout come between the embeddings and
             the backbone, as in Decision Transformer.
         return_before_head: Whether the return-to-go is shown once more, after the backbone.

@@ -25,10 +25,11 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.block import map_state
+from agents.block import parameter_groups
 from agents.checkpoint import load_training_state, save_policy, save_training_state
 from agents.distributed import Ranks
 from agents.policy import PolicyState, ReturnConditionedPolicy
+from agents.state import map_state
 
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -60,7 +61,7 @@ class TrainerConfig:
 
     Attributes:
         learning_rate: AdamW's, at its highest.
-        weight_decay: AdamW's.
+        weight_decay: AdamW's; a mixer may exempt parameters, see agents.block.parameter_groups.
         warmup: Updates over which the learning rate rises from zero.
         schedule: `cosine` falls to zero at the last update, `constant` stays.
         gradient_clip: Largest norm of the gradient.
@@ -189,7 +190,7 @@ class Trainer:
         self.step = 0
         self.carried: PolicyState | None = None
         self.optimizer = torch.optim.AdamW(
-            policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            parameter_groups(policy), lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.average = (
             AveragedModel(policy, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))

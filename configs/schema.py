@@ -11,6 +11,7 @@ from omegaconf import MISSING
 
 from agents.acting import ROLLOUTS
 from agents.backbones import MIXERS
+from agents.backbones.attention import AttentionConfig
 from agents.block import BackboneConfig
 from agents.policy import PolicyConfig
 from agents.trainer import PRECISIONS, TrainerConfig
@@ -94,6 +95,22 @@ class TrainConfig:
         _check_choice("precision", self.precision, tuple(PRECISIONS))
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; it must be at least 1.")
+        if self.policy.timestep_embedding:
+            self._check_timesteps()
+
+    def _check_timesteps(self) -> None:
+        """Refuses a context that is longer than the table of the timestep embedding."""
+        contexts = {"protocol.context_length": self.protocol.context_length}
+        if isinstance(self.backbone, AttentionConfig):  # it counts tokens
+            steps = -(-self.backbone.context_length // self.policy.tokens)
+            contexts["backbone.context_length"] = steps
+        for key, steps in contexts.items():
+            if steps > self.policy.max_timestep:
+                raise ValueError(
+                    f"{key} is {steps} steps, but the timestep embedding has "
+                    f"policy.max_timestep = {self.policy.max_timestep} rows; lower the first or "
+                    "raise the second."
+                )
 
 
 @dataclass

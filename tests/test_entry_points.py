@@ -246,6 +246,23 @@ def test_an_experiment_and_a_backbone_that_do_not_fit_are_one_sentence():
         command_line.check(["experiment=decision_transformer", "backbone=gru"], "train")
 
 
+@pytest.mark.parametrize(
+    ("key", "override"),
+    [
+        ("protocol.context_length is 20 steps", "policy.max_timestep=19"),
+        ("backbone.context_length is 21 steps", "backbone.context_length=61"),
+    ],
+)
+def test_a_context_longer_than_the_table_of_timesteps_is_one_sentence(key, override):
+    register()
+    chosen = ["experiment=decision_transformer", "policy.max_timestep=20"]
+    command_line.check(chosen, "train")
+    with pytest.raises(
+        command_line.ConfigError, match=rf"{key}, but .*max_timestep = (19|20) rows"
+    ):
+        command_line.check([*chosen, override], "train")
+
+
 @pytest.mark.parametrize("run", ["nowhere", "."])
 def test_eval_without_a_checkpoint_is_one_sentence(start, run):
     found = start("eval.py", f"run={run}")

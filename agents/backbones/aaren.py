@@ -9,12 +9,12 @@ parameters against 3,152,384 at d_model 512).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.backbones.state import check_state
 from agents.block import BackboneConfig, Mixer
 from agents.scan import linear_scan
 
@@ -29,6 +29,7 @@ class AarenConfig(BackboneConfig):
         n_head: Heads; each has d_model / n_head channels and a query of its own.
     """
 
+    begins_empty: ClassVar[bool] = True
     name: str = "aaren"
     n_head: int = 1
 
@@ -67,10 +68,6 @@ class Aaren(Mixer):
             token.new_zeros(batch_size, self.n_head),
         )
 
-    def _check(self, x: Tensor, state: tuple[Tensor, Tensor, Tensor]) -> None:
-        heads = (x.shape[0], self.n_head)
-        check_state("aaren", state, heads, (*heads, self.d_head), heads)
-
     def _scores_and_values(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Maps x (..., d_model) to scores (..., n_head) and values (..., n_head, d_head)."""
         query = self.query(self.query_token).view(self.n_head, 1, self.d_head)
@@ -87,7 +84,6 @@ class Aaren(Mixer):
         self, x: Tensor, state: tuple[Tensor, Tensor, Tensor], is_first: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Maps x (batch, time, d_model) by scans over m, c and u; see Mixer."""
-        self._check(x, state)
         maximum, numerator, denominator = state
         scores, values = self._scores_and_values(x, numerator.dtype)
         # c / u does not depend on m, which only keeps the exponentials in range: a constant.
@@ -109,7 +105,6 @@ class Aaren(Mixer):
         self, x: Tensor, state: tuple[Tensor, Tensor, Tensor], is_first: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Maps x (batch, d_model) by one step of the recurrence; see Mixer."""
-        self._check(x, state)
         before, numerator, denominator = state
         scores, values = self._scores_and_values(x, numerator.dtype)
         before = before.masked_fill(is_first.unsqueeze(-1), _EMPTY)

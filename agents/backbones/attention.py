@@ -8,12 +8,12 @@ order of its own: Decision Transformer gets that from policy.timestep_embedding.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.backbones.state import check_state
 from agents.block import BackboneConfig, Mixer, zeros_like_weight
 
 AttentionState = tuple[Tensor, Tensor, Tensor]
@@ -29,6 +29,7 @@ class AttentionConfig(BackboneConfig):
             policy.tokens of them: Decision Transformer's 20 steps of three tokens are 60.
     """
 
+    begins_empty: ClassVar[bool] = True
     name: str = "attention"
     n_head: int = 1
     context_length: int = 20
@@ -73,7 +74,7 @@ class Attention(Mixer):
     ) -> tuple[Tensor, AttentionState]:
         """Maps x (batch, time, d_model), in time linear in time; see Mixer."""
         time, context = is_first.shape[1], self.context_length
-        query, keys, values = self._project(x, state)
+        query, keys, values = self._project(x)
         keys, values, length = _append(state[0], keys), _append(state[1], values), state[2]
         # A key's position counts from the state's oldest; the sequence begins at `context`. First
         # comes each token's episode, then how far back it sees: context_length or that.
@@ -97,7 +98,7 @@ class Attention(Mixer):
         self, x: Tensor, state: AttentionState, is_first: Tensor
     ) -> tuple[Tensor, AttentionState]:
         """Maps x (batch, d_model) in constant time; see Mixer."""
-        query, keys, values = self._project(x.unsqueeze(1), state)
+        query, keys, values = self._project(x.unsqueeze(1))
         length = (state[2].masked_fill(is_first, 0) + 1).clamp(max=self.context_length)
         held = self._held(length)
         gone = ~held.unsqueeze(-1)
@@ -106,10 +107,8 @@ class Attention(Mixer):
         y = self._attend(query, keys, values, held.unsqueeze(1))
         return self.output(y.squeeze(1)), (keys, values, length)
 
-    def _project(self, x: Tensor, state: AttentionState) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the queries, keys and values of x, (batch, time, d_model) each."""
-        shape = (x.shape[0], self.context_length, self.output.in_features)
-        check_state("attention", state, shape, shape, shape[:1])
         query, keys, values = self.projection(x).chunk(3, dim=-1)
         return query, keys, values
 

@@ -25,7 +25,7 @@ class LSTM(RecurrentLayer):
     """
 
     def __init__(self, config: LSTMConfig) -> None:
-        super().__init__("lstm", nn.LSTM(config.d_model, config.d_model, batch_first=True), parts=2)
+        super().__init__(nn.LSTM(config.d_model, config.d_model, batch_first=True), parts=2)
 
     def step(
         self, x: Tensor, state: tuple[Tensor, Tensor], is_first: Tensor

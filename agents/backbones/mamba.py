@@ -13,16 +13,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from agents.backbones.state import check_state
 from agents.block import BackboneConfig, Mixer, zeros_like_weight
 from agents.convolution import CausalConvolution
-from agents.scan import linear_scan
+from agents.scan.selective import selective_scan
 
 _DT_MIN, _DT_MAX = 0.001, 0.1
-# Numbers in the states that are alive at once: each step of a row has expand d_model d_state.
-_CHUNK = 2**20
 
 
 @dataclass
@@ -50,6 +46,9 @@ class MambaConfig(BackboneConfig):
 class Mamba(Mixer):
     """in_proj -> (x, z); x -> convolution -> SiLU -> selective scan; times SiLU(z) -> out_proj."""
 
+    # As in the authors' code (state-spaces/mamba), whose second version adds the bias of dt.
+    undecayed = ("A_log", "D", "dt_proj.bias")
+
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
         inner, self.d_state = config.expand * config.d_model, config.d_state
@@ -72,31 +71,25 @@ class Mamba(Mixer):
 
         h is (batch, d_state, inner).
         """
-        window, h = self._state_shapes(batch_size)
-        return zeros_like_weight(self.A_log, *window), zeros_like_weight(self.A_log, *h)
-
-    def _state_shapes(self, batch_size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        h = (batch_size, self.d_state, self.A_log.shape[0])
-        return self.conv1d.window_shape(batch_size), h
+        h = zeros_like_weight(self.A_log, batch_size, self.d_state, self.A_log.shape[0])
+        return self.conv1d.initial_state(batch_size), h
 
     def forward(
         self, x: Tensor, state: tuple[Tensor, Tensor], is_first: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Maps x (batch, time, d_model) by the parallel scan; see Mixer."""
-        check_state("mamba", state, *self._state_shapes(x.shape[0]))
         window, h = state
         x, z = self.in_proj(x).to(h.dtype).chunk(2, dim=-1)
         x, window = self.conv1d(x, window, is_first)
         x = F.silu(x)
         dt, b, c = self._select(x)
-        y, h = _selective_scan(dt, dt * x, b, c, self._a(), h, is_first)
+        y, h = selective_scan(dt, dt * x, b, c, self._a(), h, is_first)
         return self.out_proj((y + self.D * x) * F.silu(z)), (window, h)
 
     def step(
         self, x: Tensor, state: tuple[Tensor, Tensor], is_first: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Maps x (batch, d_model) by one step of the recurrence; see Mixer."""
-        check_state("mamba", state, *self._state_shapes(x.shape[0]))
         window, h = state
         first = is_first.view(-1, 1, 1)
         x, z = self.in_proj(x).to(h.dtype).chunk(2, dim=-1)
@@ -118,47 +111,3 @@ class Mamba(Mixer):
         selected = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         dt = F.softplus(self.dt_proj(selected[0]).to(x.dtype))
         return dt, selected[1].to(x.dtype), selected[2].to(x.dtype)
-
-
-def _selective_scan(
-    dt: Tensor, dt_x: Tensor, b: Tensor, c: Tensor, a: Tensor, h: Tensor, is_first: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Computes y_t = C_t h_t with h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t.
-
-    The states of all steps are d_state times as large as x. So time is cut into chunks, of which
-    each computes its states a second time for its gradient; only what goes into it is kept.
-
-    Args:
-        dt: (batch, time, inner).
-        dt_x: dt times x, (batch, time, inner).
-        b: (batch, time, d_state).
-        c: (batch, time, d_state).
-        a: (d_state, inner).
-        h: (batch, d_state, inner), before the first step.
-        is_first: (batch, time) bool.
-
-    Returns:
-        y (batch, time, inner), and h after the last step.
-    """
-    length = max(1, _CHUNK // h.numel())
-    outputs = []
-    with torch.autocast(h.device.type, enabled=False):
-        sequences = (sequence.split(length, dim=1) for sequence in (dt, dt_x, b, c, is_first))
-        for chunk in zip(*sequences, strict=True):
-            y, h = checkpoint(
-                _scan_chunk, *chunk, a, h, use_reentrant=False, preserve_rng_state=False
-            )
-            outputs.append(y)
-    return torch.cat(outputs, dim=1), h
-
-
-def _scan_chunk(
-    dt: Tensor, dt_x: Tensor, b: Tensor, c: Tensor, is_first: Tensor, a: Tensor, h: Tensor
-) -> tuple[Tensor, Tensor]:
-    # Channels innermost, d_state beside time: long rows for the kernels of PyTorch and the scan.
-    decay = (dt.unsqueeze(2) * a).exp_()
-    value = b.unsqueeze(-1) * dt_x.unsqueeze(2)
-    states = linear_scan(decay.flatten(2), value.flatten(2), h.flatten(1), is_first)
-    states = states.view_as(decay)
-    # A copy of the last: as a part of them it would keep all in memory.
-    return (c.unsqueeze(2) @ states).squeeze(2), states[:, -1].clone()

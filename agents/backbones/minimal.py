@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from agents.backbones.state import check_state
 from agents.block import BackboneConfig, Mixer, zeros_like_weight
 
 
@@ -54,7 +53,6 @@ class MinimalRNN(Mixer):
         step: Callable[..., Tensor],
     ) -> None:
         super().__init__()
-        self.name = config.name
         self.options = {"form": config.scan, "recompute": config.recompute}
         self.scan_layer, self.scan_step = layer, step
         self.channels = config.expansion * config.d_model
@@ -71,13 +69,11 @@ class MinimalRNN(Mixer):
 
     def forward(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
         """Maps x (batch, time, d_model) by the parallel scan; see Mixer."""
-        check_state(self.name, state, (x.shape[0], self.channels))
         weight, bias = self.projection.weight, self.projection.bias
         states = self.scan_layer(x, weight, bias, state, is_first, **self.options)
         return self.output(states), states[:, -1]
 
     def step(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
         """Maps x (batch, d_model) by one step of the recurrence; see Mixer."""
-        check_state(self.name, state, (x.shape[0], self.channels))
         state = self.scan_step(self.projection(x), state, is_first)
         return self.output(state), state

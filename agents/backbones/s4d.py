@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from agents.backbones.state import check_state
 from agents.block import BackboneConfig, Mixer, zeros_like_weight
 
 # Most steps in a chunk. The time is level from 32 to 64; beyond, the Toeplitz product weighs in.
@@ -59,6 +58,9 @@ class S4D(Mixer):
     only, and lets no future step into the rounding of an earlier one.
     """
 
+    # As in the authors' code (state-spaces/s4, s4d.py): A and dt.
+    undecayed = ("log_dt", "log_A_real", "A_imag")
+
     def __init__(self, config: S4DConfig) -> None:
         super().__init__()
         channels, pairs = config.d_model, config.d_state // 2
@@ -92,7 +94,6 @@ class S4D(Mixer):
 
     def forward(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
         """Maps x (batch, time, d_model) chunk by chunk; see Mixer."""
-        check_state("s4d", state, (x.shape[0], *self.C.shape))
         time = x.shape[1]
         # Complex numbers have no 16-bit form: the recurrence stays in the parameters' precision.
         with torch.autocast(x.device.type, enabled=False):
@@ -104,7 +105,6 @@ class S4D(Mixer):
 
     def step(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
         """Maps x (batch, d_model) by one step of the recurrence; see Mixer."""
-        check_state("s4d", state, (x.shape[0], *self.C.shape))
         u = x.to(state.dtype)
         decay, readout = self._discretize()
         # In place where that is possible: a wide batch spends its time on fresh memory.

@@ -153,6 +153,7 @@ def policy_step(
     time_embedding,
     token_norm,
     norms,
+    start,
     projection,
     projection_bias,
     output,
@@ -173,17 +174,18 @@ def policy_step(
 ):
     """One step of `agents.policy.ReturnConditionedPolicy.act` with one token a step.
 
-    The arguments up to ``state`` (layers, batch, channels) are those of ``act``, the ``next_`` ones
-    are what it returns; only the rows ``begin`` to ``end - 1`` of the batch are computed. Between
-    them, with d the width of the residual stream:
+    The arguments up to ``state`` (layers, batch, channels), which is overwritten where an episode
+    begins, are those of ``act``, the ``next_`` ones are what it returns; only the rows ``begin`` to
+    ``end - 1`` of the batch are computed. Between them, with d the width of the residual stream:
 
     ``normaliser`` (2, observation_dim): mean and standard deviation. ``bounds`` (2, action_dim):
     low and high. ``embedding`` (1 + observation_dim + action_dim, d). ``time_embedding`` (rows, d).
     ``token_norm`` (1, 2, d), or (0, 2, d) for none. ``norms`` (2 * layers + 1, 2, d): scale and
-    shift of each layer norm, in the order of use. ``projection`` (layers, d, 2 * channels) for
-    minGRU, 3 * channels for minLSTM. ``output`` (layers, channels, d), or (0, channels, d) where
-    the mixers have none. ``up`` (layers, d, width), ``down`` (layers, width, d). ``head_return``
-    (d,). ``head`` (action_dim, d).
+    shift of each layer norm, in the order of use. ``start`` (layers, 1, channels): the state at
+    which an episode begins. ``projection`` (layers, d, 2 * channels) for minGRU, 3 * channels for
+    minLSTM. ``output`` (layers, channels, d), or (0, channels, d) where the mixers have none.
+    ``up`` (layers, d, width), ``down`` (layers, width, d). ``head_return`` (d,). ``head``
+    (action_dim, d).
     """
     layers, _, channels = state.shape
     batch = end - begin
@@ -206,12 +208,14 @@ def policy_step(
             for c in range(rows.shape[1]):
                 rows[b, c] = zero
     nonzero = np.empty(max(width, channels, d, embedding.shape[0]), np.int64)
-    resets = is_first.reshape(batch, 1)
+    resets = np.empty((0, 0), np.bool_)  # done below
 
     for b in range(batch):
         first = is_first[b]
         next_return_to_go[b] = target_return if first else return_to_go[b] - reward[b]
         next_timestep[b] = 0 if first else timestep[b] + 1
+        for layer in range(layers if first else 0):
+            _copy(start[layer, 0], state[layer, begin + b])
         inputs[b, 0] = next_return_to_go[b] / return_scale
         for c in range(observed):
             inputs[b, 1 + c] = (observation[b, c] - normaliser[0, c]) / normaliser[1, c]

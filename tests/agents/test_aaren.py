@@ -142,12 +142,3 @@ def test_under_autocast_the_state_stays_in_float32():
 def test_heads_that_do_not_divide_d_model_are_refused(n_head):
     with pytest.raises(ValueError, match=rf"n_head is {n_head} and backbone.d_model is 16; give"):
         AarenConfig(d_model=D_MODEL, n_head=n_head)
-
-
-def test_a_state_of_another_batch_size_is_refused():
-    mixer = make(2)
-    x, is_first = torch.randn(2, 3, D_MODEL).double(), torch.zeros(2, 3, dtype=torch.bool)
-    with pytest.raises(ValueError, match="state given to backbone 'aaren'"):
-        mixer(x, mixer.initial_state(3), is_first)
-    with pytest.raises(ValueError, match="state given to backbone 'aaren'"):
-        mixer.step(x[:, 0], mixer.initial_state(3), is_first[:, 0])

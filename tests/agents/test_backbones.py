@@ -1,23 +1,45 @@
 """One battery over every registered backbone: whatever is added there is tested here."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.backbones import MIXERS, build_backbone
-from agents.block import Backbone, map_state
+from agents.block import Backbone
+from agents.state import map_state, tensors_of
 
 D_MODEL = 16
-CONVOLVED = "min_gru behind a convolution"
-ALL = pytest.mark.parametrize("name", [*MIXERS, CONVOLVED])
+EMPTY = ("attention", "aaren")  # they begin with no step seen
+LEARNED = [name for name in MIXERS if name not in EMPTY]
+VARIANTS = [
+    *MIXERS,
+    "min_gru, convolution",
+    *(f"{name}, learned start" for name in LEARNED),
+    "min_gru, convolution, learned start",
+]
+ALL = pytest.mark.parametrize("name", VARIANTS)
 
 
 def make(name: str, dtype: torch.dtype = torch.float64) -> Backbone:
     torch.manual_seed(0)
-    config = MIXERS[name.split()[0]][0](d_model=D_MODEL, n_layer=2)
-    config.convolution = 4 if name == CONVOLVED else 0
-    return build_backbone(config).to(dtype).eval()
+    learned = "learned start" in name
+    config = MIXERS[name.split(",")[0]][0](
+        d_model=D_MODEL,
+        n_layer=2,
+        convolution=4 if "convolution" in name else 0,
+        learnable_initial_state=learned,
+    )
+    backbone = build_backbone(config)
+    for start in starts(backbone).values():  # away from the zeros at which it is initialised
+        torch.nn.init.normal_(start)
+    return backbone.to(dtype).eval()
+
+
+def starts(backbone: Backbone) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in backbone.named_parameters() if ".start." in name}
 
 
 def inputs(batch: int, time: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,14 +55,8 @@ def lived_state(backbone: Backbone, batch: int):
     return map_state(torch.Tensor.detach, state)
 
 
-def tensors(state) -> list[torch.Tensor]:
-    found: list[torch.Tensor] = []
-    map_state(lambda t: found.append(t) or t, state)
-    return found
-
-
 def assert_same_state(left, right) -> None:
-    for a, b in zip(tensors(left), tensors(right), strict=True):
+    for a, b in zip(tensors_of(left), tensors_of(right), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -120,13 +136,14 @@ def test_gradients_are_finite_and_reach_every_parameter_and_the_state(name, time
     backbone = make(name, torch.float32)
     x = inputs(2, time)[0].float()
     is_first = torch.zeros(2, time, dtype=torch.bool)
+    is_first[0, 0] = True  # one row begins, the other goes on
     state = map_state(
         lambda t: t.float().requires_grad_() if t.is_floating_point() else t,
         lived_state(make(name), 2),
     )
     y, _ = backbone(x, state, is_first)
     y.square().mean().backward()
-    carried = [t for t in tensors(state) if t.requires_grad]
+    carried = [t for t in tensors_of(state) if t.requires_grad]
     for parameter in [*backbone.parameters(), *carried]:
         assert parameter.grad is not None
         assert torch.isfinite(parameter.grad).all()
@@ -163,8 +180,66 @@ def test_a_step_costs_the_same_at_any_time(name):
     sizes = []
     for t in range(300):
         _, state = backbone.step(x[:, t], state, torch.zeros(2, dtype=torch.bool))
-        sizes.append([tensor.shape for tensor in tensors(state)])
+        sizes.append([tensor.shape for tensor in tensors_of(state)])
     assert sizes[3] == sizes[-1]
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if "learned start" in name])
+def test_the_gradient_of_a_learned_start_is_exact_and_zeros_are_as_without(name):
+    backbone = make(name)
+    x, is_first = inputs(2, 9)
+    is_first[0, 0] = is_first[1, 4] = True
+    state = lived_state(backbone, 2)
+    learned = starts(backbone)
+
+    def run(*values):
+        chosen = dict(zip(learned, values, strict=True))
+        y, end = torch.func.functional_call(backbone, chosen, (x, state, is_first))
+        return y, *tensors_of(end)
+
+    assert torch.autograd.gradcheck(run, tuple(learned.values()), fast_mode=True)
+
+    for start in learned.values():
+        torch.nn.init.zeros_(start)
+    plain = make(name.replace(", learned start", ""))
+    for found, expected in zip(
+        run(*learned.values()), tensors_of(plain(x, state, is_first)), strict=True
+    ):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_a_backbone_that_begins_with_no_step_seen_has_no_start_to_learn(name):
+    with pytest.raises(ValueError, match=f"learnable_initial_state is true, but backbone '{name}'"):
+        MIXERS[name][0](learnable_initial_state=True)
+
+
+WRONG_STATES = {
+    "another batch size": lambda backbone, other: backbone.initial_state(5),
+    "another backbone": lambda backbone, other: other.initial_state(2),
+    "fewer layers": lambda backbone, other: backbone.initial_state(2)[:1],
+    "nothing": lambda backbone, other: None,
+}
+
+
+@ALL
+@pytest.mark.parametrize("wrong", WRONG_STATES)
+def test_a_wrong_state_is_one_sentence(name, wrong):
+    backbone = make(name)
+    other = make("gru" if name.startswith("lstm") else "lstm")
+    state = WRONG_STATES[wrong](backbone, other)
+    x, is_first = inputs(2, 3)
+    sentence = (
+        rf"the state given to backbone '{name.split(',')[0]}' is .+; expected \(+2, .+: take it "
+        r"from initial_state\(2\) of the same backbone, or from its step before\."
+    )
+    for run in (
+        lambda: backbone(x, state, is_first),
+        lambda: backbone.step(x[:, 0], state, is_first[:, 0]),
+    ):
+        with pytest.raises(ValueError) as raised:
+            run()
+        assert re.fullmatch(sentence, str(raised.value)), raised.value
 
 
 def test_an_unknown_backbone_is_refused_with_a_list():

@@ -18,14 +18,13 @@ TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def make_policy(
-    backbone: str = "min_gru", d_model: int = 22, expansion: int | None = None, **config
+    backbone: str = "min_gru", d_model: int = 22, own: dict | None = None, **config
 ) -> ReturnConditionedPolicy:
     """With the default width, neither a row nor a block of the products comes out even."""
     torch.manual_seed(0)
-    own = {} if expansion is None else {"expansion": expansion}
     policy = ReturnConditionedPolicy(
         PolicyConfig(return_scale=10.0, **config),
-        MIXERS[backbone][0](d_model=d_model, n_layer=2, **own),
+        MIXERS[backbone][0](d_model=d_model, n_layer=2, **(own or {})),
         observation_dim=OBSERVATION_DIM,
         action_dim=ACTION_DIM,
     )
@@ -78,7 +77,9 @@ def test_whole_episodes_are_those_of_the_policy(backbone, batch):
 @given(
     backbone=st.sampled_from(FUSABLE),
     d_model=st.integers(9, 40),  # a layer norm of two or three channels magnifies any rounding
-    expansion=st.integers(1, 3),
+    own=st.fixed_dictionaries(
+        {"expansion": st.integers(1, 3), "learnable_initial_state": st.booleans()}
+    ),
     previous_action=st.booleans(),
     timestep_embedding=st.booleans(),
     token_norm=st.booleans(),

@@ -5,8 +5,9 @@ import torch
 from transformers import MambaConfig as PeerConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer as Peer
 
-from agents.backbones import mamba
 from agents.backbones.mamba import Mamba, MambaConfig
+from agents.scan import selective
+from agents.scan.selective import selective_scan
 
 D_MODEL = 24
 
@@ -52,7 +53,7 @@ def test_values_and_gradients_are_those_of_transformers(config):
 
 
 @pytest.mark.parametrize("resets", [0.0, 0.2, 1.0])
-def test_chunks_change_neither_values_nor_gradients(resets, monkeypatch):
+def test_kernel_chunks_and_steps_have_the_same_values_and_gradients(resets, monkeypatch):
     mixer = make(torch.float64)
     torch.manual_seed(1)
     x = torch.randn(2, 23, D_MODEL, dtype=torch.float64)
@@ -71,9 +72,13 @@ def test_chunks_change_neither_values_nor_gradients(resets, monkeypatch):
         return mixer(x, state, is_first)
 
     results = []
-    # One chunk, chunks of 5 steps, chunks of 1 step although that is above the size, no chunks.
-    for size, run in [(10**6, whole), (5 * 2 * 48 * 16, whole), (1, whole), (1, by_steps)]:
-        monkeypatch.setattr(mamba, "_CHUNK", size)
+    # The kernel, then without it: one chunk, chunks of 5 steps, chunks of 1 step although that is
+    # above the size, no chunks.
+    sizes = [None, 10**6, 5 * 2 * 48 * 16, 1, 1]
+    for size, run in zip(sizes, [whole] * 4 + [by_steps], strict=True):
+        if size is not None:
+            monkeypatch.setattr(selective, "cpu", None)
+            monkeypatch.setattr(selective, "_CHUNK", size)
         own, state = x.clone().requires_grad_(), tuple(p.clone().requires_grad_() for p in start)
         mixer.zero_grad()
         y, end = run(own, state)
@@ -83,6 +88,32 @@ def test_chunks_change_neither_values_nor_gradients(resets, monkeypatch):
     for other in results[1:]:
         for found, expected in zip(other, results[0], strict=True):
             torch.testing.assert_close(found, expected)
+
+
+def test_threads_change_no_bit_of_the_kernel():
+    """Three rows of enough work for two threads."""
+    torch.manual_seed(0)
+    dt, dt_x = torch.rand(3, 40, 64), torch.randn(3, 40, 64)
+    b, c, a, h = (torch.randn(s) for s in [(3, 40, 16), (3, 40, 16), (16, 64), (3, 16, 64)])
+    tensors = [t.requires_grad_() for t in (dt, dt_x, b, c, -a.abs(), h)]
+    is_first = torch.rand(3, 40) < 0.1
+    results, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            y, end = selective_scan(*tensors, is_first)
+            results.append([y, end, *torch.autograd.grad(y.sum() + end.sum(), tensors)])
+    finally:
+        torch.set_num_threads(before)
+    assert all(map(torch.equal, *results))
+
+
+def test_a_second_derivative_is_refused_and_not_dropped():
+    mixer = make()
+    x = torch.randn(1, 3, D_MODEL, requires_grad=True)
+    y, _ = mixer(x, mixer.initial_state(1), torch.zeros(1, 3, dtype=torch.bool))
+    with pytest.raises(RuntimeError, match="no second derivative; pass form='chunks'"):
+        torch.autograd.grad(y.sum(), x, create_graph=True)
 
 
 def test_the_convolution_does_not_look_across_an_episodes_border():
@@ -151,12 +182,3 @@ def test_under_autocast_the_state_stays_in_float32():
 def test_sizes_below_one_are_refused(key):
     with pytest.raises(ValueError, match=f"backbone.{key} is 0; it must be at least 1"):
         MambaConfig(**{key: 0})
-
-
-def test_a_state_of_another_batch_size_is_refused():
-    mixer = make()
-    x, is_first = torch.randn(2, 3, D_MODEL), torch.zeros(2, 3, dtype=torch.bool)
-    with pytest.raises(ValueError, match="state given to backbone 'mamba'"):
-        mixer(x, mixer.initial_state(3), is_first)
-    with pytest.raises(ValueError, match="state given to backbone 'mamba'"):
-        mixer.step(x[:, 0], mixer.initial_state(3), is_first[:, 0])

@@ -182,12 +182,3 @@ def test_under_autocast_the_recurrence_stays_in_float32():
 def test_settings_that_cannot_be_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
         S4DConfig(**setting)
-
-
-def test_a_state_of_another_batch_size_is_refused():
-    mixer = make()
-    x, is_first = torch.randn(2, 3, D_MODEL).double(), torch.zeros(2, 3, dtype=torch.bool)
-    with pytest.raises(ValueError, match="state given to backbone 's4d'"):
-        mixer(x, mixer.initial_state(3), is_first)
-    with pytest.raises(ValueError, match="state given to backbone 's4d'"):
-        mixer.step(x[:, 0], mixer.initial_state(3), is_first[:, 0])

@@ -51,12 +51,12 @@ class RandomBatches:
 
 
 def make_trainer(
-    folder: Path, steps: int = 30, evaluate=None, precision="float32", **config
+    folder: Path, steps: int = 30, evaluate=None, precision="float32", backbone=CONFIG, **config
 ) -> Trainer:
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
-    policy = ReturnConditionedPolicy(PolicyConfig(), CONFIG, observation_dim=5, action_dim=2)
-    save_description(folder, policy, CONFIG, RunDescription("carried", 6, {}))
+    policy = ReturnConditionedPolicy(PolicyConfig(), backbone, observation_dim=5, action_dim=2)
+    save_description(folder, policy, backbone, RunDescription("carried", 6, {}))
     settings = TrainerConfig(**{"log_every": 5, "save_every": 10, "warmup": 3, **config})
     return Trainer(
         policy,
@@ -80,18 +80,25 @@ def assert_equal(left: Trainer, right: Trainer) -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+# Mamba and a learned start: two groups of parameters, carried states with a gradient.
+OTHER = MIXERS["mamba"][0](d_model=16, n_layer=1, learnable_initial_state=True)
+
+
+@pytest.mark.parametrize(
+    ("ema_decay", "backbone"), [(0.0, CONFIG), (0.9, CONFIG), (0.9, OTHER)], ids=str
+)
 @pytest.mark.parametrize("stop_at", [1, 10, 17])
-def test_a_resumed_run_ends_like_an_unbroken_one_to_the_bit(tmp_path, ema_decay, stop_at):
-    unbroken = make_trainer(tmp_path / "unbroken", ema_decay=ema_decay)
+def test_a_resumed_run_ends_like_an_unbroken_one_to_the_bit(tmp_path, ema_decay, backbone, stop_at):
+    settings = {"ema_decay": ema_decay, "backbone": backbone}
+    unbroken = make_trainer(tmp_path / "unbroken", **settings)
     assert unbroken.run()
-    first = make_trainer(tmp_path / "broken", ema_decay=ema_decay)
+    first = make_trainer(tmp_path / "broken", **settings)
     while first.step < stop_at:
         first.update()
     first.save()
     first.update()  # after the save, and so lost
     torch.manual_seed(99)
-    second = make_trainer(tmp_path / "broken", ema_decay=ema_decay)
+    second = make_trainer(tmp_path / "broken", **settings)
     torch.rand(17)
     second.resume()
     assert second.step == stop_at
@@ -212,6 +219,26 @@ def test_the_acting_policy_is_the_average_of_the_weights(tmp_path):
     trainer.save()
     saved, _, _ = load_policy(tmp_path)
     torch.testing.assert_close(dict(saved.named_parameters())[name], expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "exempt"),
+    [
+        ("min_gru", set()),
+        ("mamba", {"A_log", "D", "dt_proj.bias"}),
+        ("s4d", {"log_dt", "log_A_real", "A_imag"}),
+    ],
+)
+def test_weight_decay_leaves_a_mixers_time_constants_alone(tmp_path, name, exempt):
+    backbone = MIXERS[name][0](d_model=16, n_layer=2)
+    trainer = make_trainer(tmp_path, backbone=backbone, weight_decay=0.1, warmup=0)
+    before = {name: p.detach().clone() for name, p in trainer.policy.named_parameters()}
+    for parameter in trainer.policy.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    trainer.optimizer.step()
+    kept = {n for n, p in trainer.policy.named_parameters() if torch.equal(p, before[n])}
+    kept -= {n for n in before if not before[n].any()}  # zeros stay zero
+    assert kept == {f"backbone.blocks.{i}.mixer.{part}" for i in range(2) for part in exempt}
 
 
 def test_bfloat16_trains(tmp_path):

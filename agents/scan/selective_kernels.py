@@ -1,0 +1,129 @@
+# mypy: disallow-untyped-defs=False, disallow-untyped-decorators=False
+"""Mamba's selective scan on CPUs: the states of a step live in the cache and nowhere else.
+
+Written as `kernels.py` says, but dealt out to threads by rows alone, for the gradients of B and C
+are sums over the channels; ``c0`` and ``c1`` are there for the caller's sake. The backward pass
+computes the states again, stretch by stretch of time, from the state before each. Numba's cache on
+disk does not see when `kernels.py` changes: then touch this file too.
+"""
+
+import numpy as np
+from numba import njit
+
+from agents.scan.kernels import _OPTIONS, _exp_nonpositive, _kernel
+
+STRETCH = 16  # steps whose states the backward pass holds at once: 16 x 4096 numbers, twice
+
+# Sums over channels may be taken in any order, or they would not vectorise.
+_SUM_OPTIONS = {**_OPTIONS, "fastmath": _OPTIONS["fastmath"] | {"reassoc"}}
+
+
+@njit(**_OPTIONS)
+def _advance(dt, dt_x, b, a, before, decay, after):
+    """Computes after = decay before + b dt_x with decay = exp(dt a), over the channels."""
+    for c in range(dt.shape[0]):
+        decay[c] = _exp_nonpositive(dt[c] * a[c])
+        after[c] = decay[c] * before[c] + b * dt_x[c]
+
+
+@njit(**_OPTIONS)
+def _advance_in_place(dt, dt_x, b, a, c, state, y):
+    """The same where the state before is not needed again; adds c state to y."""
+    for i in range(dt.shape[0]):
+        now = _exp_nonpositive(dt[i] * a[i]) * state[i] + b * dt_x[i]
+        state[i] = now
+        y[i] += c * now
+
+
+@njit(**_SUM_OPTIONS)
+def _dot(x, y):
+    total = x.dtype.type(0.0)
+    for c in range(x.shape[0]):
+        total += x[c] * y[c]
+    return total
+
+
+@njit(**_OPTIONS)
+def _add_multiple(factor, x, y):
+    for c in range(x.shape[0]):
+        y[c] += factor * x[c]
+
+
+@njit(**_OPTIONS)
+def _decay_gradients(carry, before, decay, a, dt, d_dt, d_a):
+    """What flows through the decay of a step; the carry goes on to the step before."""
+    for c in range(carry.shape[0]):
+        carry[c] *= decay[c]
+        through = carry[c] * before[c]
+        d_dt[c] += through * a[c]
+        d_a[c] += through * dt[c]
+
+
+@_kernel
+def selective_forward(dt, dt_x, b, c, a, is_first, h, befores, y, b0, b1, c0, c1):
+    """y_t = C_t h_t with h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t; h is overwritten.
+
+    ``befores`` (batch, stretches, d_state, inner) receives the state before each stretch.
+    """
+    d_state, inner = a.shape
+    for row in range(b0, b1):
+        for t in range(y.shape[1]):
+            reset = is_first.shape[0] > 0 and is_first[row, t]
+            for channel in range(inner):
+                y[row, t, channel] = y.dtype.type(0.0)
+            for n in range(d_state):
+                state = h[row, n]
+                if t % STRETCH == 0:
+                    befores[row, t // STRETCH, n, :] = state
+                if reset:
+                    state[:] = y.dtype.type(0.0)
+                _advance_in_place(
+                    dt[row, t], dt_x[row, t], b[row, t, n], a[n], c[row, t, n], state, y[row, t]
+                )
+
+
+@_kernel
+def selective_backward(
+    dt, dt_x, b, c, a, is_first, befores, d_y, d_dt, d_dt_x, d_b, d_c, d_a, d_h, b0, b1, c0, c1
+):
+    """Gradients of ``selective_forward``.
+
+    ``d_a`` (batch, d_state, inner), of each row, and ``d_dt`` and ``d_dt_x`` are zeros at first;
+    ``d_h`` is the gradient of the last state at first and of the first in the end.
+    """
+    d_state, inner = a.shape
+    steps = d_y.shape[1]
+    zero = d_y.dtype.type(0.0)
+    states = np.empty((STRETCH + 1, d_state, inner), d_y.dtype)
+    decays = np.empty((STRETCH, d_state, inner), d_y.dtype)
+    nothing = np.zeros(inner, d_y.dtype)
+    for row in range(b0, b1):
+        for stretch in range(befores.shape[1] - 1, -1, -1):
+            begin = stretch * STRETCH
+            length = min(STRETCH, steps - begin)
+            states[0] = befores[row, stretch]
+            for s in range(length):
+                t = begin + s
+                reset = is_first.shape[0] > 0 and is_first[row, t]
+                for n in range(d_state):
+                    before = nothing if reset else states[s, n]
+                    _advance(
+                        dt[row, t], dt_x[row, t], b[row, t, n], a[n],
+                        before, decays[s, n], states[s + 1, n],
+                    )  # fmt: skip
+            for s in range(length - 1, -1, -1):
+                t = begin + s
+                reset = is_first.shape[0] > 0 and is_first[row, t]
+                for n in range(d_state):
+                    carry = d_h[row, n]
+                    _add_multiple(c[row, t, n], d_y[row, t], carry)
+                    d_c[row, t, n] = _dot(d_y[row, t], states[s + 1, n])
+                    d_b[row, t, n] = _dot(carry, dt_x[row, t])
+                    _add_multiple(b[row, t, n], carry, d_dt_x[row, t])
+                    if reset:
+                        carry[:] = zero
+                    else:
+                        _decay_gradients(
+                            carry, states[s, n], decays[s, n], a[n],
+                            dt[row, t], d_dt[row, t], d_a[row, n],
+                        )  # fmt: skip
