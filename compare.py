@@ -20,16 +20,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.live import Live
 
 from agents.acting import make_actor
+from agents.backbones import MIXERS
 from agents.checkpoint import CheckpointError, build_policy
+from configs.schema import TrainConfig
 from envs.comparison import Comparison, compare_runs, short
 from envs.plots import PlotError, draw_pictures
 from envs.progress import progress_table, read_all
 from envs.report import Picture, print_tables, write_report
-from envs.runs import Run, RunFolderError, find_run_folders, read_run
+from envs.runs import IGNORED, Run, RunFolderError, find_run_folders, flatten, read_run
+from envs.sources import DatasetConfig
 from envs.step_times import draw_step_times, measure_step_times
 from envs.tables import (
     Table,
@@ -154,10 +158,19 @@ def read_runs(folders: list[Path]) -> tuple[list[Run], list[str]]:
     runs, left_out = [], []
     for folder in find_run_folders(folders):
         try:
-            runs.append(read_run(folder))
+            runs.append(with_defaults(read_run(folder)))
         except RunFolderError as error:
             left_out.append(str(error))
     return runs, left_out
+
+
+def with_defaults(run: Run) -> Run:
+    """Returns a run in which keys newer than it have their defaults, which is how it was made."""
+    config, _ = MIXERS.get(run.backbone, MIXERS["min_gru"])
+    schema = OmegaConf.structured(TrainConfig(dataset=DatasetConfig(""), backbone=config()))
+    defaults = dict(flatten(OmegaConf.to_container(schema)))
+    known = {key: value for key, value in defaults.items() if key not in IGNORED}
+    return replace(run, config=known | run.config)
 
 
 def watch(folders: list[Path], console: Console, *, every: float = 2.0) -> None:

@@ -69,7 +69,7 @@ class FusedPolicy:
         if reason is not None:
             raise NotFusableError(reason)
         # Here, for Numba may be missing.
-        from agents.scan.cpu import _threads
+        from agents.scan.cpu import thread_pool
         from agents.scan.step_kernels import BLOCK, policy_step
 
         self.observation_dim = policy.observation_dim
@@ -77,7 +77,7 @@ class FusedPolicy:
         self._policy = policy
         self._layers = len(policy.backbone.blocks)
         self._channels = _channels(policy)
-        self._step, self._block, self._pool = policy_step, BLOCK, _threads
+        self._step, self._block, self._pool = policy_step, BLOCK, thread_pool
         self._constants = _constants(policy)
         with _announced():
             agrees = _agrees(self, policy)

@@ -9,6 +9,7 @@ import compare
 from agents.policy import PolicyConfig
 from configs.schema import EvaluationConfig
 from envs.comparison import compare_runs
+from envs.names import name_runs
 from envs.runs import RunFolderError, find_run_folders, read_run
 
 
@@ -257,3 +258,16 @@ def test_a_line_that_a_kill_cut_off_is_passed_over(tmp_path):
     run = read_run(folder)
     assert [step for step, _ in run.curve] == [50, 100, 150]
     assert run.best == pytest.approx(30)
+
+
+def test_a_key_newer_than_a_run_counts_as_its_default(tmp_path):
+    for seed in range(3):
+        make_run(tmp_path / f"min_gru-seed{seed}", seed=seed)
+    path = tmp_path / "min_gru-seed1" / "config.yaml"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if "return_to_go" not in line))
+    path = tmp_path / "min_gru-seed2" / "config.yaml"
+    path.write_text(path.read_text().replace("return_to_go: true", "return_to_go: false"))
+    runs, left_out = compare.read_runs([tmp_path])
+    names = {run.seed: name.text for run, name in zip(runs, name_runs(runs), strict=True)}
+    assert not left_out and names[0] == names[1] == "min_gru" != names[2]

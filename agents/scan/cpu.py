@@ -47,7 +47,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
 
 
-def _threads(count: int) -> ThreadPoolExecutor:
+def thread_pool(count: int) -> ThreadPoolExecutor:
+    """The threads of this process that run kernels: at least ``count`` of them."""
     global _pool, _pool_size
     with _pool_lock:
         if _pool is None or _pool_size < count:
@@ -85,7 +86,7 @@ def share_rows(work: Callable[[slice], T], batch: int, states: int) -> list[T]:
 
     cuts = [batch * i // threads for i in range(threads + 1)]
     own, *others = (slice(*cut) for cut in pairwise(cuts))
-    pool = _threads(threads - 1)
+    pool = thread_pool(threads - 1)
     shares = [pool.submit(alone, rows) for rows in others]
     try:
         result = alone(own)
@@ -133,7 +134,7 @@ def _run(kernel: Any, tensors: list[Tensor], states: Tensor) -> None:
                 return
             kernel(*arrays, *piece)
 
-    pool = _threads(threads - 1)
+    pool = thread_pool(threads - 1)
     helpers = [pool.submit(work) for _ in range(min(threads, len(queue)) - 1)]
     work()
     for helper in helpers:
