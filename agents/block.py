@@ -134,7 +134,7 @@ class Block(nn.Module):
     def _mix_step(self, x: Tensor, state: State, is_first: Tensor) -> tuple[Tensor, State]:
         if self.start is None:
             return self.mixer.step(x, state, is_first)
-        state = restart(state, self._initial_state(len(x)), is_first)
+        state = restart(state, self._initial_state(x.shape[0]), is_first)
         return self.mixer.step(x, state, torch.zeros_like(is_first))
 
     def _residual(self, x: Tensor, mixed: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ class Backbone(nn.Module):
         Raises:
             ValueError: The state is of another batch size or of another backbone.
         """
-        check_state(state, self.expected, len(x), self.owner)
+        check_state(state, self.expected, x.shape[0], self.owner)
         states = []
         for block, block_state in zip(self._blocks(), state, strict=True):
             x, block_state = block(x, block_state, is_first)
@@ -207,7 +207,7 @@ class Backbone(nn.Module):
         Raises:
             ValueError: The state is of another batch size or of another backbone.
         """
-        check_state(state, self.expected, len(x), self.owner)
+        check_state(state, self.expected, x.shape[0], self.owner)
         states = []
         for block, block_state in zip(self._blocks(), state, strict=True):
             x, block_state = block.step(x, block_state, is_first)
