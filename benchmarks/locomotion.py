@@ -35,50 +35,61 @@ NETWORK_OF_DECISION_TRANSFORMER = [
     "trainer.ema_decay=0.99",
     "evaluation.target=data",
 ]
-TASKS = ("hopper", "halfcheetah", "walker2d")
+TASKS = ("hopper", "walker2d", "halfcheetah")
 MEDIUM = [f"{task}-medium" for task in TASKS]
 NINE = [*MEDIUM, *(f"{task}-medium-{kind}" for kind in ("replay", "expert") for task in TASKS)]
 THREE = ["hopper-medium-replay", "walker2d-medium", "halfcheetah-medium-expert"]
 
-# Name of a group of runs: what it is run on, and its overrides.
-MAIN: dict[str, tuple[list[str], list[str]]] = {
-    "min_gru": (NINE, []),
-    "min_lstm": (NINE, ["backbone=min_lstm"]),
-    "decision_transformer": (NINE, NETWORK_OF_DECISION_TRANSFORMER),
-    "bc": (NINE, ["experiment=bc"]),
-    "bc_top10": (NINE, ["experiment=bc_top10"]),
+# Name of runs: their overrides.
+MAIN: dict[str, list[str]] = {
+    "min_gru": [],
+    "min_lstm": ["backbone=min_lstm"],
+    "decision_transformer": NETWORK_OF_DECISION_TRANSFORMER,
+    "bc": ["experiment=bc"],
+    "bc_top10": ["experiment=bc_top10"],
 }
-OTHERS: dict[str, tuple[list[str], list[str]]] = {
-    "attention": (
-        MEDIUM,
-        ["backbone=attention", "policy.timestep_embedding=true", "rollout=window"],
-    ),
-    **{name: (MEDIUM, [f"backbone={name}"]) for name in ("gru", "lstm", "aaren", "s4d", "mamba")},
+OTHERS: dict[str, list[str]] = {
+    name: [f"backbone={name}"] for name in ("gru", "lstm", "aaren", "s4d", "mamba")
 }
-ABLATIONS: dict[str, tuple[list[str], list[str]]] = {
-    "whole_episodes": (THREE, ["experiment=carried"]),
-    "streamed": (THREE, ["experiment=streamed"]),
-    "no_previous_action": (THREE, ["policy.previous_action=false"]),
-    "return_before_head": (THREE, ["policy.return_before_head=true"]),
-    "timestep_embedding": (THREE, ["policy.timestep_embedding=true"]),
-    "three_tokens": (THREE, ["policy.tokens=3"]),
-    "convolution": (THREE, ["backbone.convolution=4"]),
-    "gate_bias_2": (THREE, ["backbone.gate_bias=2"]),
-    "context_5": (THREE, ["protocol.context_length=5"]),
-    "context_100": (THREE, ["protocol.context_length=100"]),
-    "no_average": (THREE, ["trainer.ema_decay=0"]),
+# What of Decision Transformer holds it back at so few updates: its three tokens, its timesteps?
+ATTENTION = ["backbone=attention", "rollout=window"]
+TRANSFORMERS: dict[str, list[str]] = {
+    "attention": ATTENTION,
+    "attention_timestep": [*ATTENTION, "policy.timestep_embedding=true"],
+    "decision_transformer_no_timestep": [
+        *NETWORK_OF_DECISION_TRANSFORMER,
+        "policy.timestep_embedding=false",
+    ],
+    "min_gru_timestep": ["policy.timestep_embedding=true"],
 }
-GROUPS = {"main": MAIN, "others": OTHERS, "ablations": ABLATIONS}
+ABLATIONS: dict[str, list[str]] = {
+    "whole_episodes": ["experiment=carried"],
+    "streamed": ["experiment=streamed"],
+    "no_previous_action": ["policy.previous_action=false"],
+    "return_before_head": ["policy.return_before_head=true"],
+    "timestep_embedding": ["policy.timestep_embedding=true"],
+    "three_tokens": ["policy.tokens=3"],
+    "convolution": ["backbone.convolution=4"],
+    "gate_bias_2": ["backbone.gate_bias=2"],
+    "context_5": ["protocol.context_length=5"],
+    "context_100": ["protocol.context_length=100"],
+    "no_average": ["trainer.ema_decay=0"],
+}
+GROUPS = {
+    "main": (NINE, MAIN),
+    "transformers": (MEDIUM, TRANSFORMERS),
+    "others": (MEDIUM, OTHERS),
+    "ablations": (THREE, ABLATIONS),
+}
 
 
 def commands(groups: list[str], seeds: list[int]) -> Iterator[tuple[Path, list[str]]]:
     """Yields the folder and the overrides of every run, in the order of their worth."""
     for seed, group in itertools.product(seeds, groups):
-        datasets = NINE if group == "main" else MEDIUM if group == "others" else THREE
-        for dataset, (name, (on, overrides)) in itertools.product(datasets, GROUPS[group].items()):
-            if dataset in on:
-                folder = RUNS / dataset / f"{name}-seed{seed}"
-                yield folder, [f"dataset={dataset}", f"seed={seed}", *COMMON, *overrides]
+        datasets, variants = GROUPS[group]
+        for dataset, (name, overrides) in itertools.product(datasets, variants.items()):
+            folder = RUNS / dataset / f"{name}-seed{seed}"
+            yield folder, [f"dataset={dataset}", f"seed={seed}", *COMMON, *overrides]
 
 
 def train(folder: Path, overrides: list[str]) -> None:
@@ -86,7 +97,7 @@ def train(folder: Path, overrides: list[str]) -> None:
     if (ROOT / folder / "scores.json").exists():
         return
     command = ["python", "train.py", *overrides, f"run_dir={folder}", "resume=true"]
-    print("$", *command, flush=True)
+    print(" ".join(["$", *command]), flush=True)
     done = subprocess.run(
         [sys.executable, *command[1:]], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -100,7 +111,7 @@ def train(folder: Path, overrides: list[str]) -> None:
 def main() -> None:
     """Trains what is missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--groups", nargs="+", default=["main", "others"], choices=GROUPS)
+    parser.add_argument("--groups", nargs="+", default=list(GROUPS), choices=GROUPS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each one thread")
     parser.add_argument("--dry-run", action="store_true", help="only print what is missing")
