@@ -40,10 +40,14 @@ MEDIUM = [f"{task}-medium" for task in TASKS]
 NINE = [*MEDIUM, *(f"{task}-medium-{kind}" for kind in ("replay", "expert") for task in TASKS)]
 THREE = ["hopper-medium-replay", "walker2d-medium", "halfcheetah-medium-expert"]
 
+# The transformer in the policy of the others: one token a step, no timesteps; run by window.
+ATTENTION = ["backbone=attention", "rollout=window"]
+
 # Name of runs: their overrides.
 MAIN: dict[str, list[str]] = {
     "min_gru": [],
     "min_lstm": ["backbone=min_lstm"],
+    "attention": ATTENTION,
     "decision_transformer": NETWORK_OF_DECISION_TRANSFORMER,
     "bc": ["experiment=bc"],
     "bc_top10": ["experiment=bc_top10"],
@@ -52,9 +56,7 @@ OTHERS: dict[str, list[str]] = {
     name: [f"backbone={name}"] for name in ("gru", "lstm", "aaren", "s4d", "mamba")
 }
 # What of Decision Transformer holds it back at so few updates: its three tokens, its timesteps?
-ATTENTION = ["backbone=attention", "rollout=window"]
 TRANSFORMERS: dict[str, list[str]] = {
-    "attention": ATTENTION,
     "attention_timestep": [*ATTENTION, "policy.timestep_embedding=true"],
     "decision_transformer_no_timestep": [
         *NETWORK_OF_DECISION_TRANSFORMER,
