@@ -185,8 +185,13 @@ class _Layer(torch.autograd.Function):
                 d_bias += flat.sum(0)
             return d_weight, d_bias
 
-        d_weights, d_biases = zip(*cpu.share_rows(scan, batch, states.numel()), strict=True)
-        return None, None, d_x, sum(d_weights), sum(d_biases), d_state, None
+        (d_weight, d_bias), *others = cpu.share_rows(scan, batch, states.numel())
+        for more_weight, more_bias in others:
+            # By NumPy, on this thread: PyTorch would wake its own ones for this sum, and they spin
+            # for milliseconds beside those of the next layer.
+            d_weight.numpy()[:] += more_weight.numpy()
+            d_bias.numpy()[:] += more_bias.numpy()
+        return None, None, d_x, d_weight, d_bias, d_state, None
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None) -> Tensor:
