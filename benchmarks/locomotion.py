@@ -69,7 +69,6 @@ ABLATIONS: dict[str, list[str]] = {
     "streamed": ["experiment=streamed"],
     "no_previous_action": ["policy.previous_action=false"],
     "return_before_head": ["policy.return_before_head=true"],
-    "timestep_embedding": ["policy.timestep_embedding=true"],
     "three_tokens": ["policy.tokens=3"],
     "convolution": ["backbone.convolution=4"],
     "gate_bias_2": ["backbone.gate_bias=2"],

@@ -22,6 +22,8 @@ from numba.extending import overload
 # compiler assume that NaN does not occur: a NaN must come out as a NaN. The numpy error model drops
 # the check for division by zero, which would stop vectorisation.
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "nsz"}}
+# Sums along a row may be taken in any order, or they would not vectorise.
+_SUM_OPTIONS = {**_OPTIONS, "fastmath": _OPTIONS["fastmath"] | {"reassoc"}}
 
 
 def _kernel(function: Callable[..., None]) -> Any:
@@ -71,6 +73,14 @@ def _exp_nonpositive_overload(x):
         return zero if x < lowest else result
 
     return exp_nonpositive
+
+
+@njit(**_SUM_OPTIONS)
+def _dot(x, y):
+    total = x.dtype.type(0.0)
+    for c in range(x.shape[0]):
+        total += x[c] * y[c]
+    return total
 
 
 @_kernel

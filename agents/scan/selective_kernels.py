@@ -10,12 +10,9 @@ disk does not see when `kernels.py` changes: then touch this file too.
 import numpy as np
 from numba import njit
 
-from agents.scan.kernels import _OPTIONS, _exp_nonpositive, _kernel
+from agents.scan.kernels import _OPTIONS, _dot, _exp_nonpositive, _kernel
 
 STRETCH = 16  # steps whose states the backward pass holds at once: 16 x 4096 numbers, twice
-
-# Sums over channels may be taken in any order, or they would not vectorise.
-_SUM_OPTIONS = {**_OPTIONS, "fastmath": _OPTIONS["fastmath"] | {"reassoc"}}
 
 
 @njit(**_OPTIONS)
@@ -33,14 +30,6 @@ def _advance_in_place(dt, dt_x, b, a, c, state, y):
         now = _exp_nonpositive(dt[i] * a[i]) * state[i] + b * dt_x[i]
         state[i] = now
         y[i] += c * now
-
-
-@njit(**_SUM_OPTIONS)
-def _dot(x, y):
-    total = x.dtype.type(0.0)
-    for c in range(x.shape[0]):
-        total += x[c] * y[c]
-    return total
 
 
 @njit(**_OPTIONS)

@@ -13,10 +13,14 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-from agents.scan.kernels import _OPTIONS, _kernel, min_gru_forward, min_lstm_forward
-
-# Sums along a row may be taken in any order, or they would not vectorise.
-_SUM_OPTIONS = {**_OPTIONS, "fastmath": _OPTIONS["fastmath"] | {"reassoc"}}
+from agents.scan.kernels import (
+    _OPTIONS,
+    _SUM_OPTIONS,
+    _dot,
+    _kernel,
+    min_gru_forward,
+    min_lstm_forward,
+)
 
 
 @intrinsic
@@ -124,14 +128,6 @@ def _layer_norm(x, norm, epsilon, y):
     inverse = x.dtype.type(1.0) / np.sqrt(variance + epsilon)
     for c in range(x.shape[0]):
         y[c] = (x[c] - mean) * inverse * scale[c] + shift[c]
-
-
-@njit(**_SUM_OPTIONS)
-def _dot(x, y):
-    total = x.dtype.type(0.0)
-    for c in range(x.shape[0]):
-        total += x[c] * y[c]
-    return total
 
 
 @_kernel
