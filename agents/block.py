@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.convolution import CausalConvolution
+from agents.dropout import Dropout
 from agents.state import State, check_state, map_state, restart, run_pieces, tensors_of
 
 
@@ -105,7 +106,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(config.d_model, width), nn.ReLU(), nn.Linear(width, config.d_model)
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def initial_state(self, batch_size: int) -> State:
         """Returns the state before an episode begins."""

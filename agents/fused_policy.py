@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from agents.backbones.min_gru import MinGRU
 from agents.backbones.min_lstm import MinLSTM
 from agents.block import Backbone, Block
+from agents.dropout import Dropout
 from agents.policy import PolicyState, ReturnConditionedPolicy
 
 _log = logging.getLogger(__name__)
 
 _GATES = {MinGRU: 2, MinLSTM: 3}  # pre-activations a channel
 _MODULES = {ReturnConditionedPolicy, Backbone, Block, *_GATES} | {
-    nn.Dropout, nn.Embedding, nn.Identity, nn.LayerNorm, nn.Linear, nn.ModuleList, nn.ReLU,
+    Dropout, nn.Embedding, nn.Identity, nn.LayerNorm, nn.Linear, nn.ModuleList, nn.ReLU,
     nn.ParameterList, nn.Sequential,
 }  # fmt: skip
 _ROWS_OF_A_THREAD = 16  # fewer are done before another thread is awake

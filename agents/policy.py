@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from agents.backbones import build_backbone
 from agents.block import BackboneConfig
+from agents.dropout import Dropout
 from agents.state import State, map_state
 
 
@@ -114,7 +115,7 @@ class ReturnConditionedPolicy(nn.Module):
         if config.timestep_embedding:
             self.timestep_embedding = nn.Embedding(config.max_timestep, d_model)
         if config.token_norm:
-            self.token_norm = nn.Sequential(nn.LayerNorm(d_model), nn.Dropout(backbone.dropout))
+            self.token_norm = nn.Sequential(nn.LayerNorm(d_model), Dropout(backbone.dropout))
         self.backbone = build_backbone(backbone)
         if config.return_before_head:
             self.head_return_embedding = nn.Linear(1, d_model, bias=False)

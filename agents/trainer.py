@@ -190,7 +190,10 @@ class Trainer:
         self.step = 0
         self.carried: PolicyState | None = None
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(policy), lr=config.learning_rate, weight_decay=config.weight_decay
+            parameter_groups(policy),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         self.average = (
             AveragedModel(policy, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))

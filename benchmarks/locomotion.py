@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = Path("benchmarks", "results", "locomotion")
 
-COMMON = ["protocol.batch_steps=1280", "steps=1500", "evaluation.every=500"]
+COMMON = ["protocol.batch_steps=1280", "steps=1500", "evaluation.every=500", "precision=bfloat16"]
 # Decision Transformer's network and way of acting; optimiser, schedule and target of the others.
 NETWORK_OF_DECISION_TRANSFORMER = [
     "experiment=decision_transformer",
@@ -48,7 +48,6 @@ MAIN: dict[str, list[str]] = {
     "min_gru": [],
     "min_lstm": ["backbone=min_lstm"],
     "attention": ATTENTION,
-    "decision_transformer": NETWORK_OF_DECISION_TRANSFORMER,
     "bc": ["experiment=bc"],
     "bc_top10": ["experiment=bc_top10"],
 }
@@ -57,30 +56,34 @@ OTHERS: dict[str, list[str]] = {
 }
 # What of Decision Transformer holds it back at so few updates: its three tokens, its timesteps?
 TRANSFORMERS: dict[str, list[str]] = {
+    "decision_transformer": NETWORK_OF_DECISION_TRANSFORMER,
     "attention_timestep": [*ATTENTION, "policy.timestep_embedding=true"],
     "decision_transformer_no_timestep": [
         *NETWORK_OF_DECISION_TRANSFORMER,
         "policy.timestep_embedding=false",
     ],
-    "min_gru_timestep": ["policy.timestep_embedding=true"],
 }
+# Each changes one thing in min_gru.
 ABLATIONS: dict[str, list[str]] = {
     "whole_episodes": ["experiment=carried"],
     "streamed": ["experiment=streamed"],
     "no_previous_action": ["policy.previous_action=false"],
     "return_before_head": ["policy.return_before_head=true"],
+    "timestep_embedding": ["policy.timestep_embedding=true"],
     "three_tokens": ["policy.tokens=3"],
     "convolution": ["backbone.convolution=4"],
     "gate_bias_2": ["backbone.gate_bias=2"],
     "context_5": ["protocol.context_length=5"],
     "context_100": ["protocol.context_length=100"],
+    "no_dropout": ["backbone.dropout=0"],
     "no_average": ["trainer.ema_decay=0"],
+    "float32": ["precision=float32"],
 }
 GROUPS = {
     "main": (NINE, MAIN),
-    "transformers": (MEDIUM, TRANSFORMERS),
     "others": (MEDIUM, OTHERS),
     "ablations": (THREE, ABLATIONS),
+    "transformers": (MEDIUM, TRANSFORMERS),
 }
 
 
