@@ -165,12 +165,12 @@ def read_runs(folders: list[Path]) -> tuple[list[Run], list[str]]:
 
 
 def with_defaults(run: Run) -> Run:
-    """Returns a run in which keys newer than it have their defaults, which is how it was made."""
+    """Returns a run that knows the defaults; keys newer than it have them: so it was made."""
     config, _ = MIXERS.get(run.backbone, MIXERS["min_gru"])
     schema = OmegaConf.structured(TrainConfig(dataset=DatasetConfig(""), backbone=config()))
     defaults = dict(flatten(OmegaConf.to_container(schema)))
     known = {key: value for key, value in defaults.items() if key not in IGNORED}
-    return replace(run, config=known | run.config)
+    return replace(run, config=known | run.config, defaults=known)
 
 
 def watch(folders: list[Path], console: Console, *, every: float = 2.0) -> None:

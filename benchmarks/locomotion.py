@@ -66,7 +66,6 @@ TRANSFORMERS: dict[str, list[str]] = {
 # Each changes one thing in min_gru.
 ABLATIONS: dict[str, list[str]] = {
     "whole_episodes": ["experiment=carried"],
-    "streamed": ["experiment=streamed"],
     "no_previous_action": ["policy.previous_action=false"],
     "return_before_head": ["policy.return_before_head=true"],
     "timestep_embedding": ["policy.timestep_embedding=true"],
@@ -75,14 +74,18 @@ ABLATIONS: dict[str, list[str]] = {
     "gate_bias_2": ["backbone.gate_bias=2"],
     "context_5": ["protocol.context_length=5"],
     "context_100": ["protocol.context_length=100"],
+}
+EXTRAS: dict[str, list[str]] = {
+    "float32": ["precision=float32"],
+    "streamed": ["experiment=streamed"],
     "no_dropout": ["backbone.dropout=0"],
     "no_average": ["trainer.ema_decay=0"],
-    "float32": ["precision=float32"],
 }
 GROUPS = {
     "main": (NINE, MAIN),
     "others": (MEDIUM, OTHERS),
     "ablations": (THREE, ABLATIONS),
+    "extras": (THREE, EXTRAS),
     "transformers": (MEDIUM, TRANSFORMERS),
 }
 

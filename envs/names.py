@@ -1,7 +1,7 @@
 """A name for what distinguishes each run of a comparison.
 
 A run is named after its backbone and after those keys of its configuration that tell it from the
-other runs of that backbone, as far as it departs from their common centre: ``min_gru``,
+other runs of that backbone, as far as it departs from the plainest of them: ``min_gru``,
 ``min_gru protocol=streamed``. Runs that differ in anything but the seed never share a name.
 """
 
@@ -33,9 +33,9 @@ def name_runs(runs: Sequence[Run], *, by_folder: bool = False) -> list[Name]:
     """Names each run after its backbone and what tells it from the others of that backbone.
 
     Within one task, two runs have the same name only if nothing but their seed differs. Of keys
-    that change together, one is named. A configuration that departs in the fewest keys from all
-    the other runs is the centre, and has the backbone's name alone; if two are equally central,
-    names say every value.
+    that change together, one is named. The configuration that departs from the defaults in the
+    fewest of them, and of several the one nearest to all other runs, is the centre, and has the
+    backbone's name alone; if two are equally central, names say every value.
 
     Args:
         runs: All that are compared.
@@ -52,8 +52,11 @@ def name_runs(runs: Sequence[Run], *, by_folder: bool = False) -> list[Name]:
         keys = _telling_keys([facts[i] for i in own], [runs[i].task for i in own])
         values = [tuple(facts[i].get(key, ABSENT) for key in keys) for i in own]
         distance = {
-            value: sum(a != b for other in values for a, b in zip(value, other, strict=True))
-            for value in values
+            value: (
+                sum(a != runs[i].defaults.get(key, a) for key, a in zip(keys, value, strict=True)),
+                sum(a != b for other in values for a, b in zip(value, other, strict=True)),
+            )
+            for i, value in zip(own, values, strict=True)
         }
         centre = min(distance, key=distance.__getitem__)
         unique = list(distance.values()).count(distance[centre]) == 1

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,6 +51,7 @@ class Run:
         curve: Updates and score of each evaluation in training.
         curve_episodes: Episodes of each of those.
         data_best: Return of the best episode that was trained on.
+        defaults: Of the keys of `config`, as far as they are known.
     """
 
     folder: Path
@@ -65,6 +66,7 @@ class Run:
     curve: list[tuple[int, float]]
     curve_episodes: int
     data_best: float
+    defaults: dict[str, Hashable] = field(default_factory=dict)
 
     @property
     def last(self) -> float:

@@ -44,6 +44,21 @@ def test_names_tell_what_differs_and_no_more(tmp_path):
     )
 
 
+def test_the_plainest_configuration_is_the_centre_not_the_one_in_the_middle(tmp_path):
+    cloning = PolicyConfig(return_to_go=False)
+    make_run(tmp_path / "plain")
+    make_run(tmp_path / "bc", policy=cloning)
+    make_run(tmp_path / "bc_held_out", policy=cloning, held_out=0.1)
+    runs, _ = compare.read_runs([tmp_path])
+    found = compare_runs(runs)
+    assert found.baselines == ["min_gru"]
+    assert set(found.rows) == {
+        "min_gru",
+        "min_gru return_to_go=false",
+        "min_gru return_to_go=false held_out=0.1",
+    }
+
+
 def test_of_two_configurations_neither_is_the_usual_one(tmp_path):
     make_run(tmp_path / "a", protocol={"name": "carried"})
     make_run(tmp_path / "b")
