@@ -60,6 +60,16 @@ def probability_of_improvement(scores: Scores, others: Scores) -> np.ndarray:
     return np.asarray(np.mean(shares, axis=0))
 
 
+def mean_difference(scores: Scores, others: Scores) -> np.ndarray:
+    """Returns by how much a method's mean is higher than another's, averaged over tasks, (...).
+
+    Args:
+        scores: Of the one method: one array (..., runs) for each task.
+        others: Of the other, on the same tasks in the same order.
+    """
+    return mean_over_tasks(scores) - mean_over_tasks(others)
+
+
 def bootstrap_interval(
     statistic: Callable[..., np.ndarray], *methods: Scores, repeats: int = 10_000, seed: int = 0
 ) -> Interval | None:

@@ -13,6 +13,7 @@ from envs.statistics import (
     Interval,
     bootstrap_interval,
     interquartile_mean,
+    mean_difference,
     mean_over_tasks,
     probability_of_improvement,
     student_half_width,
@@ -148,7 +149,7 @@ def overall_table(comparison: Comparison) -> Table:
 
 
 def improvement_table(comparison: Comparison) -> Table:
-    """Makes the table of the probability of improvement over the baselines' rows."""
+    """Makes the table of how far, and how likely, each row improves on the baselines' rows."""
     lines, records = [], []
     for baseline in comparison.baselines:
         for row in comparison.rows:
@@ -160,22 +161,35 @@ def improvement_table(comparison: Comparison) -> Table:
             if row == baseline or not both:
                 continue
             scores = comparison.scores(row, both), comparison.scores(baseline, both)
-            value = float(probability_of_improvement(*scores))
+            difference = float(mean_difference(*scores))
+            between = bootstrap_interval(mean_difference, *scores, repeats=2000)
+            likely = float(probability_of_improvement(*scores))
             interval = bootstrap_interval(probability_of_improvement, *scores, repeats=2000)
-            lines.append([row, baseline, f"{value:.2f}{_between(interval, '.2f')}", str(len(both))])
+            lines.append(
+                [
+                    row,
+                    baseline,
+                    f"{difference:+,.1f}{_between(between, '+,.1f')}",
+                    f"{likely:.2f}{_between(interval, '.2f')}",
+                    str(len(both)),
+                ]
+            )
             records.append(
-                {"row": row, "over": baseline, "probability": value}
+                {"row": row, "over": baseline, "difference": difference}
+                | _ends("difference", between)
+                | {"probability": likely}
                 | _ends("probability", interval)
                 | {"tasks": len(both)}
             )
     return Table(
         "improvement",
-        "Probability of improvement",
-        ["row", "over", "probability", "tasks"],
+        "Improvement",
+        ["row", "over", "difference", "probability", "tasks"],
         lines,
-        "How likely a run of the row beats a run of the other on the same task, averaged over the "
-        "tasks that both were run on (0.50: as likely as not); in brackets the stratified "
-        "bootstrap's 95 % interval, which is too narrow for few seeds and tasks.",
+        "Difference: of the means, averaged over the tasks that both rows were run on. Probability "
+        "of improvement: how likely a run of the row beats a run of the other on the same task "
+        "(0.50: as likely as not), averaged likewise. In brackets the stratified bootstrap's 95 % "
+        "interval, which is too narrow for few seeds and tasks.",
         records,
     )
 

@@ -81,6 +81,12 @@ def test_figures_by_hand(report):
     # On each task, of nine pairs of runs: six won, two tied.
     assert float(better["min_gru", "attention"]["probability"]) == pytest.approx(7 / 9)
     assert float(better["attention", "min_gru"]["probability"]) == pytest.approx(2 / 9)
+    assert float(better["min_gru", "attention"]["difference"]) == pytest.approx(10)
+    # The least and the greatest means that three runs can be drawn to: 50 - 60 and 70 - 40.
+    low, high = (
+        float(better["min_gru", "attention"][f"difference_{end}"]) for end in ("low", "high")
+    )
+    assert -10 < low < 10 < high < 30
     assert better["min_lstm", "min_gru"]["tasks"] == "1"
     assert better["min_lstm", "min_gru"]["probability_low"] == ""
 
