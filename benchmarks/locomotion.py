@@ -1,6 +1,7 @@
 """The benchmark: every backbone on the nine built-in data sets, and what the design leaves open.
 
     python benchmarks/locomotion.py --jobs 2          # trains what is missing; stop it at any time
+    python benchmarks/locomotion.py --jobs 2 --evaluate   # other targets, harder conditions
     python compare.py benchmarks/results/locomotion --name-by folder   # tables and pictures
 
 Every run is `python train.py` with the overrides below, of equal updates and batches (Decision
@@ -71,7 +72,8 @@ ABLATIONS: dict[str, list[str]] = {
     "timestep_embedding": ["policy.timestep_embedding=true"],
     "three_tokens": ["policy.tokens=3"],
     "convolution": ["backbone.convolution=4"],
-    "gate_bias_2": ["backbone.gate_bias=2"],
+    "gate_bias_minus_2": ["backbone.gate_bias=-2"],
+    "gate_bias_minus_4": ["backbone.gate_bias=-4"],
     "context_5": ["protocol.context_length=5"],
     "context_100": ["protocol.context_length=100"],
 }
@@ -88,6 +90,16 @@ GROUPS = {
     "extras": (THREE, EXTRAS),
     "transformers": (MEDIUM, TRANSFORMERS),
 }
+
+
+# What eval.py is asked of some policies: data sets, names of runs, arguments.
+EVALUATIONS: list[tuple[list[str], list[str], str]] = [
+    (THREE, ["min_gru", "min_lstm"], "target_fraction=[0.25,0.5,0.75,1,1.5,2]"),
+    (THREE, ["min_gru", "gate_bias_minus_2", "gate_bias_minus_4"], "rollout=rolling"),
+    (MEDIUM, ["min_gru", "min_lstm", "attention"], "horizon=5000"),
+    (MEDIUM, ["min_gru", "min_lstm", "attention"], "observation_noise=0.1"),
+    (MEDIUM, ["min_gru", "min_lstm", "attention"], "action_delay=1"),
+]
 
 
 def commands(groups: list[str], seeds: list[int]) -> Iterator[tuple[Path, list[str]]]:
@@ -115,15 +127,38 @@ def train(folder: Path, overrides: list[str]) -> None:
         (ROOT / folder / "training_state.pt").unlink(missing_ok=True)
 
 
+def evaluate(folder: Path, argument: str) -> None:
+    """Makes one further evaluation of a trained policy, unless its file of scores is there."""
+    key = argument.partition("=")[0]
+    weights = (ROOT / folder / "policy.safetensors").exists()
+    if not weights or list((ROOT / folder).glob(f"scores-{key}*.json")):
+        return
+    command = ["python", "eval.py", f"run={folder}", argument]
+    print(" ".join(["$", *command]), flush=True)
+    subprocess.run([sys.executable, *command[1:]], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def evaluations(seeds: list[int]) -> Iterator[tuple[Path, str]]:
+    """Yields the folder and the argument of every further evaluation."""
+    for seed, (datasets, names, argument) in itertools.product(seeds, EVALUATIONS):
+        for dataset, name in itertools.product(datasets, names):
+            yield RUNS / dataset / f"{name}-seed{seed}", argument
+
+
 def main() -> None:
-    """Trains what is missing."""
+    """Trains or evaluates what is missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--groups", nargs="+", default=list(GROUPS), choices=GROUPS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each one thread")
+    parser.add_argument("--evaluate", action="store_true", help="score again what was trained")
     parser.add_argument("--dry-run", action="store_true", help="only print what is missing")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
+    if arguments.evaluate:
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            list(pool.map(lambda asked: evaluate(*asked), evaluations(arguments.seeds)))
+        return
     runs = list(commands(arguments.groups, arguments.seeds))
     missing = [(f, o) for f, o in runs if not (ROOT / f / "scores.json").exists()]
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished.", flush=True)
