@@ -72,10 +72,14 @@ ABLATIONS: dict[str, list[str]] = {
     "timestep_embedding": ["policy.timestep_embedding=true"],
     "three_tokens": ["policy.tokens=3"],
     "convolution": ["backbone.convolution=4"],
-    "gate_bias_minus_2": ["backbone.gate_bias=-2"],
     "gate_bias_minus_4": ["backbone.gate_bias=-4"],
     "context_5": ["protocol.context_length=5"],
     "context_100": ["protocol.context_length=100"],
+}
+# Forgetting half of the state at each step, as the gates do without a bias of their own.
+MEMORY: dict[str, list[str]] = {
+    "gate_bias_0": ["backbone.gate_bias=0"],
+    "forget_bias_0": ["backbone=min_lstm", "backbone.forget_bias=0"],
 }
 EXTRAS: dict[str, list[str]] = {
     "float32": ["precision=float32"],
@@ -87,6 +91,7 @@ GROUPS = {
     "main": (NINE, MAIN),
     "others": (MEDIUM, OTHERS),
     "ablations": (THREE, ABLATIONS),
+    "memory": (NINE, MEMORY),
     "extras": (THREE, EXTRAS),
     "transformers": (MEDIUM, TRANSFORMERS),
 }
@@ -95,7 +100,8 @@ GROUPS = {
 # What eval.py is asked of some policies: data sets, names of runs, arguments.
 EVALUATIONS: list[tuple[list[str], list[str], str]] = [
     (THREE, ["min_gru", "min_lstm"], "target_fraction=[0.25,0.5,0.75,1,1.5,2]"),
-    (THREE, ["min_gru", "gate_bias_minus_2", "gate_bias_minus_4"], "rollout=rolling"),
+    (NINE, ["min_gru", "min_lstm", "gate_bias_0", "forget_bias_0"], "rollout=rolling"),
+    (THREE, ["gate_bias_minus_4"], "rollout=rolling"),
     (MEDIUM, ["min_gru", "min_lstm", "attention"], "horizon=5000"),
     (MEDIUM, ["min_gru", "min_lstm", "attention"], "observation_noise=0.1"),
     (MEDIUM, ["min_gru", "min_lstm", "attention"], "action_delay=1"),

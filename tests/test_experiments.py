@@ -51,8 +51,16 @@ PUBLISHED = {
         "protocol.batch_steps": 2048,
         "rollout": "carried",
     },
-    "paper_min_gru": {"backbone.name": "min_gru", "backbone.d_model": 256},
-    "paper_min_lstm": {"backbone.name": "min_lstm", "backbone.d_model": 256},
+    "paper_min_gru": {
+        "backbone.name": "min_gru",
+        "backbone.d_model": 256,
+        "backbone.gate_bias": 0.0,
+    },
+    "paper_min_lstm": {
+        "backbone.name": "min_lstm",
+        "backbone.d_model": 256,
+        "backbone.forget_bias": 0.0,
+    },
 }
 
 

@@ -37,8 +37,7 @@ class MinimalRNN(Mixer):
 
     Args:
         config: The settings.
-        gates: Pre-activations of a channel, the candidate's included.
-        bias: Initial bias of the first gate.
+        biases: Initial bias of each gate.
         layer: The whole sequence, as `agents.scan.layer.min_gru_layer`.
         step: One step of it, as `agents.scan.min_gru_step`.
     """
@@ -47,8 +46,7 @@ class MinimalRNN(Mixer):
         self,
         config: MinimalConfig,
         *,
-        gates: int,
-        bias: float,
+        biases: tuple[float, ...],
         layer: Callable[..., Tensor],
         step: Callable[..., Tensor],
     ) -> None:
@@ -57,8 +55,9 @@ class MinimalRNN(Mixer):
         self.scan_layer, self.scan_step = layer, step
         self.channels = config.expansion * config.d_model
         # Gates and candidate side by side, the layout that the fused scan reads.
-        self.projection = nn.Linear(config.d_model, gates * self.channels)
-        nn.init.constant_(self.projection.bias[: self.channels], bias)
+        self.projection = nn.Linear(config.d_model, (len(biases) + 1) * self.channels)
+        for gate, bias in zip(self.projection.bias.chunk(len(biases) + 1), biases, strict=False):
+            nn.init.constant_(gate, bias)
         self.output = (
             nn.Linear(self.channels, config.d_model) if config.expansion > 1 else nn.Identity()
         )

@@ -152,13 +152,25 @@ def test_an_expanded_state_is_wider_and_runs_in_both_forms(name):
     short, _ = mixer.float()(x.float(), state.float(), is_first)
     torch.testing.assert_close(short.double(), y, rtol=1e-5, atol=1e-5)
 
-    bias = "gate_bias" if name == "min_gru" else "forget_bias"
-    biased = make_mixer(name, expansion=3, **{bias: 2.0}).projection.bias
-    assert (biased[: 3 * CHANNELS] == 2.0).all() and (biased[3 * CHANNELS :] != 2.0).all()
-
     assert set(make_mixer(name).state_dict()) == {"projection.weight", "projection.bias"}
     with pytest.raises(ValueError, match=r"backbone\.expansion is 0; it must be at least 1"):
         MIXERS[name][0](expansion=0)
+
+
+@pytest.mark.parametrize(("name", "bias"), [("min_gru", "gate_bias"), ("min_lstm", "forget_bias")])
+def test_the_bias_says_how_much_of_the_state_is_kept(name, bias):
+    for value in (-1.0, 0.0, 3.0):
+        mixer = make_mixer(name, expansion=2, **{bias: value})
+        torch.nn.init.zeros_(mixer.projection.weight)
+        x, state = torch.zeros(1, CHANNELS), torch.tensor([0.25, 1.25])[:, None].double()
+        states = [
+            mixer.step(x.double(), before.expand(1, 2 * CHANNELS), torch.zeros(1, dtype=torch.bool))
+            for before in state
+        ]
+        kept = states[1][1] - states[0][1]  # of a difference of 1
+        sign = -1 if name == "min_gru" else 1
+        expected = torch.sigmoid(torch.tensor(sign * value).double()).expand_as(kept)
+        torch.testing.assert_close(kept, expected)
 
 
 @pytest.mark.parametrize("name", MINIMAL)
