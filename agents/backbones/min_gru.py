@@ -14,8 +14,8 @@ class MinGRUConfig(MinimalConfig):
     """minGRU's own settings.
 
     Attributes:
-        gate_bias: Initial bias of the update gate z: at first the state keeps sigmoid(-gate_bias) of
-            itself at every step, 88 % by default, where 0 halves it (benchmarks/FINDINGS.md).
+        gate_bias: Initial bias of the update gate z: at first sigmoid(-gate_bias) of the state is
+            kept at every step, 88 % by default; 0 would halve it (benchmarks/FINDINGS.md).
     """
 
     name: str = "min_gru"
