@@ -57,7 +57,7 @@ def _add_product_of_row(x, weight, y, nonzero):
         x0, x1, x2, x3 = x[j0], x[j1], x[j2], x[j3]
         w0, w1, w2, w3 = weight[j0], weight[j1], weight[j2], weight[j3]
         for i in range(y.shape[0]):
-            y[i] += x0 * w0[i] + x1 * w1[i] + x2 * w2[i] + x3 * w3[i]
+            y[i] = y[i] + x0 * w0[i] + x1 * w1[i] + x2 * w2[i] + x3 * w3[i]
     for k in range(whole, count):
         x0 = x[nonzero[k]]
         w0 = weight[nonzero[k]]
@@ -79,10 +79,10 @@ def _add_product_of_block(x, weight, y):
         d0, d1, d2, d3 = x[3, j], x[3, j + 1], x[3, j + 2], x[3, j + 3]
         for i in range(y.shape[1]):
             p, q, r, s = w0[i], w1[i], w2[i], w3[i]
-            ya[i] += a0 * p + a1 * q + a2 * r + a3 * s
-            yb[i] += b0 * p + b1 * q + b2 * r + b3 * s
-            yc[i] += c0 * p + c1 * q + c2 * r + c3 * s
-            yd[i] += d0 * p + d1 * q + d2 * r + d3 * s
+            ya[i] = ya[i] + a0 * p + a1 * q + a2 * r + a3 * s
+            yb[i] = yb[i] + b0 * p + b1 * q + b2 * r + b3 * s
+            yc[i] = yc[i] + c0 * p + c1 * q + c2 * r + c3 * s
+            yd[i] = yd[i] + d0 * p + d1 * q + d2 * r + d3 * s
     for j in range(whole, x.shape[1]):
         for b in range(BLOCK):
             for i in range(y.shape[1]):
