@@ -25,10 +25,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = Path("benchmarks", "results", "locomotion")
 
-COMMON = ["protocol.batch_steps=1280", "steps=1500", "evaluation.every=500", "precision=bfloat16"]
+# 64 windows of 20 steps an update. All act on a past as long as that: recurrent backbones by two
+# states restarted in turn, attention by running the window again.
+COMMON = [
+    *("protocol.name=windowed", "protocol.context_length=20", "protocol.batch_steps=1280"),
+    *("rollout=rolling", "steps=1500", "evaluation.every=500", "precision=bfloat16"),
+]
 # Decision Transformer's network and way of acting; optimiser, schedule and target of the others.
 NETWORK_OF_DECISION_TRANSFORMER = [
     "experiment=decision_transformer",
+    "rollout=window",
     "trainer.learning_rate=1e-3",
     "trainer.warmup=100",
     "trainer.schedule=cosine",
@@ -45,9 +51,11 @@ THREE = ["hopper-medium-replay", "walker2d-medium", "halfcheetah-medium-expert"]
 ATTENTION = ["backbone=attention", "rollout=window"]
 
 # Name of runs: their overrides.
+STREAMED = ["protocol.name=streamed", "protocol.context_length=64", "rollout=carried"]
 MAIN: dict[str, list[str]] = {
     "min_gru": [],
     "min_lstm": ["backbone=min_lstm"],
+    "min_gru_streamed": STREAMED,
     "attention": ATTENTION,
     "bc": ["experiment=bc"],
     "bc_top10": ["experiment=bc_top10"],
@@ -66,7 +74,7 @@ TRANSFORMERS: dict[str, list[str]] = {
 }
 # Each changes one thing in min_gru.
 ABLATIONS: dict[str, list[str]] = {
-    "whole_episodes": ["experiment=carried"],
+    "whole_episodes": ["protocol.name=carried", "rollout=carried"],
     "no_previous_action": ["policy.previous_action=false"],
     "return_before_head": ["policy.return_before_head=true"],
     "timestep_embedding": ["policy.timestep_embedding=true"],
@@ -83,7 +91,6 @@ MEMORY: dict[str, list[str]] = {
 }
 EXTRAS: dict[str, list[str]] = {
     "float32": ["precision=float32"],
-    "streamed": ["experiment=streamed"],
     "no_dropout": ["backbone.dropout=0"],
     "no_average": ["trainer.ema_decay=0"],
 }
@@ -99,12 +106,13 @@ GROUPS = {
 
 # What eval.py is asked of some policies: data sets, names of runs, arguments.
 EVALUATIONS: list[tuple[list[str], list[str], str]] = [
-    (THREE, ["min_gru", "min_lstm"], "target_fraction=[0.25,0.5,0.75,1,1.5,2]"),
-    (NINE, ["min_gru", "min_lstm", "gate_bias_0", "forget_bias_0"], "rollout=rolling"),
-    (THREE, ["gate_bias_minus_4"], "rollout=rolling"),
-    (MEDIUM, ["min_gru", "min_lstm", "attention"], "horizon=5000"),
-    (MEDIUM, ["min_gru", "min_lstm", "attention"], "observation_noise=0.1"),
-    (MEDIUM, ["min_gru", "min_lstm", "attention"], "action_delay=1"),
+    (THREE, ["min_gru", "min_gru_streamed"], "target_fraction=[0.25,0.5,0.75,1,1.5,2]"),
+    (NINE, ["min_gru", "min_lstm", "bc", "gate_bias_0", "forget_bias_0"], "rollout=carried"),
+    (NINE, ["min_gru", "min_lstm", "bc", "gate_bias_0", "forget_bias_0"], "rollout=window"),
+    (THREE, ["gate_bias_minus_4", "context_5", "context_100"], "rollout=carried"),
+    (MEDIUM, ["min_gru_streamed", "min_gru", "attention"], "horizon=5000"),
+    (MEDIUM, ["min_gru_streamed", "min_gru", "attention"], "observation_noise=0.1"),
+    (MEDIUM, ["min_gru_streamed", "min_gru", "attention"], "action_delay=1"),
 ]
 
 
