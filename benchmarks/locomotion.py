@@ -86,8 +86,8 @@ ABLATIONS: dict[str, list[str]] = {
 }
 # Forgetting half of the state at each step, as the gates do without a bias of their own.
 MEMORY: dict[str, list[str]] = {
-    "gate_bias_0": ["backbone.gate_bias=0"],
-    "forget_bias_0": ["backbone=min_lstm", "backbone.forget_bias=0"],
+    "gate_bias_0": ["backbone.gate_bias=0", "rollout=carried"],
+    "forget_bias_0": ["backbone=min_lstm", "backbone.forget_bias=0", "rollout=carried"],
 }
 EXTRAS: dict[str, list[str]] = {
     "float32": ["precision=float32"],
@@ -107,7 +107,8 @@ GROUPS = {
 # What eval.py is asked of some policies: data sets, names of runs, arguments.
 EVALUATIONS: list[tuple[list[str], list[str], str]] = [
     (THREE, ["min_gru", "min_gru_streamed"], "target_fraction=[0.25,0.5,0.75,1,1.5,2]"),
-    (NINE, ["min_gru", "min_lstm", "bc", "gate_bias_0", "forget_bias_0"], "rollout=carried"),
+    (NINE, ["min_gru", "min_lstm", "bc"], "rollout=carried"),
+    (NINE, ["gate_bias_0", "forget_bias_0"], "rollout=rolling"),
     (NINE, ["min_gru", "min_lstm", "bc", "gate_bias_0", "forget_bias_0"], "rollout=window"),
     (THREE, ["gate_bias_minus_4", "context_5", "context_100"], "rollout=carried"),
     (MEDIUM, ["min_gru_streamed", "min_gru", "attention"], "horizon=5000"),
@@ -143,9 +144,10 @@ def train(folder: Path, overrides: list[str]) -> None:
 
 def evaluate(folder: Path, argument: str) -> None:
     """Makes one further evaluation of a trained policy, unless its file of scores is there."""
-    key = argument.partition("=")[0]
+    key, value = argument.split("=")
+    there = key if "[" in value else f"{key}-{value}"
     weights = (ROOT / folder / "policy.safetensors").exists()
-    if not weights or list((ROOT / folder).glob(f"scores-{key}*.json")):
+    if not weights or list((ROOT / folder).glob(f"scores-{there}*.json")):
         return
     command = ["python", "eval.py", f"run={folder}", argument]
     print(" ".join(["$", *command]), flush=True)
