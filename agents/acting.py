@@ -25,8 +25,9 @@ def make_actor(
 ) -> FusedPolicy | ReturnConditionedPolicy | RollingActor | WindowActor:
     """Returns what acts: the policy itself, or the policy seen through a bounded past.
 
-    A carried policy is fused into one kernel where that is possible; see agents.fused_policy. The
-    weights are those of now, while the policy's target return is read at every step.
+    The step of `carried` and `rolling` is fused into one kernel where that is possible; see
+    agents.fused_policy. Then the weights are those of now, while the policy's target return is read
+    at every step.
 
     Raises:
         ValueError: No rollout has this name, or the context is too short for it.
@@ -54,6 +55,7 @@ class RollingActor:
                 f"rollout 'rolling' needs a context_length of at least 2, not {context_length}."
             )
         self.policy = policy
+        self.step = fuse(policy).step
         self.context_length = context_length
         self.observation_dim = policy.observation_dim
         self.action_dim = policy.action_dim
@@ -72,7 +74,7 @@ class RollingActor:
         half = self.context_length // 2
         age = timestep % self.context_length
         late_age = torch.where(timestep < half, timestep, (timestep - half) % self.context_length)
-        actions, backbone = self.policy.step(
+        actions, backbone = self.step(
             observation.repeat(2, 1),
             return_to_go.repeat(2),
             state.action.repeat(2, 1),

@@ -23,6 +23,7 @@ from agents.backbones.min_lstm import MinLSTM
 from agents.block import Backbone, Block
 from agents.dropout import Dropout
 from agents.policy import PolicyState, ReturnConditionedPolicy
+from agents.state import State
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class FusedPolicy:
         self._policy = policy
         self._layers = len(policy.backbone.blocks)
         self._channels = _channels(policy)
-        self._step, self._block, self._pool = policy_step, BLOCK, thread_pool
+        self._kernel, self._block, self._pool = policy_step, BLOCK, thread_pool
         self._constants = _constants(policy)
         with _announced():
             agrees = _agrees(self, policy)
@@ -107,37 +108,59 @@ class FusedPolicy:
             ValueError: An argument has another shape or dtype.
         """
         batch = len(observation)
-        backbone = torch.stack(state.backbone)
+        first = _array("is_first", is_first, (batch,), _BOOL)
+        left = _array("state.return_to_go", state.return_to_go, (batch,), _FLOAT)
+        left = left - _array("reward", reward, (batch,), _FLOAT)
+        left[first] = self._policy.target_return.item()
+        time = _array("state.timestep", state.timestep, (batch,), _INT) + 1
+        time[first] = 0
+        return_to_go, timestep = torch.from_numpy(left), torch.from_numpy(time)
+        action, backbone = self.step(
+            observation, return_to_go, state.action, timestep, is_first, state.backbone
+        )
+        return action, PolicyState(backbone, action, return_to_go, timestep)
+
+    def step(
+        self,
+        observation: Tensor,
+        return_to_go: Tensor,
+        previous_action: Tensor,
+        timestep: Tensor,
+        is_first: Tensor,
+        state: State,
+    ) -> tuple[Tensor, State]:
+        """Answers one step as `ReturnConditionedPolicy.step` does.
+
+        Raises:
+            ValueError: An argument has another shape or dtype.
+        """
+        batch = len(observation)
+        backbone = torch.stack(cast("tuple[Tensor, ...]", state))
         inputs = (
             _array("observation", observation, (batch, self.observation_dim), _FLOAT),
-            _array("reward", reward, (batch,), _FLOAT),
+            _array("return_to_go", return_to_go, (batch,), _FLOAT),
+            _array("previous_action", previous_action, (batch, self.action_dim), _FLOAT),
+            _array("timestep", timestep, (batch,), _INT),
             _array("is_first", is_first, (batch,), _BOOL),
-            _array("state.action", state.action, (batch, self.action_dim), _FLOAT),
-            _array("state.return_to_go", state.return_to_go, (batch,), _FLOAT),
-            _array("state.timestep", state.timestep, (batch,), _INT),
-            _array("state.backbone", backbone, (self._layers, batch, self._channels), _FLOAT),
+            _array("state", backbone, (self._layers, batch, self._channels), _FLOAT),
         )
         # Made anew at each step: the caller may keep what it is given.
-        outputs = (
-            np.empty((batch, self.action_dim), _FLOAT),
-            np.empty(batch, _FLOAT),
-            np.empty(batch, _INT),
-            np.empty((self._layers, batch, self._channels), _FLOAT),
-        )
-        target_return = self._policy.target_return.item()
-        self._share(batch, (*inputs, target_return, *self._constants, *outputs))
-        action, return_to_go, timestep, states = map(torch.from_numpy, outputs)
-        return action, PolicyState(states.unbind(0), action, return_to_go, timestep)
+        action = np.empty((batch, self.action_dim), _FLOAT)
+        states = np.empty((self._layers, batch, self._channels), _FLOAT)
+        self._share(batch, (*inputs, *self._constants, action, states))
+        return torch.from_numpy(action), torch.from_numpy(states).unbind(0)
 
     def _share(self, batch: int, arguments: tuple[Any, ...]) -> None:
         """Computes the step; whole blocks of rows, the same bits, on each of PyTorch's threads."""
         threads = max(1, min(torch.get_num_threads(), batch // _ROWS_OF_A_THREAD))
         rows = max(1, -(-batch // (threads * self._block))) * self._block
         helpers = [
-            self._pool(threads - 1).submit(partial(self._step, *arguments, b, min(b + rows, batch)))
+            self._pool(threads - 1).submit(
+                partial(self._kernel, *arguments, b, min(b + rows, batch))
+            )
             for b in range(rows, batch, rows)
         ]
-        self._step(*arguments, 0, min(rows, batch))
+        self._kernel(*arguments, 0, min(rows, batch))
         for helper in helpers:
             helper.result()
 
@@ -241,7 +264,7 @@ def _layout(policy: ReturnConditionedPolicy) -> dict[str, tuple[int, ...]]:
 
 
 def _constants(policy: ReturnConditionedPolicy) -> tuple[Any, ...]:
-    """Copies of what `policy_step` takes between target_return and its outputs, in its order."""
+    """Copies of what `policy_step` takes between the state and its outputs, in its order."""
     tensors = {name: tensor.detach() for name, tensor in _tensors(policy).items()}
     d, channels = policy.head.in_features, _channels(policy)
     blocks = [f"backbone.blocks.{layer}" for layer in range(len(policy.backbone.blocks))]

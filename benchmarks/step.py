@@ -64,10 +64,10 @@ def acting(actor: Actor, batch: int) -> Step:
 def kernel(fused: FusedPolicy, batch: int) -> Step:
     """The same compiled call again and again, on the arrays of one step."""
     calls: list[tuple[object, ...]] = []
-    own = fused._step
-    fused._step = lambda *arguments: calls.append(arguments)
+    own = fused._kernel
+    fused._kernel = lambda *arguments: calls.append(arguments)
     acting(fused, batch)
-    fused._step = own
+    fused._kernel = own
     return lambda: own(*calls[0])
 
 

@@ -133,13 +133,11 @@ def _layer_norm(x, norm, epsilon, y):
 @_kernel
 def policy_step(
     observation,
-    reward,
-    is_first,
-    action,
     return_to_go,
+    action,
     timestep,
+    is_first,
     state,
-    target_return,
     return_scale,
     epsilon,
     normaliser,
@@ -162,17 +160,15 @@ def policy_step(
     head,
     head_bias,
     next_action,
-    next_return_to_go,
-    next_timestep,
     next_state,
     begin,
     end,
 ):
-    """One step of `agents.policy.ReturnConditionedPolicy.act` with one token a step.
+    """One step of `agents.policy.ReturnConditionedPolicy.step` with one token a step.
 
     The arguments up to ``state`` (layers, batch, channels), which is overwritten where an episode
-    begins, are those of ``act``, the ``next_`` ones are what it returns; only the rows ``begin`` to
-    ``end - 1`` of the batch are computed. Between them, with d the width of the residual stream:
+    begins, are those of ``step``, the ``next_`` ones are what it returns; only the rows ``begin``
+    to ``end - 1`` of the batch are computed. Between, with d the width of the residual stream:
 
     ``normaliser`` (2, observation_dim): mean and standard deviation. ``bounds`` (2, action_dim):
     low and high. ``embedding`` (1 + observation_dim + action_dim, d). ``time_embedding`` (rows, d).
@@ -185,10 +181,9 @@ def policy_step(
     """
     layers, _, channels = state.shape
     batch = end - begin
-    observation, reward, is_first = observation[begin:end], reward[begin:end], is_first[begin:end]
-    action, return_to_go, timestep = action[begin:end], return_to_go[begin:end], timestep[begin:end]
-    next_action, next_timestep = next_action[begin:end], next_timestep[begin:end]
-    next_return_to_go = next_return_to_go[begin:end]
+    observation, return_to_go = observation[begin:end], return_to_go[begin:end]
+    action, timestep, is_first = action[begin:end], timestep[begin:end], is_first[begin:end]
+    next_action = next_action[begin:end]
     d, width, gates = embedding.shape[1], up.shape[2], projection.shape[2]
     observed = observation.shape[1]
     zero = np.float32(0.0)
@@ -208,17 +203,15 @@ def policy_step(
 
     for b in range(batch):
         first = is_first[b]
-        next_return_to_go[b] = target_return if first else return_to_go[b] - reward[b]
-        next_timestep[b] = 0 if first else timestep[b] + 1
         for layer in range(layers if first else 0):
             _copy(start[layer, 0], state[layer, begin + b])
-        inputs[b, 0] = next_return_to_go[b] / return_scale
+        inputs[b, 0] = return_to_go[b] / return_scale
         for c in range(observed):
             inputs[b, 1 + c] = (observation[b, c] - normaliser[0, c]) / normaliser[1, c]
         for c in range(action.shape[1]):
             inputs[b, 1 + observed + c] = zero if first else action[b, c]
         _copy(embedding_bias, x[b])
-        _add(time_embedding[min(next_timestep[b], time_embedding.shape[0] - 1)], x[b])
+        _add(time_embedding[min(timestep[b], time_embedding.shape[0] - 1)], x[b])
     _add_product(inputs, embedding, x, batch, nonzero)
     if token_norm.shape[0] > 0:
         for b in range(batch):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from agents.acting import RollingActor
 from agents.backbones import MIXERS
 from agents.fused_policy import FusedPolicy, NotFusableError, fuse, obstacle
 from agents.policy import PolicyConfig, PolicyState, ReturnConditionedPolicy
@@ -71,6 +72,24 @@ def assert_same_episodes(policy: ReturnConditionedPolicy, batch: int, time: int,
 @pytest.mark.parametrize("batch", [1, 2, 3, 17, 100])
 def test_whole_episodes_are_those_of_the_policy(backbone, batch):
     assert_same_episodes(make_policy(backbone), batch, time=60)
+
+
+@pytest.mark.parametrize("backbone", FUSABLE)
+def test_two_states_restarted_in_turn_are_those_of_the_policy(backbone):
+    policy = make_policy(backbone, timestep_embedding=True)
+    fused, eager = RollingActor(policy, 6), RollingActor(policy, 6)
+    assert fused.step.__self__.__class__ is FusedPolicy
+    eager.step = policy.step
+    observations, rewards, is_first = episodes(9, 40)
+    found_state, expected_state = fused.initial_state(9), eager.initial_state(9)
+    with torch.inference_mode():
+        for t in range(40):
+            step = observations[:, t], rewards[:, t]
+            found, found_state = fused.act(*step, found_state, is_first[:, t])
+            expected, expected_state = eager.act(*step, expected_state, is_first[:, t])
+            pairs = zip(tensors(found, found_state), tensors(expected, expected_state), strict=True)
+            for left, right in pairs:
+                torch.testing.assert_close(left, right, **TOLERANCE)
 
 
 @settings(max_examples=30, deadline=None)
@@ -260,9 +279,9 @@ def test_the_default_policy_is_fused():
         ("observation", lambda a: a | {"observation": a["observation"][:, 1:]}),
         ("reward", lambda a: a | {"reward": a["reward"][:1]}),
         ("is_first", lambda a: a | {"is_first": a["is_first"].float()}),
-        ("state.action", lambda a: a | {"state": a["state"]._replace(action=torch.zeros(2, 1))}),
+        ("previous_action", lambda a: a | {"state": a["state"]._replace(action=torch.zeros(2, 1))}),
         (
-            "state.backbone",
+            "state",
             lambda a: a | {"state": a["state"]._replace(backbone=(torch.zeros(2, 9),) * 2)},
         ),
     ],
