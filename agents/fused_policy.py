@@ -72,7 +72,7 @@ class FusedPolicy:
             raise NotFusableError(reason)
         # Here, for Numba may be missing.
         from agents.scan.cpu import thread_pool
-        from agents.scan.step_kernels import BLOCK, policy_step
+        from agents.scan.step_kernels import BLOCK, observe, policy_step
 
         self.observation_dim = policy.observation_dim
         self.action_dim = policy.action_dim
@@ -80,6 +80,7 @@ class FusedPolicy:
         self._layers = len(policy.backbone.blocks)
         self._channels = _channels(policy)
         self._kernel, self._block, self._pool = policy_step, BLOCK, thread_pool
+        self._observe = observe
         self._constants = _constants(policy)
         with _announced():
             agrees = _agrees(self, policy)
@@ -107,18 +108,18 @@ class FusedPolicy:
         Raises:
             ValueError: An argument has another shape or dtype.
         """
-        batch = len(observation)
-        first = _array("is_first", is_first, (batch,), _BOOL)
-        left = _array("state.return_to_go", state.return_to_go, (batch,), _FLOAT)
-        left = left - _array("reward", reward, (batch,), _FLOAT)
-        left[first] = self._policy.target_return.item()
-        time = _array("state.timestep", state.timestep, (batch,), _INT) + 1
-        time[first] = 0
-        return_to_go, timestep = torch.from_numpy(left), torch.from_numpy(time)
-        action, backbone = self.step(
-            observation, return_to_go, state.action, timestep, is_first, state.backbone
+        first = _array("is_first", is_first, is_first.shape, _BOOL)
+        left, time = self._observe(
+            _array("reward", reward, first.shape, _FLOAT),
+            first,
+            _array("state.return_to_go", state.return_to_go, first.shape, _FLOAT),
+            _array("state.timestep", state.timestep, first.shape, _INT),
+            self._policy.target_return.item(),
         )
-        return action, PolicyState(backbone, action, return_to_go, timestep)
+        action, backbone = self._answer(
+            observation, left, state.action, time, first, state.backbone
+        )
+        return action, PolicyState(backbone, action, torch.from_numpy(left), torch.from_numpy(time))
 
     def step(
         self,
@@ -134,19 +135,35 @@ class FusedPolicy:
         Raises:
             ValueError: An argument has another shape or dtype.
         """
+        first = _array("is_first", is_first, is_first.shape, _BOOL)
+        left = _array("return_to_go", return_to_go, first.shape, _FLOAT)
+        time = _array("timestep", timestep, first.shape, _INT)
+        return self._answer(observation, left, previous_action, time, first, state)
+
+    def _answer(
+        self,
+        observation: Tensor,
+        return_to_go: np.ndarray,
+        previous_action: Tensor,
+        timestep: np.ndarray,
+        is_first: np.ndarray,
+        state: State,
+    ) -> tuple[Tensor, State]:
         batch = len(observation)
+        if is_first.shape != (batch,):
+            raise ValueError(f"is_first has the shape {is_first.shape}; expected ({batch},).")
         backbone = torch.stack(cast("tuple[Tensor, ...]", state))
+        shape = (self._layers, batch, self._channels)
         inputs = (
             _array("observation", observation, (batch, self.observation_dim), _FLOAT),
-            _array("return_to_go", return_to_go, (batch,), _FLOAT),
+            return_to_go,
             _array("previous_action", previous_action, (batch, self.action_dim), _FLOAT),
-            _array("timestep", timestep, (batch,), _INT),
-            _array("is_first", is_first, (batch,), _BOOL),
-            _array("state", backbone, (self._layers, batch, self._channels), _FLOAT),
+            timestep,
+            is_first,
+            _array("state", backbone, shape, _FLOAT),
         )
         # Made anew at each step: the caller may keep what it is given.
-        action = np.empty((batch, self.action_dim), _FLOAT)
-        states = np.empty((self._layers, batch, self._channels), _FLOAT)
+        action, states = np.empty((batch, self.action_dim), _FLOAT), np.empty(shape, _FLOAT)
         self._share(batch, (*inputs, *self._constants, action, states))
         return torch.from_numpy(action), torch.from_numpy(states).unbind(0)
 
