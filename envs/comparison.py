@@ -198,6 +198,17 @@ def _mark(comparison: Comparison) -> None:
                 varying.append(f"{setting} is {', '.join(each)}")
         if varying:
             mark(f"{row} is not configured alike on every task: {'; '.join(varying)}.", own)
+    # The seeds of one row, made on two machines.
+    within: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for key, cell in comparison.cells.items():
+        apart = unusual([run.protocol for run in cell.runs])
+        for run, departures in zip(cell.runs, apart, strict=True):
+            said = [f"{f} {run.protocol[f]} instead of {now}" for f, now in departures.items()]
+            if said:
+                what = f"seed {run.seed} has {', '.join(said)}"
+                within.setdefault((key[0], what), []).append(key)
+    for (task, what), keys in within.items():
+        mark(f"{short(task)}: {what} in {', '.join(row for _, row in keys)}.", keys)
     # Rows of a part of their own have an average there.
     alone: dict[str, list[str]] = {}
     parts = [part for part in comparison.parts() if part.tasks == comparison.tasks]

@@ -2,7 +2,7 @@
 
 A run is named after its backbone and after those keys of its configuration that tell it from the
 other runs of that backbone, as far as it departs from the plainest of them: ``min_gru``,
-``min_gru protocol=streamed``. Runs that differ in anything but the seed never share a name.
+``min_gru protocol=streamed``. Runs of different configurations never share a name.
 """
 
 import json
@@ -40,9 +40,10 @@ def name_runs(runs: Sequence[Run], *, by_folder: bool = False) -> list[Name]:
     Args:
         runs: All that are compared.
         by_folder: Names them after their folders instead: ``bc`` of ``hopper-medium/bc-seed0``.
+            Then runs of one name may differ in their protocol, as in the data's hash.
 
     Raises:
-        RunFolderError: Folders of one name and task hold runs that differ in more than the seed.
+        RunFolderError: Folders of one name and task hold runs of different configurations.
     """
     facts = _facts(runs)
     labels = _labels(dict.fromkeys(key for fact in facts for key in fact))
@@ -76,7 +77,7 @@ def _named_by_folder(runs: Sequence[Run], named: Sequence[Name]) -> list[Name]:
     first: dict[tuple[str, str], int] = {}
     for i, (run, text) in enumerate(zip(runs, texts, strict=True)):
         other = first.setdefault((run.task, text), i)
-        if named[i].text != named[other].text:
+        if runs[i].config != runs[other].config:
             raise RunFolderError(
                 f"{run.folder} and {runs[other].folder} have the same name but differ in more than "
                 f"their seed ({named[i].text}; {named[other].text}): leave out --name-by folder, "

@@ -189,6 +189,20 @@ def test_other_data_of_the_same_name_are_marked_by_their_hash(tmp_path):
     assert f"data hash {'b' * 12} instead of {'a' * 12}" in note
 
 
+def test_seeds_of_one_folder_name_on_other_data_share_a_row_and_are_marked(tmp_path):
+    for name in ("bc", "plain"):
+        for seed, digest in enumerate(["a" * 64, "a" * 64, "b" * 64]):
+            folder = tmp_path / f"{name}-seed{seed}"
+            make_run(folder, seed=seed, sha256=digest, held_out=0.1 * (name == "bc"))
+    found = compared(tmp_path, by_folder=True)
+    assert {row: len(cell.runs) for (_, row), cell in found.cells.items()} == {"bc": 3, "plain": 3}
+    (note,) = found.notes
+    assert note == (
+        f"hopper-medium: seed 2 has data hash {'b' * 12} instead of {'a' * 12} in bc, plain."
+    )
+    assert all(marks == [1] for marks in found.marks.values())
+
+
 def test_the_target_of_a_policy_that_does_not_see_it_is_no_difference(tmp_path):
     make_run(tmp_path / "gru")
     bc = PolicyConfig(return_to_go=False)
