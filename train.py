@@ -2,7 +2,7 @@
 
     python train.py
     python train.py dataset=halfcheetah-medium-expert backbone=min_lstm seed=1 steps=20000
-    python train.py experiment=windowed rollout=window
+    python train.py experiment=windowed
     python train.py -m seed=0,1,2
     torchrun --nproc-per-node 2 train.py
 
@@ -246,7 +246,7 @@ def result(config: TrainConfig, overrides: list[str]) -> str | None:
 
 
 def default_run_dir(config: TrainConfig, overrides: list[str]) -> str:
-    """Names a run after what tells it from others: runs/hopper-medium/min_gru-windowed-seed0."""
+    """Names a run after what tells it from others: runs/hopper-medium/min_gru-streamed-seed0."""
     chosen = dict(override.partition("=")[::2] for override in overrides).get("experiment")
     recipe = config.protocol.name if chosen in (None, "null") else chosen
     name = f"{config.backbone.name}-{recipe}-seed{config.seed}"

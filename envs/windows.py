@@ -34,9 +34,9 @@ class ProtocolConfig:
             in the loss, unless the episode begins with them (`windowed`).
     """
 
-    name: str = "windowed"
+    name: str = "streamed"
     batch_steps: int = 2048
-    context_length: int = 20
+    context_length: int = 64
     burn_in: int = 0
 
     def __post_init__(self) -> None:

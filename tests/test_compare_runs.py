@@ -19,11 +19,11 @@ def compared(*folders, by_folder=False):
 
 
 def test_names_tell_what_differs_and_no_more(tmp_path):
-    streamed = {"name": "streamed", "context_length": 64}
+    windowed = {"name": "windowed", "context_length": 20}
     for seed in range(2):
         for name, more in {
             "plain": {},
-            "streamed": {"protocol": streamed},
+            "windowed": {"protocol": windowed},
             "window": {"rollout": "window"},
             "long": {"steps": 3000, "step": 3000},
             "attention": {"backbone": "attention", "steps": 700, "step": 700},
@@ -32,7 +32,7 @@ def test_names_tell_what_differs_and_no_more(tmp_path):
     found = compared(tmp_path)
     assert set(found.rows) == {
         "min_gru",
-        "min_gru protocol=streamed",  # the context length goes with it
+        "min_gru protocol=windowed",  # the context length goes with it
         "min_gru rollout=window",
         "min_gru steps=3000",
         "attention",  # it has one configuration, whatever that is
@@ -64,7 +64,7 @@ def test_of_two_configurations_neither_is_the_usual_one(tmp_path):
     make_run(tmp_path / "b")
     assert compared(tmp_path).rows == [
         "min_gru protocol=carried",
-        "min_gru protocol=windowed",
+        "min_gru protocol=streamed",
     ]
 
 
@@ -93,11 +93,11 @@ def test_unequal_protocols_are_not_merged_and_are_marked(tmp_path, more, name, w
 
 def test_a_configuration_that_changes_from_task_to_task_is_marked(tmp_path):
     make_run(tmp_path / "a")
-    make_run(tmp_path / "b", "walker2d-medium", protocol={"context_length": 64})
+    make_run(tmp_path / "b", "walker2d-medium", protocol={"context_length": 20})
     found = compared(tmp_path)
     assert found.rows == ["min_gru"]
     assert any(
-        "protocol.context_length is 20 on hopper-medium, 64 on walker2d-medium" in note
+        "protocol.context_length is 64 on hopper-medium, 20 on walker2d-medium" in note
         for note in found.notes
     )
 

@@ -60,7 +60,7 @@ def test_train_then_eval(start, tmp_path):
     trained = start("train.py", *SMALL, "steps=80", "held_out=0.2")
     assert trained.returncode == 0, trained.stderr
     (folder,) = tmp_path.glob("runs/hopper-medium/*")
-    assert re.fullmatch(r"min_gru-windowed-seed0-[0-9a-f]{8}", folder.name)
+    assert re.fullmatch(r"min_gru-streamed-seed0-[0-9a-f]{8}", folder.name)
     for name in ("config.yaml", "config.json", "policy.safetensors", "training_state.pt"):
         assert (folder / name).is_file()
     output = trained.stdout

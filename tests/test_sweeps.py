@@ -65,7 +65,7 @@ def wait_for(process: subprocess.Popen, there) -> None:
 def test_a_killed_sweep_makes_only_what_is_missing(start, tmp_path, monkeypatch):
     sweep = [*SMALL, "evaluation.every=0", "steps=300", "seed=range(3)"]
     killed = start("-m", *sweep)
-    second = "runs/hopper-medium/min_gru-windowed-seed1*/training_state.pt"
+    second = "runs/hopper-medium/min_gru-streamed-seed1*/training_state.pt"
     wait_for(killed, lambda: list(tmp_path.glob(second)))
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()

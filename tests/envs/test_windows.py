@@ -165,7 +165,7 @@ def test_settings_that_make_no_batch_are_refused():
     with pytest.raises(ValueError, match=r"protocol\.context_length is 0"):
         ProtocolConfig("windowed", 10, 0)
     with pytest.raises(ValueError, match=r"burn_in is 20; it must be .* less than .* = 20"):
-        ProtocolConfig(burn_in=20)
+        ProtocolConfig("windowed", 2048, 20, burn_in=20)
     with pytest.raises(ValueError, match=r"'streamed' has no windows"):
         ProtocolConfig("streamed", burn_in=2)
 
