@@ -61,6 +61,14 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
         text = config_text(config)
         claim_run_folder(folder, text, resume=config.resume, overwrite=config.overwrite)
 
+    if config.protocol.name == "windowed" and config.rollout == "carried":
+        console.print(
+            f"note: trained on windows of {config.protocol.context_length} steps, the policy will "
+            "act with its state carried on further than that; rollout=rolling acts on as long a "
+            "past as it was trained on.",
+            highlight=False,
+            soft_wrap=True,
+        )
     torch.manual_seed(config.seed)
     policy = make_policy(config, episodes).to(ranks.device)
     if ranks.leads:

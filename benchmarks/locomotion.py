@@ -106,14 +106,13 @@ GROUPS = {
 
 # What eval.py is asked of some policies: data sets, names of runs, arguments.
 EVALUATIONS: list[tuple[list[str], list[str], str]] = [
-    (THREE, ["min_gru", "min_gru_streamed"], "target_fraction=[0.25,0.5,0.75,1,1.5,2]"),
-    (NINE, ["min_gru", "min_lstm", "bc"], "rollout=carried"),
+    (NINE, ["min_gru", "min_lstm", "bc", "bc_top10"], "rollout=carried"),
     (NINE, ["gate_bias_0", "forget_bias_0"], "rollout=rolling"),
-    (NINE, ["min_gru", "min_lstm", "bc", "gate_bias_0", "forget_bias_0"], "rollout=window"),
-    (THREE, ["gate_bias_minus_4", "context_5", "context_100"], "rollout=carried"),
-    (MEDIUM, ["min_gru_streamed", "min_gru", "attention"], "horizon=5000"),
-    (MEDIUM, ["min_gru_streamed", "min_gru", "attention"], "observation_noise=0.1"),
-    (MEDIUM, ["min_gru_streamed", "min_gru", "attention"], "action_delay=1"),
+    (THREE, ["min_gru", "min_gru_streamed"], "target_fraction=[0.25,0.5,0.75,1,1.5,2]"),
+    (MEDIUM, ["min_gru", "min_gru_streamed"], "horizon=5000"),
+    (MEDIUM, ["min_gru", "min_gru_streamed"], "observation_noise=0.1"),
+    (MEDIUM, ["min_gru", "min_gru_streamed"], "action_delay=1"),
+    (MEDIUM, ["min_gru"], "rollout=window"),
 ]
 
 
