@@ -40,7 +40,8 @@ def name_runs(runs: Sequence[Run], *, by_folder: bool = False) -> list[Name]:
     Args:
         runs: All that are compared.
         by_folder: Names them after their folders instead: ``bc`` of ``hopper-medium/bc-seed0``.
-            Then runs of one name may differ in their protocol, as in the data's hash.
+            Then runs of one name may differ in their protocol, as in the data's hash, and a
+            backbone's centre is the one that has its name.
 
     Raises:
         RunFolderError: Folders of one name and task hold runs of different configurations.
@@ -83,7 +84,11 @@ def _named_by_folder(runs: Sequence[Run], named: Sequence[Name]) -> list[Name]:
                 f"their seed ({named[i].text}; {named[other].text}): leave out --name-by folder, "
                 "or rename one of them."
             )
-    return [replace(name, text=text) for name, text in zip(named, texts, strict=True)]
+    plain = {n.backbone for n, text in zip(named, texts, strict=True) if text == n.backbone}
+    return [
+        replace(n, text=text, central=text == n.backbone if n.backbone in plain else n.central)
+        for n, text in zip(named, texts, strict=True)
+    ]
 
 
 def _labels(keys: Collection[str]) -> dict[str, str]:

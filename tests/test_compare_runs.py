@@ -172,6 +172,8 @@ def test_rows_are_named_after_their_folders_if_one_asks_for_it(tmp_path):
     found = compared(tmp_path, by_folder=True)
     assert sorted(found.rows) == ["bc", "plain"]
     assert all(len(cell.runs) == 2 for cell in found.cells.values())
+    make_run(tmp_path / "hopper-medium" / "min_gru-seed0", rollout="rolling")
+    assert compared(tmp_path, by_folder=True).baselines == ["min_gru"]
     make_run(tmp_path / "hopper-medium" / "bc-seed2", seed=2)
     with pytest.raises(RunFolderError, match=r"bc-seed2 and .*bc-seed0 have the same name but"):
         compared(tmp_path, by_folder=True)
