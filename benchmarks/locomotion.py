@@ -91,6 +91,7 @@ MEMORY: dict[str, list[str]] = {
 }
 EXTRAS: dict[str, list[str]] = {
     "float32": ["precision=float32"],
+    "streamed_no_restart": [*STREAMED, "protocol.restart=0"],
     "no_dropout": ["backbone.dropout=0"],
     "no_average": ["trainer.ema_decay=0"],
 }

@@ -30,6 +30,8 @@ class ProtocolConfig:
         batch_steps: Steps in a batch, over all its rows; `carried` takes whole episodes until
             it has at least these.
         context_length: Steps in a row of a batch (`streamed`, `windowed`).
+        restart: Probability that a stream goes on from the initial state at the beginning of a piece,
+            as at that of an episode, which is rare (`streamed`).
         burn_in: Steps at the beginning of a window that only warm the state up: they do not count
             in the loss, unless the episode begins with them (`windowed`).
     """
@@ -37,6 +39,7 @@ class ProtocolConfig:
     name: str = "streamed"
     batch_steps: int = 2048
     context_length: int = 64
+    restart: float = 0.25
     burn_in: int = 0
 
     def __post_init__(self) -> None:
@@ -58,6 +61,10 @@ class ProtocolConfig:
             raise ValueError(
                 f"protocol.burn_in is {self.burn_in}; it must be at least 0 and less than "
                 f"protocol.context_length = {self.context_length}."
+            )
+        if not 0 <= self.restart <= 1:
+            raise ValueError(
+                f"protocol.restart is {self.restart}, a probability; it must be between 0 and 1."
             )
         if self.burn_in and self.name != "windowed":
             raise ValueError(
@@ -226,7 +233,8 @@ class Streams(Batches):
     """`streamed`: each row goes on where the same row of the batch before ended.
 
     A stream plays one episode after the other. The first episode of each is entered at a random
-    step, so that streams of equally long episodes do not march in step.
+    step, so that streams of equally long episodes do not march in step. Some pieces go on from the
+    initial state: without that it is seen once an episode, too seldom to act well in it.
     """
 
     carries_state = True
@@ -251,7 +259,8 @@ class Streams(Batches):
         """Returns a batch (rows, context_length) that continues the one before."""
         index = np.empty((self.config.rows, self.config.context_length), dtype=np.int64)
         is_first = np.zeros(index.shape, dtype=bool)
-        is_first[:, 0] = self.fresh
+        is_first[:, 0] = self.generator.random(self.config.rows) < self.config.restart
+        is_first[:, 0] |= self.fresh
         for row in range(self.config.rows):
             filled = 0
             while filled < self.config.context_length:
