@@ -30,8 +30,8 @@ class ProtocolConfig:
         batch_steps: Steps in a batch, over all its rows; `carried` takes whole episodes until
             it has at least these.
         context_length: Steps in a row of a batch (`streamed`, `windowed`).
-        restart: Probability that a stream goes on from the initial state at the beginning of a piece,
-            as at that of an episode, which is rare (`streamed`).
+        restart: Probability that a piece begins from the initial state, as only the first of an
+            episode would (`streamed`).
         burn_in: Steps at the beginning of a window that only warm the state up: they do not count
             in the loss, unless the episode begins with them (`windowed`).
     """
