@@ -78,7 +78,8 @@ def test_every_batch_is_made_of_true_pieces_of_the_data(
 
 def test_streams_go_on_where_they_ended_and_enter_every_episode():
     lengths = [7, 3, 5, 1]
-    _, batches = make("streamed", lengths, 8, 4)
+    config = ProtocolConfig("streamed", 8, 4, restart=0.0)
+    batches = make_batches(make_episodes(lengths), config, seed=0, device=CPU)
     history = [[], []]
     firsts = [[], []]
     for _ in range(40):
@@ -96,6 +97,25 @@ def test_streams_go_on_where_they_ended_and_enter_every_episode():
                 assert before[1] == lengths[before[0]] - 1
     seen = {episode for row in history for episode, _ in row}
     assert seen == {0, 1, 2, 3}
+
+
+def test_pieces_of_streams_restart_as_often_as_asked_and_go_on_in_the_data():
+    config = ProtocolConfig("streamed", 80, 4, restart=0.3)
+    batches = make_batches(make_episodes([10_000]), config, seed=0, device=CPU)
+    batches.next()
+    restarts, last = 0, None
+    for _ in range(100):
+        batch = batches.next()
+        is_first, steps = batch["is_first"], batch["observations"][..., 1].long()
+        episode_begins = steps == 0
+        restarts += int((is_first & ~episode_begins)[:, 0].sum())
+        assert torch.equal(is_first[:, 1:], episode_begins[:, 1:])
+        if last is not None:
+            assert torch.equal(steps[:, 0], (last + 1) % 10_000)
+        last = steps[:, -1]
+    assert abs(restarts / 2000 - 0.3) < 5 * (0.3 * 0.7 / 2000) ** 0.5
+    with pytest.raises(ValueError, match=r"protocol\.restart is 1\.5, a probability"):
+        ProtocolConfig("streamed", restart=1.5)
 
 
 def test_whole_episodes_come_whole_and_equally_often():
