@@ -107,7 +107,7 @@ GROUPS = {
 
 # What eval.py is asked of some policies: data sets, names of runs, arguments.
 EVALUATIONS: list[tuple[list[str], list[str], str]] = [
-    (NINE, ["min_gru", "min_lstm", "bc", "bc_top10"], "rollout=carried"),
+    (NINE, ["min_gru", "min_lstm"], "rollout=carried"),
     (NINE, ["gate_bias_0", "forget_bias_0"], "rollout=rolling"),
     (THREE, ["min_gru", "min_gru_streamed"], "target_fraction=[0.25,0.5,0.75,1,1.5,2]"),
     (MEDIUM, ["min_gru", "min_gru_streamed"], "horizon=5000"),
