@@ -156,7 +156,7 @@ def evaluate(folder: Path, argument: str) -> None:
 
 def evaluations(seeds: list[int]) -> Iterator[tuple[Path, str]]:
     """Yields the folder and the argument of every further evaluation."""
-    for seed, (datasets, names, argument) in itertools.product(seeds, EVALUATIONS):
+    for (datasets, names, argument), seed in itertools.product(EVALUATIONS, seeds):
         for dataset, name in itertools.product(datasets, names):
             yield RUNS / dataset / f"{name}-seed{seed}", argument
 
