@@ -7,8 +7,9 @@
 Every run is `python train.py` with the overrides below, of equal updates and batches (Decision
 Transformer's 64 windows of 20 steps), its schedule decayed to its end. Run folders lie in
 benchmarks/results/locomotion; a run whose scores.json is there is not trained again. Seeds come
-first, so that whatever is finished is a comparison. Plan for 2 to 4 minutes a run and core, 10
-for Decision Transformer, which trains on three tokens a step and is run by window.
+first, so that whatever is finished is a comparison. Plan for 1 to 4 minutes a run and core where
+bfloat16 is fast, and more for Decision Transformer, which trains on three tokens a step and is run
+by window.
 """
 
 from __future__ import annotations
