@@ -50,9 +50,9 @@ THREE = ["hopper-medium-replay", "walker2d-medium", "halfcheetah-medium-expert"]
 
 # The transformer in the policy of the others: one token a step, no timesteps; run by window.
 ATTENTION = ["backbone=attention", "rollout=window"]
+STREAMED = ["protocol.name=streamed", "protocol.context_length=64", "rollout=carried"]
 
 # Name of runs: their overrides.
-STREAMED = ["protocol.name=streamed", "protocol.context_length=64", "rollout=carried"]
 MAIN: dict[str, list[str]] = {
     "min_gru": [],
     "min_lstm": ["backbone=min_lstm"],
@@ -85,14 +85,15 @@ ABLATIONS: dict[str, list[str]] = {
     "context_5": ["protocol.context_length=5"],
     "context_100": ["protocol.context_length=100"],
 }
-# Forgetting half of the state at each step, as the gates do without a bias of their own.
+# Forgetting half of the state at each step, as the gates do without a bias of their own; streams
+# that see the initial state at the beginning of an episode only.
 MEMORY: dict[str, list[str]] = {
     "gate_bias_0": ["backbone.gate_bias=0", "rollout=carried"],
     "forget_bias_0": ["backbone=min_lstm", "backbone.forget_bias=0", "rollout=carried"],
+    "streamed_no_restart": [*STREAMED, "protocol.restart=0"],
 }
 EXTRAS: dict[str, list[str]] = {
     "float32": ["precision=float32"],
-    "streamed_no_restart": [*STREAMED, "protocol.restart=0"],
     "no_dropout": ["backbone.dropout=0"],
     "no_average": ["trainer.ema_decay=0"],
 }

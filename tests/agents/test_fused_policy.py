@@ -54,18 +54,22 @@ def tensors(action: torch.Tensor, state: PolicyState) -> list[torch.Tensor]:
     return [action, *state.backbone, state.action, state.return_to_go, state.timestep]
 
 
-def assert_same_episodes(policy: ReturnConditionedPolicy, batch: int, time: int, seed: int = 1):
-    fused = FusedPolicy(policy)
+def assert_same_actions(found_actor, expected_actor, batch: int, time: int, seed: int = 1):
     observations, rewards, is_first = episodes(batch, time, seed)
-    expected_state, found_state = policy.initial_state(batch), fused.initial_state(batch)
+    expected_state = expected_actor.initial_state(batch)
+    found_state = found_actor.initial_state(batch)
     with torch.inference_mode():
         for t in range(time):
             step = observations[:, t], rewards[:, t]
-            expected, expected_state = policy.act(*step, expected_state, is_first[:, t])
-            found, found_state = fused.act(*step, found_state, is_first[:, t])
+            expected, expected_state = expected_actor.act(*step, expected_state, is_first[:, t])
+            found, found_state = found_actor.act(*step, found_state, is_first[:, t])
             pairs = zip(tensors(found, found_state), tensors(expected, expected_state), strict=True)
             for left, right in pairs:
                 torch.testing.assert_close(left, right, **TOLERANCE)
+
+
+def assert_same_episodes(policy: ReturnConditionedPolicy, batch: int, time: int, seed: int = 1):
+    assert_same_actions(FusedPolicy(policy), policy, batch, time, seed)
 
 
 @pytest.mark.parametrize("backbone", FUSABLE)
@@ -80,16 +84,7 @@ def test_two_states_restarted_in_turn_are_those_of_the_policy(backbone):
     fused, eager = RollingActor(policy, 6), RollingActor(policy, 6)
     assert fused.step.__self__.__class__ is FusedPolicy
     eager.step = policy.step
-    observations, rewards, is_first = episodes(9, 40)
-    found_state, expected_state = fused.initial_state(9), eager.initial_state(9)
-    with torch.inference_mode():
-        for t in range(40):
-            step = observations[:, t], rewards[:, t]
-            found, found_state = fused.act(*step, found_state, is_first[:, t])
-            expected, expected_state = eager.act(*step, expected_state, is_first[:, t])
-            pairs = zip(tensors(found, found_state), tensors(expected, expected_state), strict=True)
-            for left, right in pairs:
-                torch.testing.assert_close(left, right, **TOLERANCE)
+    assert_same_actions(fused, eager, batch=9, time=40)
 
 
 @settings(max_examples=30, deadline=None)
