@@ -72,7 +72,8 @@ class FusedPolicy:
             raise NotFusableError(reason)
         # Here, for Numba may be missing.
         from agents.scan.cpu import thread_pool
-        from agents.scan.step_kernels import BLOCK, observe, policy_step
+        from agents.scan.products import BLOCK
+        from agents.scan.step_kernels import observe, policy_step
 
         self.observation_dim = policy.observation_dim
         self.action_dim = policy.action_dim

@@ -10,8 +10,7 @@ disk does not see when they change: then touch this file too.
 import math
 
 import numpy as np
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
 from agents.scan.kernels import (
     _OPTIONS,
@@ -21,83 +20,7 @@ from agents.scan.kernels import (
     min_gru_forward,
     min_lstm_forward,
 )
-
-
-@intrinsic
-def _use_wide_vectors(context):
-    """Lets this function use vectors of 512 bits where the CPU has them.
-
-    LLVM keeps to 256 bits on Intel's, for the sake of programs that seldom need more; a product
-    takes nearly twice as long then. llvmlite has no name for the attribute that says so.
-    """
-
-    def generate(context, builder, signature, arguments):
-        attributes = builder.function.attributes
-        if isinstance(attributes, set):
-            set.add(attributes, '"prefer-vector-width"="512"')
-        return context.get_dummy_value()
-
-    return types.void(), generate
-
-
-BLOCK = 4  # rows that share each weight once it is in a register
-
-
-@njit(**_OPTIONS)
-def _add_product_of_row(x, weight, y, nonzero):
-    """Adds x @ weight to y, skipping the zeros of x: behind a ReLU, half of the weights or more."""
-    _use_wide_vectors()
-    count = 0
-    for j in range(x.shape[0]):
-        nonzero[count] = j
-        count += x[j] != 0  # a NaN counts
-    whole = count - count % BLOCK
-    for k in range(0, whole, BLOCK):
-        j0, j1, j2, j3 = nonzero[k], nonzero[k + 1], nonzero[k + 2], nonzero[k + 3]
-        x0, x1, x2, x3 = x[j0], x[j1], x[j2], x[j3]
-        w0, w1, w2, w3 = weight[j0], weight[j1], weight[j2], weight[j3]
-        for i in range(y.shape[0]):
-            y[i] = y[i] + x0 * w0[i] + x1 * w1[i] + x2 * w2[i] + x3 * w3[i]
-    for k in range(whole, count):
-        x0 = x[nonzero[k]]
-        w0 = weight[nonzero[k]]
-        for i in range(y.shape[0]):
-            y[i] += x0 * w0[i]
-
-
-@njit(**_OPTIONS)
-def _add_product_of_block(x, weight, y):
-    """Adds x @ weight to y, for BLOCK rows at once."""
-    _use_wide_vectors()
-    ya, yb, yc, yd = y[0], y[1], y[2], y[3]
-    whole = x.shape[1] - x.shape[1] % 4
-    for j in range(0, whole, 4):
-        w0, w1, w2, w3 = weight[j], weight[j + 1], weight[j + 2], weight[j + 3]
-        a0, a1, a2, a3 = x[0, j], x[0, j + 1], x[0, j + 2], x[0, j + 3]
-        b0, b1, b2, b3 = x[1, j], x[1, j + 1], x[1, j + 2], x[1, j + 3]
-        c0, c1, c2, c3 = x[2, j], x[2, j + 1], x[2, j + 2], x[2, j + 3]
-        d0, d1, d2, d3 = x[3, j], x[3, j + 1], x[3, j + 2], x[3, j + 3]
-        for i in range(y.shape[1]):
-            p, q, r, s = w0[i], w1[i], w2[i], w3[i]
-            ya[i] = ya[i] + a0 * p + a1 * q + a2 * r + a3 * s
-            yb[i] = yb[i] + b0 * p + b1 * q + b2 * r + b3 * s
-            yc[i] = yc[i] + c0 * p + c1 * q + c2 * r + c3 * s
-            yd[i] = yd[i] + d0 * p + d1 * q + d2 * r + d3 * s
-    for j in range(whole, x.shape[1]):
-        for b in range(BLOCK):
-            for i in range(y.shape[1]):
-                y[b, i] += x[b, j] * weight[j, i]
-
-
-@njit(**_OPTIONS)
-def _add_product(x, weight, y, rows, nonzero):
-    """Adds x[:rows] @ weight to y[:rows]; x and y have rows to spare up to a whole block."""
-    b = 0
-    while rows - b > 1:  # half a block is still no slower than its rows alone
-        _add_product_of_block(x[b : b + BLOCK], weight, y[b : b + BLOCK])
-        b += BLOCK
-    if b < rows:
-        _add_product_of_row(x[b], weight, y[b], nonzero)
+from agents.scan.products import BLOCK, add_product
 
 
 @njit(**_OPTIONS)
@@ -222,7 +145,7 @@ def policy_step(
             inputs[b, 1 + observed + c] = zero if first else action[b, c]
         _copy(embedding_bias, x[b])
         _add(time_embedding[min(timestep[b], time_embedding.shape[0] - 1)], x[b])
-    _add_product(inputs, embedding, x, batch, nonzero)
+    add_product(inputs, embedding, x, batch, nonzero)
     if token_norm.shape[0] > 0:
         for b in range(batch):
             _layer_norm(x[b], token_norm[0], epsilon, x[b])
@@ -231,7 +154,7 @@ def policy_step(
         for b in range(batch):
             _layer_norm(x[b], norms[2 * layer], epsilon, normed[b])
             _copy(projection_bias[layer], preactivations[b])
-        _add_product(normed, projection[layer], preactivations, batch, nonzero)
+        add_product(normed, projection[layer], preactivations, batch, nonzero)
         p = preactivations[:batch].reshape(batch, 1, gates)
         before = state[layer][begin:end]
         h = next_state[layer][begin:end].reshape(batch, 1, channels)
@@ -243,7 +166,7 @@ def policy_step(
             for b in range(batch):
                 _copy(h[b, 0], mixed[b])
                 _add(output_bias[layer], x[b])
-            _add_product(mixed, output[layer], x, batch, nonzero)
+            add_product(mixed, output[layer], x, batch, nonzero)
         else:
             for b in range(batch):
                 _add(h[b, 0], x[b])
@@ -252,11 +175,11 @@ def policy_step(
             _layer_norm(x[b], norms[2 * layer + 1], epsilon, normed[b])
             _copy(up_bias[layer], hidden[b])
             _add(down_bias[layer], x[b])
-        _add_product(normed, up[layer], hidden, batch, nonzero)
+        add_product(normed, up[layer], hidden, batch, nonzero)
         for b in range(batch):
             for c in range(width):
                 hidden[b, c] = zero if hidden[b, c] < zero else hidden[b, c]  # a NaN stays
-        _add_product(hidden, down[layer], x, batch, nonzero)
+        add_product(hidden, down[layer], x, batch, nonzero)
 
     for b in range(batch):
         features = normed[b]
