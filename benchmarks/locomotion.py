@@ -97,6 +97,13 @@ EXTRAS: dict[str, list[str]] = {
     "no_dropout": ["backbone.dropout=0"],
     "no_average": ["trainer.ema_decay=0"],
 }
+# Whether what is seen after so few updates is seen after four times as many.
+FOUR_TIMES = ["steps=6000", "evaluation.every=2000"]
+LONGER: dict[str, list[str]] = {
+    "min_gru_longer": FOUR_TIMES,
+    "attention_longer": [*ATTENTION, *FOUR_TIMES],
+    "bc_top10_longer": ["experiment=bc_top10", *FOUR_TIMES],
+}
 GROUPS = {
     "main": (NINE, MAIN),
     "others": (MEDIUM, OTHERS),
@@ -104,6 +111,7 @@ GROUPS = {
     "memory": (NINE, MEMORY),
     "extras": (THREE, EXTRAS),
     "transformers": (MEDIUM, TRANSFORMERS),
+    "longer": ([*THREE, "hopper-medium-expert"], LONGER),
 }
 
 
