@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -115,11 +116,12 @@ GROUPS = {
 }
 
 
+TARGETS = "episodes=50 target_fraction=[0.25,0.5,0.75,1,1.5,2]"
 # What eval.py is asked of some policies: data sets, names of runs, arguments.
 EVALUATIONS: list[tuple[list[str], list[str], str]] = [
     (NINE, ["min_gru", "min_lstm"], "rollout=carried"),
     (NINE, ["gate_bias_0", "forget_bias_0"], "rollout=rolling"),
-    (THREE, ["min_gru", "min_gru_streamed"], "target_fraction=[0.25,0.5,0.75,1,1.5,2]"),
+    (THREE, ["min_gru", "min_gru_streamed"], TARGETS),
     (MEDIUM, ["min_gru", "min_gru_streamed"], "horizon=5000"),
     (MEDIUM, ["min_gru", "min_gru_streamed"], "observation_noise=0.1"),
     (MEDIUM, ["min_gru", "min_gru_streamed"], "action_delay=1"),
@@ -152,23 +154,21 @@ def train(folder: Path, overrides: list[str]) -> None:
         (ROOT / folder / "training_state.pt").unlink(missing_ok=True)
 
 
-def evaluate(folder: Path, argument: str) -> None:
+def evaluate(folder: Path, arguments: str) -> None:
     """Makes one further evaluation of a trained policy, unless its file of scores is there."""
-    key, value = argument.split("=")
-    there = key if "[" in value else f"{key}-{value}"
-    weights = (ROOT / folder / "policy.safetensors").exists()
-    if not weights or list((ROOT / folder).glob(f"scores-{there}*.json")):
+    scores = "scores-" + re.sub(r"[^\w.]+", "-", arguments).strip("-") + ".json"
+    if not (ROOT / folder / "policy.safetensors").exists() or (ROOT / folder / scores).exists():
         return
-    command = ["python", "eval.py", f"run={folder}", argument]
+    command = ["python", "eval.py", f"run={folder}", *arguments.split()]
     print(" ".join(["$", *command]), flush=True)
     subprocess.run([sys.executable, *command[1:]], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
 def evaluations(seeds: list[int]) -> Iterator[tuple[Path, str]]:
-    """Yields the folder and the argument of every further evaluation."""
-    for (datasets, names, argument), seed in itertools.product(EVALUATIONS, seeds):
+    """Yields the folder and the arguments of every further evaluation."""
+    for (datasets, names, arguments), seed in itertools.product(EVALUATIONS, seeds):
         for dataset, name in itertools.product(datasets, names):
-            yield RUNS / dataset / f"{name}-seed{seed}", argument
+            yield RUNS / dataset / f"{name}-seed{seed}", arguments
 
 
 def main() -> None:

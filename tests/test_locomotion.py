@@ -23,7 +23,8 @@ def test_each_variant_composes_and_differs(group):
     for overrides in variants.values():
         ((_, config),) = command_line.check([*locomotion.COMMON, *overrides], "train")
         configs.append(config)
-        assert config.steps == 1500 and config.protocol.batch_steps == 1280
+        assert config.steps == (6000 if group == "longer" else 1500)
+        assert config.protocol.batch_steps == 1280
     plain = command_line.check(locomotion.COMMON, "train")[0][1]
     assert all(configs.count(config) == 1 for config in configs)
     assert group == "main" or plain not in configs
