@@ -121,7 +121,7 @@ TARGETS = "episodes=50 target_fraction=[0.25,0.5,0.75,1,1.5,2]"
 EVALUATIONS: list[tuple[list[str], list[str], str]] = [
     (NINE, ["min_gru", "min_lstm"], "rollout=carried"),
     (NINE, ["gate_bias_0", "forget_bias_0"], "rollout=rolling"),
-    (THREE, ["min_gru", "min_gru_streamed"], TARGETS),
+    ([*THREE, "hopper-medium-expert"], ["min_gru", "min_gru_streamed"], TARGETS),
     (MEDIUM, ["min_gru", "min_gru_streamed"], "horizon=5000"),
     (MEDIUM, ["min_gru", "min_gru_streamed"], "observation_noise=0.1"),
     (MEDIUM, ["min_gru", "min_gru_streamed"], "action_delay=1"),
