@@ -57,7 +57,7 @@ def _wide(context):
 
 @intrinsic
 def _add_tile(context, x, weight, y):
-    """Adds x @ weight to y: x (BLOCK, inputs), weight (inputs, _COLUMNS), y (BLOCK, _COLUMNS)."""
+    """Adds x @ weight to y: x (BLOCK, inputs >= 1), weight (inputs, _COLUMNS), y (BLOCK, more)."""
 
     def generate(context, builder, signature, arguments):
         _use_wide_vectors(builder.function)
@@ -158,12 +158,14 @@ def add_product(x, weight, y, rows, nonzero):
     """Adds x[:rows] @ weight to y[:rows].
 
     Args:
-        x: (room, inputs), float32, at least one input; rows to spare up to a whole block.
+        x: (room, inputs), float32; rows to spare up to a whole block.
         weight: (inputs, outputs), float32.
         y: (room, outputs), float32; what the rows to spare hold is overwritten.
         rows: How many rows to compute.
         nonzero: (inputs,), int64, scratch.
     """
+    if weight.shape[0] == 0:  # an MLP without width; a tile takes one input at least
+        return
     blocks = rows // BLOCK + (rows % BLOCK > 1)  # half a block is no slower than its rows alone
     whole = weight.shape[1] - weight.shape[1] % _COLUMNS
     for i in range(0, whole, _COLUMNS):  # a tile's weights stay in the first cache meanwhile

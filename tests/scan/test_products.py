@@ -1,17 +1,21 @@
 """The step kernel's matrix products against NumPy's in float64."""
 
+import hashlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agents.scan import kernels, products, step_kernels
 from agents.scan.products import BLOCK, add_product
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.integers(1, 13),
-    inputs=st.integers(1, 40),
+    inputs=st.integers(0, 40),  # none: an MLP without width
     outputs=st.integers(1, 200),  # tiles of 8 to 64 columns, and what is left over
     zeros=st.sampled_from([0.0, 0.6, 1.0]),
     seed=st.integers(0, 9),
@@ -37,3 +41,8 @@ def test_nan_stays_in_its_row(rows):
     add_product(x, weight, y, rows, np.empty(3, np.int64))
     assert np.isnan(y[rows - 1]).all()
     assert (y[: rows - 1] == 3.0).all()
+
+
+def test_a_change_of_what_is_inlined_changes_the_file_that_numba_looks_at():
+    inlined = b"".join(Path(module.__file__).read_bytes() for module in (kernels, products))
+    assert hashlib.sha256(inlined).hexdigest()[:8] == step_kernels._INLINED
