@@ -57,11 +57,11 @@ def _wide(context):
 
 @intrinsic
 def _add_tile(context, x, weight, y):
-    """Adds x @ weight to y: x (BLOCK, inputs >= 1), weight (inputs, _COLUMNS), y (BLOCK, more)."""
+    """Adds x (BLOCK, inputs), at least one, @ weight to y, in their first _COLUMNS columns."""
 
     def generate(context, builder, signature, arguments):
         _use_wide_vectors(builder.function)
-        whole, scalar, short = ir.IntType(64), ir.FloatType(), ir.IntType(32)
+        integer, scalar, short = ir.IntType(64), ir.FloatType(), ir.IntType(32)
         vector = ir.VectorType(scalar, _FLOATS)
         nothing = ir.Constant(vector, ir.Undefined)
         arrays = [
@@ -69,11 +69,11 @@ def _add_tile(context, x, weight, y):
             for kind, array in zip(signature.args, arguments, strict=True)
         ]
         inputs = cgutils.unpack_tuple(builder, arrays[0].shape, 2)[1]
-        x, weight, y = (builder.ptrtoint(array.data, whole) for array in arrays)
+        x, weight, y = (builder.ptrtoint(array.data, integer) for array in arrays)
         row_bytes = [cgutils.unpack_tuple(builder, array.strides, 2)[0] for array in arrays]
 
         def number(value):
-            return ir.Constant(whole, value)
+            return ir.Constant(integer, value)
 
         def address(start, row, stride, offset):
             return builder.add(builder.add(start, builder.mul(number(row), stride)), offset)
@@ -170,7 +170,7 @@ def add_product(x, weight, y, rows, nonzero):
     whole = weight.shape[1] - weight.shape[1] % _COLUMNS
     for i in range(0, whole, _COLUMNS):  # a tile's weights stay in the first cache meanwhile
         for b in range(0, blocks * BLOCK, BLOCK):
-            _add_tile(x[b : b + BLOCK], weight[:, i : i + _COLUMNS], y[b : b + BLOCK, i:])
+            _add_tile(x[b : b + BLOCK], weight[:, i:], y[b : b + BLOCK, i:])
     for b in range(blocks * BLOCK if whole < weight.shape[1] else 0):
         for j in range(weight.shape[0]):
             for i in range(whole, weight.shape[1]):
