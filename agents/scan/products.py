@@ -154,6 +154,30 @@ def _add_product_of_row(x, weight, y, nonzero):
 
 
 @njit(**_OPTIONS)
+def _add_product_of_block(x, weight, y):
+    """Adds x @ weight to y, for BLOCK rows at once and any number of columns."""
+    _wide()
+    ya, yb, yc, yd = y[0], y[1], y[2], y[3]
+    whole = x.shape[1] - x.shape[1] % 4
+    for j in range(0, whole, 4):
+        w0, w1, w2, w3 = weight[j], weight[j + 1], weight[j + 2], weight[j + 3]
+        a0, a1, a2, a3 = x[0, j], x[0, j + 1], x[0, j + 2], x[0, j + 3]
+        b0, b1, b2, b3 = x[1, j], x[1, j + 1], x[1, j + 2], x[1, j + 3]
+        c0, c1, c2, c3 = x[2, j], x[2, j + 1], x[2, j + 2], x[2, j + 3]
+        d0, d1, d2, d3 = x[3, j], x[3, j + 1], x[3, j + 2], x[3, j + 3]
+        for i in range(y.shape[1]):
+            p, q, r, s = w0[i], w1[i], w2[i], w3[i]
+            ya[i] = ya[i] + a0 * p + a1 * q + a2 * r + a3 * s
+            yb[i] = yb[i] + b0 * p + b1 * q + b2 * r + b3 * s
+            yc[i] = yc[i] + c0 * p + c1 * q + c2 * r + c3 * s
+            yd[i] = yd[i] + d0 * p + d1 * q + d2 * r + d3 * s
+    for j in range(whole, x.shape[1]):
+        for b in range(BLOCK):
+            for i in range(y.shape[1]):
+                y[b, i] += x[b, j] * weight[j, i]
+
+
+@njit(**_OPTIONS)
 def add_product(x, weight, y, rows, nonzero):
     """Adds x[:rows] @ weight to y[:rows].
 
@@ -167,13 +191,12 @@ def add_product(x, weight, y, rows, nonzero):
     if weight.shape[0] == 0:  # an MLP without width; a tile takes one input at least
         return
     blocks = rows // BLOCK + (rows % BLOCK > 1)  # half a block is no slower than its rows alone
-    whole = weight.shape[1] - weight.shape[1] % _COLUMNS
-    for i in range(0, whole, _COLUMNS):  # a tile's weights stay in the first cache meanwhile
+    if weight.shape[1] % _COLUMNS == 0:
+        for i in range(0, weight.shape[1], _COLUMNS):  # a tile's weights stay in the first cache
+            for b in range(0, blocks * BLOCK, BLOCK):
+                _add_tile(x[b : b + BLOCK], weight[:, i:], y[b : b + BLOCK, i:])
+    else:  # tiles and a rest would be slower
         for b in range(0, blocks * BLOCK, BLOCK):
-            _add_tile(x[b : b + BLOCK], weight[:, i:], y[b : b + BLOCK, i:])
-    for b in range(blocks * BLOCK if whole < weight.shape[1] else 0):
-        for j in range(weight.shape[0]):
-            for i in range(whole, weight.shape[1]):
-                y[b, i] += x[b, j] * weight[j, i]
+            _add_product_of_block(x[b : b + BLOCK], weight, y[b : b + BLOCK])
     for b in range(blocks * BLOCK, rows):
         _add_product_of_row(x[b], weight, y[b], nonzero)

@@ -16,7 +16,7 @@ from agents.scan.products import BLOCK, add_product
 @given(
     rows=st.integers(1, 13),
     inputs=st.integers(0, 40),  # none: an MLP without width
-    outputs=st.integers(1, 200),  # tiles of 8 to 64 columns, and what is left over
+    outputs=st.one_of(st.integers(1, 200), st.sampled_from([64, 128, 192])),  # the last in tiles
     zeros=st.sampled_from([0.0, 0.6, 1.0]),
     seed=st.integers(0, 9),
 )
@@ -34,9 +34,10 @@ def test_adds_the_product_to_what_is_there(rows, inputs, outputs, zeros, seed):
 
 
 @pytest.mark.parametrize("rows", [4, 5])  # the fifth goes by itself
-def test_nan_stays_in_its_row(rows):
-    x, weight = np.ones((8, 3), np.float32), np.ones((3, 70), np.float32)
-    y = np.zeros((8, 70), np.float32)
+@pytest.mark.parametrize("columns", [64, 70])  # in tiles, and not
+def test_nan_stays_in_its_row(rows, columns):
+    x, weight = np.ones((8, 3), np.float32), np.ones((3, columns), np.float32)
+    y = np.zeros((8, columns), np.float32)
     x[rows - 1, 1] = np.nan
     add_product(x, weight, y, rows, np.empty(3, np.int64))
     assert np.isnan(y[rows - 1]).all()
