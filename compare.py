@@ -28,14 +28,14 @@ from agents.acting import make_actor
 from agents.backbones import MIXERS
 from agents.checkpoint import CheckpointError, build_policy
 from configs.schema import TrainConfig
-from envs.comparison import Comparison, compare_runs, short
-from envs.plots import PlotError, draw_pictures
-from envs.progress import progress_table, read_all
-from envs.report import Picture, print_tables, write_report
-from envs.runs import IGNORED, Run, RunFolderError, find_run_folders, flatten, read_run
-from envs.sources import DatasetConfig
-from envs.step_times import draw_step_times, measure_step_times
-from envs.tables import (
+from envs.data.sources import DatasetConfig
+from reports.comparison import Comparison, compare_runs, short
+from reports.page import Picture, print_tables, write_report
+from reports.pictures import PlotError, draw_pictures
+from reports.progress import progress_table, read_all
+from reports.runs import IGNORED, Run, RunFolderError, find_run_folders, flatten, read_run
+from reports.step_times import draw_step_times, measure_step_times
+from reports.tables import (
     Table,
     conditions_table,
     improvement_table,

@@ -30,13 +30,13 @@ from agents.checkpoint import CheckpointError, RunDescription, load_policy
 from agents.distributed import DistributedError
 from agents.policy import ReturnConditionedPolicy
 from agents.trainer import TrainingError
-from configs import command_line
+from configs.launch import command
 from configs.schema import EvalConfig, EvaluationConfig, resolve_device
-from envs.episodes import DatasetError
-from envs.perturbations import PerturbedActor
-from envs.rollout import Actor, RolloutError, rollout
-from envs.scores import Score, make_score, print_scores, write_scores
-from envs.video import record_episodes
+from envs.data.episodes import DatasetError
+from envs.simulation.perturbations import PerturbedActor
+from envs.simulation.rollout import Actor, RolloutError, rollout
+from envs.simulation.video import record_episodes
+from reports.scores import Score, make_score, print_scores, write_scores
 
 ERRORS = (
     CheckpointError,
@@ -44,7 +44,7 @@ ERRORS = (
     DistributedError,
     DatasetError,
     RolloutError,
-    command_line.ConfigError,
+    command.ConfigError,
 )
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, YAMLError, OmegaConfBaseException)
 # Keys that do not change what is scored.
@@ -204,4 +204,4 @@ def score_policy(
 
 
 if __name__ == "__main__":
-    command_line.run("eval", command_line.Program(main, ERRORS))
+    command.run("eval", command.Program(main, ERRORS))

@@ -31,16 +31,16 @@ from agents.checkpoint import (
 )
 from agents.policy import ReturnConditionedPolicy
 from agents.trainer import Trainer
-from configs import command_line
+from configs.launch import command
 from configs.schema import EvalConfig, EvaluationConfig, TrainConfig, resolve_device
-from envs.episodes import Episodes
-from envs.mapped import pieces
-from envs.scores import Score, ScoreError, print_scores, read_scores, write_scores
-from envs.slices import hold_out
-from envs.sources import load_episodes
+from envs.data.batches import Batches, make_batches
+from envs.data.combine import hold_out
+from envs.data.episodes import Episodes
+from envs.data.mapped import pieces
+from envs.data.sources import load_episodes
 from envs.tasks import task_of_environment
-from envs.windows import Batches, make_batches
 from eval import ERRORS, score_policy
+from reports.scores import Score, ScoreError, print_scores, read_scores, write_scores
 
 
 def main(config: TrainConfig, overrides: list[str]) -> None:
@@ -123,7 +123,7 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
         f"on {ranks}: updates {trainer.step} to {config.steps}, into {folder}"
     )
     if not trainer.run():
-        raise command_line.Stopped(
+        raise command.Stopped(
             f"Saved at update {trainer.step} of {config.steps}; resume=true goes on."
         )
     if not ranks.leads:
@@ -215,7 +215,7 @@ def target_return(config: EvaluationConfig, episodes: Episodes) -> float:
         return float(episodes.top_fraction_return(0.1))
     task = task_of_environment(episodes.environment_id)
     if task is None:
-        raise command_line.ConfigError(
+        raise command.ConfigError(
             f"evaluation.target is 'published', but none is known for {episodes.environment_id}; "
             "give evaluation.target_return=RETURN or evaluation.target=data."
         )
@@ -278,4 +278,4 @@ def config_text(config: TrainConfig) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run("train", command_line.Program(main, ERRORS, run_folder, prepare, result))
+    command.run("train", command.Program(main, ERRORS, run_folder, prepare, result))

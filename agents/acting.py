@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from agents.fused_policy import FusedPolicy, fuse
+from agents.backbones.state import State
 from agents.policy import PolicyState, ReturnConditionedPolicy
-from agents.state import State
+from agents.step.fused import FusedPolicy, fuse
 
 ROLLOUTS = ("carried", "rolling", "window")
 
@@ -26,7 +26,7 @@ def make_actor(
     """Returns what acts: the policy itself, or the policy seen through a bounded past.
 
     The step of `carried` and `rolling` is fused into one kernel where that is possible; see
-    agents.fused_policy. Then the weights are those of now, while the policy's target return is read
+    agents.step.fused. Then the weights are those of now, while the policy's target return is read
     at every step.
 
     Raises:

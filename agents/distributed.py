@@ -26,7 +26,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from agents.block import State, map_state
+from agents.backbones.block import State, map_state
 from agents.policy import PolicyState, ReturnConditionedPolicy
 
 # Ranks wait for the first while it makes a data set or evaluates. That one of them has died they

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from agents.backbones import build_backbone
-from agents.block import BackboneConfig
-from agents.dropout import Dropout
-from agents.state import State, map_state
+from agents.backbones.block import BackboneConfig
+from agents.backbones.dropout import Dropout
+from agents.backbones.state import State, map_state
 
 
 @dataclass

@@ -25,11 +25,11 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.block import parameter_groups
+from agents.backbones.block import parameter_groups
+from agents.backbones.state import map_state
 from agents.checkpoint import load_training_state, save_policy, save_training_state
 from agents.distributed import Ranks
 from agents.policy import PolicyState, ReturnConditionedPolicy
-from agents.state import map_state
 
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -40,7 +40,7 @@ class TrainingError(ValueError):
 
 
 class Batches(Protocol):
-    """What the trainer needs of a sampler; see envs.windows."""
+    """What the trainer needs of a sampler; see envs.data.batches."""
 
     carries_state: bool
     own_rows: slice
@@ -61,7 +61,7 @@ class TrainerConfig:
 
     Attributes:
         learning_rate: AdamW's, at its highest.
-        weight_decay: AdamW's; a mixer may exempt parameters, see agents.block.parameter_groups.
+        weight_decay: AdamW's; a mixer may exempt parameters, see `parameter_groups`.
         warmup: Updates over which the learning rate rises from zero.
         schedule: `cosine` falls to zero at the last update, `constant` stays.
         gradient_clip: Largest norm of the gradient.
@@ -151,7 +151,7 @@ class Trainer:
 
     Args:
         policy: On the device where it is to be trained; so are the batches.
-        batches: A sampler of envs.windows.
+        batches: A sampler of envs.data.batches.
         config: The settings.
         steps: Updates in the whole run.
         folder: The run folder; it exists.

@@ -39,8 +39,8 @@ sys.path.insert(0, str(ROOT))
 
 from agents.acting import make_actor  # noqa: E402
 from agents.backbones import MIXERS, mixer_entry  # noqa: E402
+from agents.backbones.state import map_state  # noqa: E402
 from agents.policy import PolicyConfig, ReturnConditionedPolicy  # noqa: E402
-from agents.state import map_state  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 OBSERVATION_DIM, ACTION_DIM = 17, 6  # HalfCheetah's

@@ -43,14 +43,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from agents.backbones import MIXERS
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
 from agents.trainer import Trainer, TrainerConfig
-from envs.cache import cache_root
-from envs.episodes import Episodes
-from envs.slices import hold_out
-from envs.sources.d4rl import load_d4rl
-from envs.sources.minari import load_minari
-from envs.store import store_trajectories
-from envs.trajectories import Trajectory
-from envs.windows import BATCHES, ProtocolConfig, make_batches
+from envs.data.batches import BATCHES, ProtocolConfig, make_batches
+from envs.data.cache import cache_root
+from envs.data.combine import hold_out
+from envs.data.episodes import Episodes
+from envs.data.sources.d4rl import load_d4rl
+from envs.data.sources.minari import load_minari
+from envs.data.store import store_trajectories
+from envs.data.trajectories import Trajectory
 
 RESULTS = Path(__file__).resolve().parent / "results" / "data.csv"
 CONTEXT = {"windowed": 20, "streamed": 64, "carried": 20}

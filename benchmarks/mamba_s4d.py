@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from agents.backbones.block import Mixer
 from agents.backbones.mamba import Mamba, MambaConfig
 from agents.backbones.s4d import S4D, S4DConfig
-from agents.block import Mixer
 
 SHAPES = [(64, 20, 128), (2, 1000, 128)]
 

@@ -33,9 +33,9 @@ sys.path.insert(0, str(ROOT))
 from agents.acting import make_actor  # noqa: E402
 from agents.backbones import mixer_entry  # noqa: E402
 from agents.policy import PolicyConfig, ReturnConditionedPolicy  # noqa: E402
-from envs.envpool_simulators import EnvPoolSimulators  # noqa: E402
-from envs.rollout import rollout, start_seeds  # noqa: E402
-from envs.simulators import Simulators  # noqa: E402
+from envs.simulation.envpool import EnvPoolSimulators  # noqa: E402
+from envs.simulation.rollout import rollout, start_seeds  # noqa: E402
+from envs.simulation.simulators import Simulators  # noqa: E402
 
 ENVIRONMENT, OBSERVATION_DIM, ACTION_DIM = "HalfCheetah-v5", 17, 6
 

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from agents.backbones import MIXERS
-from agents.fused_policy import FusedPolicy
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
+from agents.step.fused import FusedPolicy
 
 RESULTS = Path(__file__).parent / "results"
 OBSERVATION_DIM, ACTION_DIM, LAYERS, D_MODEL = 11, 3, 3, 128  # Hopper's

@@ -12,13 +12,13 @@ from omegaconf import MISSING
 from agents.acting import ROLLOUTS
 from agents.backbones import MIXERS
 from agents.backbones.attention import AttentionConfig
-from agents.block import BackboneConfig
+from agents.backbones.block import BackboneConfig
 from agents.policy import PolicyConfig
 from agents.trainer import PRECISIONS, TrainerConfig
-from configs.ray_launcher import RayLauncherConfig
-from envs.rollout import ENGINES
-from envs.sources import DatasetConfig
-from envs.windows import ProtocolConfig
+from configs.launch.ray import RayLauncherConfig
+from envs.data.batches import ProtocolConfig
+from envs.data.sources import DatasetConfig
+from envs.simulation.rollout import ENGINES
 
 DEVICES = ("auto", "cpu", "cuda")
 TARGETS = ("data", "published")

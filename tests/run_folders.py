@@ -10,10 +10,10 @@ from agents.checkpoint import RunDescription, claim_run_folder, save_description
 from agents.policy import ReturnConditionedPolicy
 from agents.trainer import Metrics
 from configs.schema import TrainConfig
-from envs.rollout import RolloutResult
-from envs.scores import make_score, write_scores
-from envs.sources import DatasetConfig
+from envs.data.sources import DatasetConfig
+from envs.simulation.rollout import RolloutResult
 from envs.tasks import TASKS
+from reports.scores import make_score, write_scores
 
 
 def make_run(

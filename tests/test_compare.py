@@ -13,9 +13,9 @@ from rich.console import Console
 from run_folders import damage, make_run
 
 import compare
-from envs.progress import time_span
-from envs.runs import read_run
-from envs.scores import write_scores
+from reports.progress import time_span
+from reports.runs import read_run
+from reports.scores import write_scores
 
 ROOT = Path(__file__).parents[1]
 

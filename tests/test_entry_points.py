@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import eval
-from configs import command_line
+from configs.launch import command
 from configs.schema import EvalConfig, register
 
 ROOT = Path(__file__).parents[1]
@@ -212,14 +212,14 @@ def test_a_wrong_override_is_one_sentence_and_nothing_else(start, tmp_path, over
 @pytest.mark.parametrize("override", sorted(WRONG.keys() - STARTED))
 def test_a_wrong_override_is_refused(override):
     register()
-    with pytest.raises(command_line.ConfigError, match=WRONG[override]):
-        command_line.check([override], "train")
+    with pytest.raises(command.ConfigError, match=WRONG[override]):
+        command.check([override], "train")
 
 
 def test_a_video_of_a_harder_environment_is_refused():
     register()
-    with pytest.raises(command_line.ConfigError, match="unchanged environment, and horizon 2000"):
-        command_line.check(["run=x", "video=x.mp4", "horizon=2000"], "eval")
+    with pytest.raises(command.ConfigError, match="unchanged environment, and horizon 2000"):
+        command.check(["run=x", "video=x.mp4", "horizon=2000"], "eval")
 
 
 def test_the_file_of_an_evaluation_is_named_after_what_departs_from_the_runs_own():
@@ -236,14 +236,14 @@ def test_the_file_of_an_evaluation_is_named_after_what_departs_from_the_runs_own
 
 def test_several_episodes_want_a_video():
     register()
-    with pytest.raises(command_line.ConfigError, match=r"give video=PATH\.mp4 as well"):
-        command_line.check(["run=x", "video_episodes=9"], "eval")
+    with pytest.raises(command.ConfigError, match=r"give video=PATH\.mp4 as well"):
+        command.check(["run=x", "video_episodes=9"], "eval")
 
 
 def test_an_experiment_and_a_backbone_that_do_not_fit_are_one_sentence():
     register()
-    with pytest.raises(command_line.ConfigError, match=r"do not go together: .*n_head"):
-        command_line.check(["experiment=decision_transformer", "backbone=gru"], "train")
+    with pytest.raises(command.ConfigError, match=r"do not go together: .*n_head"):
+        command.check(["experiment=decision_transformer", "backbone=gru"], "train")
 
 
 @pytest.mark.parametrize(
@@ -256,11 +256,9 @@ def test_an_experiment_and_a_backbone_that_do_not_fit_are_one_sentence():
 def test_a_context_longer_than_the_table_of_timesteps_is_one_sentence(key, override):
     register()
     chosen = ["experiment=decision_transformer", "policy.max_timestep=20"]
-    command_line.check(chosen, "train")
-    with pytest.raises(
-        command_line.ConfigError, match=rf"{key}, but .*max_timestep = (19|20) rows"
-    ):
-        command_line.check([*chosen, override], "train")
+    command.check(chosen, "train")
+    with pytest.raises(command.ConfigError, match=rf"{key}, but .*max_timestep = (19|20) rows"):
+        command.check([*chosen, override], "train")
 
 
 @pytest.mark.parametrize("run", ["nowhere", "."])

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from benchmarks import locomotion
-from configs import command_line
+from configs.launch import command
 from configs.schema import register
 
 RUNS = list(locomotion.commands(list(locomotion.GROUPS), [0]))
@@ -21,11 +21,11 @@ def test_each_variant_composes_and_differs(group):
     _, variants = locomotion.GROUPS[group]
     configs = []
     for overrides in variants.values():
-        ((_, config),) = command_line.check([*locomotion.COMMON, *overrides], "train")
+        ((_, config),) = command.check([*locomotion.COMMON, *overrides], "train")
         configs.append(config)
         assert config.steps == (6000 if group == "longer" else 1500)
         assert config.protocol.batch_steps == 1280
-    plain = command_line.check(locomotion.COMMON, "train")[0][1]
+    plain = command.check(locomotion.COMMON, "train")[0][1]
     assert all(configs.count(config) == 1 for config in configs)
     assert group == "main" or plain not in configs
 

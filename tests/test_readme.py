@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from configs import command_line
 from configs.schema import register
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +29,7 @@ def test_a_command_of_the_readme_composes(command):
     register()
     script, arguments = re.search(r"(train|eval)\.py(.*)", command.split("#")[0]).groups()
     overrides = [a for a in shlex.split(arguments) if not a.startswith("-")]
-    command_line.check(overrides, script)
+    command.check(overrides, script)
 
 
 def test_the_setup_commands_are_those_of_the_check():

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.block import BackboneConfig, Mixer
+from agents.backbones.block import BackboneConfig, Mixer
 from agents.scan import linear_scan
 
 _EMPTY = float("-inf")  # the maximum over no scores

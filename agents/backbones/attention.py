@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.block import BackboneConfig, Mixer, zeros_like_weight
+from agents.backbones.block import BackboneConfig, Mixer, zeros_like_weight
 
 AttentionState = tuple[Tensor, Tensor, Tensor]
 

@@ -1,7 +1,7 @@
 """The GRU mixer (Cho et al., arXiv 1406.1078), and what it shares with the LSTM.
 
 Training runs torch's own kernels (cuDNN on CUDA, ATen on CPUs). They know nothing of episodes, so
-rows are cut where one begins, and the pieces run side by side; see `agents.state.run_pieces`.
+rows are cut where one begins, and the pieces run side by side; see `run_pieces`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from agents.block import BackboneConfig, Mixer, zeros_like_weight
-from agents.state import State, map_state, restart, run_pieces
+from agents.backbones.block import BackboneConfig, Mixer, zeros_like_weight
+from agents.backbones.state import State, map_state, restart, run_pieces
 
 
 @dataclass

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from agents.backbones.block import BackboneConfig
 from agents.backbones.gru import RecurrentLayer
-from agents.block import BackboneConfig
 
 
 @dataclass

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.block import BackboneConfig, Mixer, zeros_like_weight
-from agents.convolution import CausalConvolution
+from agents.backbones.block import BackboneConfig, Mixer, zeros_like_weight
+from agents.backbones.convolution import CausalConvolution
 from agents.scan.selective import selective_scan
 
 _DT_MIN, _DT_MAX = 0.001, 0.1

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from agents.block import BackboneConfig, Mixer, zeros_like_weight
+from agents.backbones.block import BackboneConfig, Mixer, zeros_like_weight
 
 
 @dataclass

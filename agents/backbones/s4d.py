@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from agents.block import BackboneConfig, Mixer, zeros_like_weight
+from agents.backbones.block import BackboneConfig, Mixer, zeros_like_weight
 
 # Most steps in a chunk. The time is level from 32 to 64; beyond, the Toeplitz product weighs in.
 _CHUNK = 64

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from envs.behavior import Behavior, load_behavior
+from envs.behaviors.policy import Behavior, load_behavior
 from envs.tasks import TASKS, Task
 
 DIRECTORY = Path(__file__).parent

@@ -1,0 +1,195 @@
+# mypy: disallow-untyped-defs=False, disallow-untyped-decorators=False
+"""One step of a whole policy as one CPU kernel: embedding, blocks, head, without PyTorch between.
+
+Weights lie as (inputs, outputs), so that the inner loops run along contiguous outputs and vectorise
+as they are. A single row is bound by the way of the weights from the cache; from two rows on, each
+weight that was loaded serves a block of rows (`products.py`). The gates are those of `kernels.py`.
+"""
+
+import math
+
+import numpy as np
+from numba import njit
+
+from agents.scan.kernels import (
+    _OPTIONS,
+    _SUM_OPTIONS,
+    _dot,
+    _kernel,
+    min_gru_forward,
+    min_lstm_forward,
+)
+from agents.step.products import BLOCK, add_product
+
+# Of kernels.py and products.py, as a test demands: the machine code on disk holds them too, and
+# Numba makes it anew only when the text of this file changes.
+_INLINED = "45a357a4"
+
+
+@njit(**_OPTIONS)
+def _copy(x, y):
+    """Copies a row into y; as a loop, it compiles in a fraction of the time of ``y[:] = x``."""
+    for c in range(y.shape[0]):
+        y[c] = x[c]
+
+
+@njit(**_OPTIONS)
+def _add(x, y):
+    for c in range(y.shape[0]):
+        y[c] += x[c]
+
+
+@njit(**_SUM_OPTIONS)
+def _layer_norm(x, norm, epsilon, y):
+    """Layer norm (Ba et al. 2016, arXiv:1607.06450) of one row; norm is (2, channels)."""
+    scale, shift = norm[0], norm[1]
+    total = x.dtype.type(0.0)
+    for c in range(x.shape[0]):
+        total += x[c]
+    mean = total / x.dtype.type(x.shape[0])
+    squares = x.dtype.type(0.0)
+    for c in range(x.shape[0]):
+        squares += (x[c] - mean) * (x[c] - mean)
+    variance = squares / x.dtype.type(x.shape[0])
+    inverse = x.dtype.type(1.0) / np.sqrt(variance + epsilon)
+    for c in range(x.shape[0]):
+        y[c] = (x[c] - mean) * inverse * scale[c] + shift[c]
+
+
+@_kernel
+def observe(reward, is_first, return_to_go, timestep, target_return):
+    """Return-to-go and timestep, as `agents.policy.ReturnConditionedPolicy.observe`."""
+    next_return_to_go, next_timestep = np.empty_like(return_to_go), np.empty_like(timestep)
+    for b in range(reward.shape[0]):
+        next_return_to_go[b] = target_return if is_first[b] else return_to_go[b] - reward[b]
+        next_timestep[b] = 0 if is_first[b] else timestep[b] + 1
+    return next_return_to_go, next_timestep
+
+
+@_kernel
+def policy_step(
+    observation,
+    return_to_go,
+    action,
+    timestep,
+    is_first,
+    state,
+    return_scale,
+    epsilon,
+    normaliser,
+    bounds,
+    embedding,
+    embedding_bias,
+    time_embedding,
+    token_norm,
+    norms,
+    start,
+    projection,
+    projection_bias,
+    output,
+    output_bias,
+    up,
+    up_bias,
+    down,
+    down_bias,
+    head_return,
+    head,
+    head_bias,
+    next_action,
+    next_state,
+    begin,
+    end,
+):
+    """One step of `agents.policy.ReturnConditionedPolicy.step` with one token a step.
+
+    The arguments up to ``state`` (layers, batch, channels), which is overwritten where an episode
+    begins, are those of ``step``, the ``next_`` ones are what it returns; only the rows ``begin``
+    to ``end - 1`` of the batch are computed. Between, with d the width of the residual stream:
+
+    ``normaliser`` (2, observation_dim): mean and standard deviation. ``bounds`` (2, action_dim):
+    low and high. ``embedding`` (1 + observation_dim + action_dim, d). ``time_embedding`` (rows, d).
+    ``token_norm`` (1, 2, d), or (0, 2, d) for none. ``norms`` (2 * layers + 1, 2, d): scale and
+    shift of each layer norm, in the order of use. ``start`` (layers, 1, channels): the state at
+    which an episode begins. ``projection`` (layers, d, 2 * channels) for minGRU, 3 * channels for
+    minLSTM. ``output`` (layers, channels, d), or (0, channels, d) where the mixers have none.
+    ``up`` (layers, d, width), ``down`` (layers, width, d). ``head_return`` (d,). ``head``
+    (action_dim, d).
+    """
+    layers, _, channels = state.shape
+    batch = end - begin
+    observation, return_to_go = observation[begin:end], return_to_go[begin:end]
+    action, timestep, is_first = action[begin:end], timestep[begin:end], is_first[begin:end]
+    next_action = next_action[begin:end]
+    d, width, gates = embedding.shape[1], up.shape[2], projection.shape[2]
+    observed = observation.shape[1]
+    zero = np.float32(0.0)
+    room = -(-batch // BLOCK) * BLOCK
+    inputs = np.empty((room, embedding.shape[0]), np.float32)
+    x = np.empty((room, d), np.float32)
+    normed = np.empty((room, d), np.float32)
+    preactivations = np.empty((room, gates), np.float32)
+    mixed = np.empty((room, channels), np.float32)
+    hidden = np.empty((room, width), np.float32)
+    for rows in (inputs, x, normed, preactivations, mixed, hidden):
+        for b in range(batch, room):  # multiplied with the others of their block, they stay zero
+            for c in range(rows.shape[1]):
+                rows[b, c] = zero
+    nonzero = np.empty(max(width, channels, d, embedding.shape[0]), np.int64)
+    resets = np.empty((0, 0), np.bool_)  # done below
+
+    for b in range(batch):
+        first = is_first[b]
+        for layer in range(layers if first else 0):
+            _copy(start[layer, 0], state[layer, begin + b])
+        inputs[b, 0] = return_to_go[b] / return_scale
+        for c in range(observed):
+            inputs[b, 1 + c] = (observation[b, c] - normaliser[0, c]) / normaliser[1, c]
+        for c in range(action.shape[1]):
+            inputs[b, 1 + observed + c] = zero if first else action[b, c]
+        _copy(embedding_bias, x[b])
+        _add(time_embedding[min(timestep[b], time_embedding.shape[0] - 1)], x[b])
+    add_product(inputs, embedding, x, batch, nonzero)
+    if token_norm.shape[0] > 0:
+        for b in range(batch):
+            _layer_norm(x[b], token_norm[0], epsilon, x[b])
+
+    for layer in range(layers):
+        for b in range(batch):
+            _layer_norm(x[b], norms[2 * layer], epsilon, normed[b])
+            _copy(projection_bias[layer], preactivations[b])
+        add_product(normed, projection[layer], preactivations, batch, nonzero)
+        p = preactivations[:batch].reshape(batch, 1, gates)
+        before = state[layer][begin:end]
+        h = next_state[layer][begin:end].reshape(batch, 1, channels)
+        if gates == 2 * channels:
+            min_gru_forward(p, before, resets, h, 0, batch, 0, channels)
+        else:
+            min_lstm_forward(p, before, resets, h, 0, batch, 0, channels)
+        if output.shape[0] > 0:
+            for b in range(batch):
+                _copy(h[b, 0], mixed[b])
+                _add(output_bias[layer], x[b])
+            add_product(mixed, output[layer], x, batch, nonzero)
+        else:
+            for b in range(batch):
+                _add(h[b, 0], x[b])
+
+        for b in range(batch):
+            _layer_norm(x[b], norms[2 * layer + 1], epsilon, normed[b])
+            _copy(up_bias[layer], hidden[b])
+            _add(down_bias[layer], x[b])
+        add_product(normed, up[layer], hidden, batch, nonzero)
+        for b in range(batch):
+            for c in range(width):
+                hidden[b, c] = zero if hidden[b, c] < zero else hidden[b, c]  # a NaN stays
+        add_product(hidden, down[layer], x, batch, nonzero)
+
+    for b in range(batch):
+        features = normed[b]
+        _layer_norm(x[b], norms[2 * layers], epsilon, features)
+        for c in range(d):
+            features[c] += inputs[b, 0] * head_return[c]
+        for c in range(head.shape[0]):
+            unit = math.tanh(_dot(features, head[c]) + head_bias[c])
+            low, high = bounds[0, c], bounds[1, c]
+            next_action[b, c] = (high + low) / 2 + unit * (high - low) / 2

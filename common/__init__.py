@@ -1,0 +1,1 @@
+"""What every part may use: errors, whole files, the terminal."""

@@ -1,0 +1,137 @@
+"""Measures behaviour policies, and keeps the returns in a table beside them.
+
+    python -m envs.behaviors.measure directory=envs/behaviors
+
+measures every ``TASK/step_NNNNNNN.safetensors`` in a directory and writes its ``returns.csv``.
+"""
+
+import csv
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from common.arguments import ArgumentError, parse_arguments, run_command
+from envs.behaviors.collect import run_episodes
+from envs.behaviors.policy import Behavior, BehaviorError, load_behavior
+from envs.data.trajectories import Trajectory
+from envs.simulation.simulators import Simulators
+from envs.tasks import TASKS, Task
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The returns of one behaviour policy; a row of returns.csv.
+
+    Attributes:
+        task: Name of the task.
+        training_steps: Environment steps of training.
+        episodes: Number of episodes with sampled actions, and again with mean actions.
+        sampled_return: Mean return of sampled actions, which is how data are collected.
+        sampled_std: Standard deviation of that over episodes.
+        sampled_length: Mean length of those episodes.
+        normalized_score: Of sampled_return, 0 to 100.
+        mean_action_return: Mean return of the mean action.
+        mean_action_std: Standard deviation of that over episodes.
+        mean_action_length: Mean length of those episodes.
+    """
+
+    task: str
+    training_steps: int
+    episodes: int
+    sampled_return: float
+    sampled_std: float
+    sampled_length: float
+    normalized_score: float
+    mean_action_return: float
+    mean_action_std: float
+    mean_action_length: float
+
+
+def measure(
+    task: Task, simulators: Simulators, behavior: Behavior, training_steps: int, seed: int
+) -> Measurement:
+    """Runs one episode with sampled and one with mean actions in each simulator."""
+
+    def statistics(episodes: list[Trajectory]) -> tuple[float, float, float]:
+        returns = [episode.rewards.sum() for episode in episodes]
+        length = np.mean([len(episode.rewards) for episode in episodes])
+        return (
+            round(float(np.mean(returns)), 1),
+            round(float(np.std(returns)), 1),
+            round(float(length), 1),
+        )
+
+    n = simulators.n
+    sampled = statistics(run_episodes(simulators, behavior, seed=(seed,), episodes=n))
+    mean = statistics(run_episodes(simulators, behavior, seed=(seed,), episodes=n, sampled=False))
+    score = 100 * (sampled[0] - task.reference_min) / (task.reference_max - task.reference_min)
+    return Measurement(task.name, training_steps, n, *sampled, round(score, 1), *mean)
+
+
+def write_returns(path: Path, measurements: list[Measurement]) -> None:
+    """Writes returns.csv, a row for each measurement."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Measurement)])
+        writer.writeheader()
+        writer.writerows(asdict(measurement) for measurement in measurements)
+
+
+def describe(measurement: Measurement) -> str:
+    """Returns one line for the user."""
+    return (
+        f"{measurement.task} {measurement.training_steps:>8,} steps: return "
+        f"{measurement.sampled_return:.0f} +- {measurement.sampled_std:.0f}, normalised score "
+        f"{measurement.normalized_score:.1f}, length {measurement.sampled_length:.0f} "
+        f"(mean action: {measurement.mean_action_return:.0f} +- "
+        f"{measurement.mean_action_std:.0f})"
+    )
+
+
+@dataclass
+class MeasureConfig:
+    """Arguments of this command.
+
+    Attributes:
+        directory: Holds TASK/step_NNNNNNN.safetensors; returns.csv is written there.
+        episodes: Episodes of each kind for each policy.
+        seed: Seed of every random number.
+    """
+
+    directory: str
+    episodes: int = 30
+    seed: int = 1
+
+
+def main(arguments: list[str]) -> None:
+    """Measures every policy in a directory.
+
+    Raises:
+        ArgumentError: An argument is wrong, or the directory holds no policy.
+        BehaviorError: A file is not a behaviour policy.
+    """
+    config = parse_arguments(MeasureConfig, arguments)
+    directory = Path(config.directory)
+    measurements = []
+    for task in TASKS.values():
+        paths = sorted((directory / task.name).glob("step_*.safetensors"))
+        if not paths:
+            continue
+        with Simulators(task.environment_id, config.episodes) as simulators:
+            for path in paths:
+                training_steps = int(path.stem.removeprefix("step_"))
+                behavior = load_behavior(path)
+                measurements.append(
+                    measure(task, simulators, behavior, training_steps, config.seed)
+                )
+                print(describe(measurements[-1]), flush=True)
+    if not measurements:
+        raise ArgumentError(
+            f"directory={directory}: there is no TASK/step_NNNNNNN.safetensors below it, with "
+            f"TASK one of {', '.join(TASKS)}"
+        )
+    write_returns(directory / "returns.csv", measurements)
+
+
+if __name__ == "__main__":
+    run_command(main, BehaviorError)

@@ -1,0 +1,124 @@
+"""Trains a new behaviour policy with stable-baselines3's SAC.
+
+    python -m envs.behaviors.train env=hopper steps=150000
+
+saves a snapshot now and then, in the format of envs/behaviors, and measures each.
+"""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import gymnasium as gym
+
+from common.arguments import ArgumentError, parse_arguments, run_command
+from envs.behaviors import snapshot_path
+from envs.behaviors.measure import Measurement, describe, measure, write_returns
+from envs.behaviors.policy import Behavior, load_behavior
+from envs.simulation.simulators import Simulators, quiet_model_files
+from envs.tasks import TASKS
+
+if TYPE_CHECKING:
+    from stable_baselines3 import SAC
+
+
+@dataclass
+class TrainBehaviorConfig:
+    """Arguments of this command; SAC's own are stable-baselines3's defaults.
+
+    Attributes:
+        env: Name of a task.
+        steps: Environment steps of training.
+        every: Steps from one snapshot to the next.
+        random_steps: Steps with random actions before learning begins.
+        episodes: Episodes that each snapshot is measured with.
+        directory: Where TASK/step_NNNNNNN.safetensors and returns.csv are written.
+        seed: Seed of training and of the measurements.
+        device: Device of torch.
+    """
+
+    env: str
+    steps: int = 500_000
+    every: int = 10_000
+    random_steps: int = 10_000
+    episodes: int = 10
+    directory: str = "runs/behaviors"
+    seed: int = 0
+    device: str = "cpu"
+
+
+def behavior_of(model: "SAC", environment_id: str) -> Behavior:
+    """Returns the actor of a SAC model with two hidden layers, which acts as the model does."""
+    actor = model.actor
+    layers = {
+        "hidden_0": actor.latent_pi[0],
+        "hidden_1": actor.latent_pi[2],
+        "mean": actor.mu,
+        "log_std": actor.log_std,
+    }
+    weights = {
+        f"{name}.{kind}": getattr(layer, kind).detach().cpu().numpy().copy()
+        for name, layer in layers.items()
+        for kind in ("weight", "bias")
+    }
+    metadata = {
+        "algorithm": "SAC",
+        "environment_id": environment_id,
+        "training_steps": str(model.num_timesteps),
+        "training": "stable-baselines3, default settings",
+    }
+    return Behavior(weights, metadata)
+
+
+def train(config: TrainBehaviorConfig) -> list[Measurement]:
+    """Trains, saves the snapshots, measures them and writes returns.csv after each.
+
+    Raises:
+        ArgumentError: The task is unknown, a number is not positive, or stable-baselines3 is not
+            installed.
+    """
+    if config.env not in TASKS:
+        raise ArgumentError(f"there is no task env={config.env}; there are: {', '.join(TASKS)}")
+    for key in ("steps", "every", "episodes"):
+        if getattr(config, key) < 1:
+            raise ArgumentError(f"{key}={getattr(config, key)} must be at least 1")
+    if find_spec("stable_baselines3") is None:
+        raise ArgumentError(
+            "training a behaviour policy needs stable-baselines3; "
+            "install it with: pip install 'decision-minrnn[behavior]'"
+        )
+    from stable_baselines3 import SAC
+
+    task = TASKS[config.env]
+    directory = Path(config.directory)
+    with quiet_model_files():
+        environment = gym.make(task.environment_id)
+    model = SAC(
+        "MlpPolicy",
+        environment,
+        learning_starts=config.random_steps,
+        seed=config.seed,
+        device=config.device,
+    )
+    measurements: list[Measurement] = []
+    with Simulators(task.environment_id, config.episodes) as simulators:
+        while model.num_timesteps < config.steps:
+            model.learn(
+                min(config.every, config.steps - model.num_timesteps),
+                reset_num_timesteps=False,
+            )
+            path = snapshot_path(task.name, model.num_timesteps, directory)
+            behavior_of(model, task.environment_id).save(path)
+            behavior = load_behavior(path)  # what is measured is what the file holds
+            measurements.append(
+                measure(task, simulators, behavior, model.num_timesteps, config.seed)
+            )
+            write_returns(directory / "returns.csv", measurements)
+            print(describe(measurements[-1]), flush=True)
+    environment.close()
+    return measurements
+
+
+if __name__ == "__main__":
+    run_command(lambda arguments: train(parse_arguments(TrainBehaviorConfig, arguments)))

@@ -1,0 +1,264 @@
+"""Flat arrays of a data set on disk: read once, memory-mapped in every later run.
+
+The cached copy of a data set is a directory of .npy files, one for each array of `Episodes`. It
+lies in the directory ``.decision-minrnn`` of Minari's store if MINARI_DATASETS_PATH names one, and
+else in ``$XDG_CACHE_HOME/decision-minrnn`` (``~/.cache/decision-minrnn``). It may be deleted at any
+time. Its name is a fingerprint of the source, so that a changed source is read anew.
+"""
+
+import hashlib
+import logging
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.files import hidden_directory, only_process, put_in_place
+from common.terminal import steps_bar
+from envs.data.episodes import DatasetError, Episodes
+from envs.data.mapped import RESIDENT_BYTES, open_array
+
+logger = logging.getLogger(__name__)
+
+# Part of every fingerprint: raise it when the files below change their meaning.
+FORMAT = 1
+
+TYPES: dict[str, type] = {
+    "observations": np.float32,
+    "actions": np.float32,
+    "rewards": np.float32,
+    "terminations": np.bool_,
+    "truncations": np.bool_,
+}
+
+# A file is fingerprinted by its size, its time of change and this many blocks of its content:
+# reading all of it would take as long as reading the data.
+_BLOCKS = 64
+_BLOCK_BYTES = 65_536
+
+# Smaller data sets are read before a progress bar could be seen.
+_STEPS_WITH_PROGRESS = 500_000
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a source says of its data before they are read, and the data.
+
+    Attributes:
+        lengths: (episodes,) int64, steps of each episode.
+        observation_dim: Dimensions of an observation.
+        action_dim: Dimensions of an action.
+        rows: Consecutive pieces of the arrays of TYPES, of any size and type, together as long as
+            all episodes. Errors of the source are raised as DatasetError.
+        notes: What the user should know of the reading, a sentence each; shown in every run.
+    """
+
+    lengths: np.ndarray
+    observation_dim: int
+    action_dim: int
+    rows: Iterator[dict[str, np.ndarray]]
+    notes: tuple[str, ...] = field(default=())
+
+
+def load_cached(
+    files: Sequence[Path], attributes: dict[str, Any], read: Callable[[], Reading]
+) -> Episodes:
+    """Opens the cached copy of a data set; makes it first if there is none.
+
+    Where it cannot be made (a full disk, no permission) the data are kept in memory instead, with
+    a warning. One process makes a copy; another that wants the same waits for it.
+
+    Args:
+        files: What the data set is stored in.
+        attributes: The attributes of Episodes that are not arrays of steps.
+        read: Begins to read the source.
+
+    Raises:
+        DatasetError: The source cannot be read, or does not hold valid episodes.
+    """
+    bounds = (attributes["action_low"], attributes["action_high"])
+    entry = _directory(files) / _fingerprint(files, bounds)
+    episodes = _open(entry, attributes)
+    if episodes is not None:
+        return episodes
+    name = attributes["dataset_id"]
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with only_process(entry.parent / ".lock", f"reading {name}"):
+            if not entry.exists():
+                with hidden_directory(entry.parent) as hidden:
+                    _write(hidden / "new", name, read())
+                    # Checked before it is put in place, and never again.
+                    _arrays_to_episodes(hidden / "new", attributes, check=True)
+                    put_in_place(hidden / "new", entry, hidden)
+                _remove_others(entry)
+            episodes = _open(entry, attributes)
+    except OSError as error:
+        _warn(name, error)
+    if episodes is None:
+        shutil.rmtree(entry, ignore_errors=True)
+        return _in_memory(read(), attributes, check=True)
+    return episodes
+
+
+def lay_out(attributes: dict[str, Any], read: Callable[[], Reading]) -> Episodes:
+    """Makes Episodes of parts of others: in memory or, if they are large, in files.
+
+    The files have no name and are gone with the process. Where they cannot be made the data are
+    kept in memory, with a warning.
+
+    Args:
+        attributes: The attributes of Episodes that are not arrays of steps.
+        read: Begins to read the parts, which have been checked.
+    """
+    reading = read()
+    shapes = _shapes(reading)
+    size = sum(math.prod(shapes[key]) * np.dtype(TYPES[key]).itemsize for key in TYPES)
+    if size > RESIDENT_BYTES:
+        name, root = attributes["dataset_id"], cache_root()
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with (
+                only_process(root / ".lock", f"laying out {name}"),
+                hidden_directory(root) as hidden,
+            ):
+                _write(hidden / "new", name, reading)
+                return _arrays_to_episodes(hidden / "new", attributes, check=False)
+        except OSError as error:
+            _warn(name, error)
+            reading = read()
+    return _in_memory(reading, attributes, check=False)
+
+
+def cache_root() -> Path:
+    """Returns the directory of all cached copies."""
+    store = os.environ.get("MINARI_DATASETS_PATH")
+    if store:
+        return Path(store) / ".decision-minrnn"
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches) / "decision-minrnn"
+
+
+def _directory(files: Sequence[Path]) -> Path:
+    """Returns where the copies of one source are: at most one, but for other processes' times."""
+    path = str(files[0].resolve())
+    readable = re.sub(r"[^\w.-]+", "-", "-".join(files[0].resolve().parts[-3:]))[-60:]
+    return cache_root() / f"{readable}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+
+
+def _fingerprint(files: Sequence[Path], bounds: Sequence[np.ndarray]) -> str:
+    digest = hashlib.sha256(f"format {FORMAT}".encode())
+    for bound in bounds:
+        digest.update(np.asarray(bound, np.float32).tobytes())
+    blocks = max(1, _BLOCKS // len(files))
+    for path in files:
+        status = path.stat()
+        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
+        with path.open("rb") as file:
+            for position in np.linspace(0, max(0, status.st_size - _BLOCK_BYTES), blocks):
+                file.seek(int(position))
+                digest.update(file.read(_BLOCK_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def _open(entry: Path, attributes: dict[str, Any]) -> Episodes | None:
+    try:
+        episodes = _arrays_to_episodes(entry, attributes, check=False)
+        notes = (entry / "notes.txt").read_text().splitlines()
+    except (OSError, ValueError, EOFError):
+        return None  # not there, or damaged
+    for note in notes:
+        logger.warning("%s", note)
+    return episodes
+
+
+def _arrays_to_episodes(entry: Path, attributes: dict[str, Any], *, check: bool) -> Episodes:
+    arrays: dict[str, Any] = {
+        name: open_array(entry / f"{name}.npy") for name in (*TYPES, "offsets")
+    }
+    return Episodes(**arrays, **attributes, check=check)
+
+
+def _write(directory: Path, name: str, reading: Reading) -> None:
+    directory.mkdir()
+    np.save(directory / "offsets.npy", _offsets(reading))
+    (directory / "notes.txt").write_text("\n".join(reading.notes))
+    with ExitStack() as stack:
+        files = {key: stack.enter_context((directory / f"{key}.npy").open("wb")) for key in TYPES}
+        for key, shape in _shapes(reading).items():
+            header = np.lib.format.header_data_from_array_1_0(np.empty(0, TYPES[key]))
+            np.lib.format.write_array_header_1_0(files[key], header | {"shape": shape})
+        for rows in _converted(name, reading):
+            for key, values in rows.items():
+                files[key].write(values.data)
+
+
+def _in_memory(reading: Reading, attributes: dict[str, Any], *, check: bool) -> Episodes:
+    arrays: dict[str, Any] = {k: np.empty(s, TYPES[k]) for k, s in _shapes(reading).items()}
+    filled = 0
+    for rows in _converted(attributes["dataset_id"], reading):
+        begin, filled = filled, filled + len(rows["rewards"])
+        for key, values in rows.items():
+            arrays[key][begin:filled] = values
+    for note in reading.notes:
+        logger.warning("%s", note)
+    return Episodes(**arrays, offsets=_offsets(reading), **attributes, check=check)
+
+
+def _warn(name: str, error: OSError) -> None:
+    logger.warning(
+        "%s is kept in memory, for no copy of it can be cached below %s (%s)",
+        *(name, cache_root(), error.strerror or error),
+    )
+
+
+def _offsets(reading: Reading) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(reading.lengths)]).astype(np.int64)
+
+
+def _shapes(reading: Reading) -> dict[str, tuple[int, ...]]:
+    steps = int(reading.lengths.sum())
+    dimensions = {"observations": (reading.observation_dim,), "actions": (reading.action_dim,)}
+    return {key: (steps, *dimensions.get(key, ())) for key in TYPES}
+
+
+def _converted(name: str, reading: Reading) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the rows in the types of `Episodes`, having checked their shapes."""
+    shapes = _shapes(reading)
+    steps = shapes["rewards"][0]
+    row = 0
+    with steps_bar(f"reading {name}", steps, shown=steps >= _STEPS_WITH_PROGRESS) as show:
+        for rows in reading.rows:
+            count = len(rows["rewards"])
+            converted: dict[str, np.ndarray] = {}
+            for key, dtype in TYPES.items():
+                values = rows[key]
+                expected = (count, *shapes[key][1:])
+                if values.shape != expected or values.dtype.kind not in "biuf":
+                    raise DatasetError(
+                        f"{name}: {key} from step {row} on are {values.dtype} of shape "
+                        f"{values.shape}, not numbers of shape {expected}"
+                    )
+                with np.errstate(over="ignore"):  # infinite then, which is found
+                    converted[key] = np.ascontiguousarray(values, dtype)
+            row += count
+            if row > steps:
+                break
+            yield converted
+            show(row)
+    if row != steps:
+        raise DatasetError(f"{name}: {row} steps were read, not {steps}; the source has changed")
+
+
+def _remove_others(entry: Path) -> None:
+    """Removes the copies of what the source was before; who has them open keeps them."""
+    for other in entry.parent.iterdir():
+        if other.is_dir() and other != entry:
+            shutil.rmtree(other, ignore_errors=True)

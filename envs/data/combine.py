@@ -1,0 +1,182 @@
+"""Parts and sums of data sets: the best episodes, fewer of them, some held out, several together.
+
+All of them keep or leave whole episodes, and keep the environment and the reference scores.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+from envs.data.cache import TYPES, Reading, lay_out
+from envs.data.episodes import DatasetError, Episodes
+from envs.data.mapped import PIECE_BYTES, pieces, release
+
+logger = logging.getLogger(__name__)
+
+# Of a random order of the episodes: that of smaller sets is the beginning of that of larger ones.
+_SEED = 0
+
+
+def select(episodes: Episodes, chosen: np.ndarray, dataset_id: str) -> Episodes:
+    """Returns some of the episodes, copied, in the order that is given.
+
+    Args:
+        episodes: All of them.
+        chosen: (k,) int, numbers of episodes.
+        dataset_id: What the result is called.
+    """
+    lengths = episodes.lengths[chosen]
+    ends = np.cumsum(lengths)
+    shift = episodes.offsets[:-1][chosen] - (ends - lengths)
+
+    def rows() -> Iterator[dict[str, np.ndarray]]:
+        arrays = {name: getattr(episodes, name) for name in TYPES}
+        count = max(1, PIECE_BYTES // sum(array[:1].nbytes for array in arrays.values()))
+        for begin in range(0, int(ends[-1]), count):
+            index = np.arange(begin, min(begin + count, int(ends[-1])))
+            index += shift[np.searchsorted(ends, index, side="right")]
+            yield {name: array[index] for name, array in arrays.items()}
+            release(*arrays.values())
+
+    return _lay_out(episodes, lengths, rows, dataset_id=dataset_id)
+
+
+def _lay_out(
+    like: Episodes,
+    lengths: np.ndarray,
+    rows: Callable[[], Iterator[dict[str, np.ndarray]]],
+    **changes: Any,
+) -> Episodes:
+    """Returns Episodes of other steps, but with the attributes of `like`."""
+    attributes = {f.name: getattr(like, f.name) for f in fields(like)} | changes
+    for name in (*TYPES, "offsets"):
+        del attributes[name]
+    dimensions = like.observations.shape[1], like.actions.shape[1]
+    return lay_out(attributes, lambda: Reading(lengths, *dimensions, rows()))
+
+
+def best(episodes: Episodes, fraction: float) -> Episodes:
+    """Returns the best fraction of the episodes by return, at least one.
+
+    Raises:
+        DatasetError: The fraction is not above 0 and at most 1.
+    """
+    if not 0 < fraction <= 1:
+        raise DatasetError(f"top_fraction is {fraction}; it must be above 0 and at most 1")
+    count = max(1, round(fraction * episodes.n_episodes))
+    chosen = np.sort(np.argsort(-episodes.returns, kind="stable")[:count])
+    return select(episodes, chosen, f"{episodes.dataset_id} (best {100 * fraction:g} %)")
+
+
+def limit(
+    episodes: Episodes, max_episodes: int | None = None, max_steps: int | None = None
+) -> Episodes:
+    """Returns a random choice of episodes, always the same, that is not larger than asked for.
+
+    A smaller choice is part of every larger one.
+
+    Raises:
+        DatasetError: A limit is less than 1, or less than the steps of the first episode drawn.
+    """
+    for name, value in (("max_episodes", max_episodes), ("max_steps", max_steps)):
+        if value is not None and value < 1:
+            raise DatasetError(f"{name} is {value}; it must be at least 1")
+    order = np.random.default_rng(_SEED).permutation(episodes.n_episodes)[:max_episodes]
+    name = episodes.dataset_id
+    if max_episodes is not None:
+        name += f" (at most {max_episodes:,} episodes)"
+    if max_steps is not None:
+        name += f" (at most {max_steps:,} steps)"
+        count = np.searchsorted(np.cumsum(episodes.lengths[order]), max_steps, side="right")
+        if not count:
+            raise DatasetError(
+                f"{name}: the first episode drawn has {episodes.lengths[order[0]]} steps, and "
+                "episodes are kept whole; raise max_steps"
+            )
+        order = order[:count]
+    return select(episodes, np.sort(order), name)
+
+
+def hold_out(episodes: Episodes, fraction: float, seed: int) -> tuple[Episodes, Episodes]:
+    """Splits episodes at random into those to train on and those to validate on.
+
+    Args:
+        episodes: All of them.
+        fraction: Of the episodes to hold out; at least one is, and at least one is not.
+        seed: Of the choice.
+
+    Returns:
+        The episodes to train on and those held out.
+
+    Raises:
+        DatasetError: The fraction is not between 0 and 1, or there is only one episode.
+    """
+    if not 0 < fraction < 1:
+        raise DatasetError(f"the held-out fraction is {fraction}; it must be between 0 and 1")
+    if episodes.n_episodes < 2:
+        raise DatasetError(f"{episodes.dataset_id} has one episode only: none can be held out")
+    count = min(max(1, round(fraction * episodes.n_episodes)), episodes.n_episodes - 1)
+    order = np.random.default_rng(seed).permutation(episodes.n_episodes)
+    name = episodes.dataset_id
+    return (
+        select(episodes, np.sort(order[count:]), name),
+        select(episodes, np.sort(order[:count]), f"{name} (held out)"),
+    )
+
+
+def concatenate(parts: Sequence[Episodes]) -> Episodes:
+    """Lays data sets of one environment end to end.
+
+    Raises:
+        DatasetError: There is no part, or they differ in environment, dimensions or action bounds.
+    """
+    if not parts:
+        raise DatasetError("a mix needs parts: dataset.parts=[hopper-medium,hopper-medium-expert]")
+    first = parts[0]
+    for other in parts[1:]:
+        if other.environment_id != first.environment_id:
+            raise DatasetError(
+                f"{first.dataset_id} is of {first.environment_id}, but {other.dataset_id} of "
+                f"{other.environment_id}; mix data of one environment, or say in which one to "
+                "evaluate, as dataset.environment=Hopper-v5"
+            )
+        for name in ("observations", "actions"):
+            found = [getattr(part, name).shape[1] for part in (first, other)]
+            if found[0] != found[1]:
+                raise DatasetError(
+                    f"the {name} of {first.dataset_id} have {found[0]} dimensions, those of "
+                    f"{other.dataset_id} {found[1]}; mix data of one environment"
+                )
+        for name in ("action_low", "action_high"):
+            if not np.array_equal(getattr(first, name), getattr(other, name)):
+                raise DatasetError(
+                    f"{first.dataset_id} and {other.dataset_id} differ in {name}: "
+                    f"{getattr(first, name)} and {getattr(other, name)}"
+                )
+    sources = {
+        (part.reference_min, part.reference_max): part
+        for part in reversed(parts)
+        if part.reference_min is not None
+    }
+    scored = list(sources.values())[-1] if sources else first
+    if len(sources) > 1:
+        logger.warning("the parts have different reference scores; taken: %s", scored.dataset_id)
+
+    def rows() -> Iterator[dict[str, np.ndarray]]:
+        for part in parts:
+            arrays = {name: getattr(part, name) for name in TYPES}
+            for piece in pieces(*arrays.values()):
+                yield {name: array[piece] for name, array in arrays.items()}
+
+    return _lay_out(
+        first,
+        np.concatenate([part.lengths for part in parts]),
+        rows,
+        dataset_id=" + ".join(part.dataset_id for part in parts),
+        reference_min=scored.reference_min,
+        reference_max=scored.reference_max,
+        reference_source=scored.reference_source,
+    )

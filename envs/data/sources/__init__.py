@@ -1,0 +1,138 @@
+"""Sources of data: each ends as the same Episodes."""
+
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from envs.behaviors import find_recipe
+from envs.data.combine import best, concatenate, limit
+from envs.data.episodes import DatasetError, Episodes
+from envs.data.sources.builtin import load_builtin
+from envs.data.sources.d4rl import NAMES, download_d4rl, load_d4rl
+from envs.data.sources.minari import load_minari
+
+# Each source, and the keys that say where its data are.
+SOURCES = {"builtin": ("id",), "minari": ("id",), "d4rl": ("path", "name"), "mix": ("parts",)}
+
+
+@dataclass
+class DatasetConfig:
+    """Which data set, and how much of it.
+
+    Attributes:
+        source: `builtin` (made here, on first use), `minari` (any data set of Minari), `d4rl` (an
+            HDF5 file of D4RL) or `mix` (several of these).
+        id: ``builtin/hopper/medium-v0``, short ``hopper-medium``; or any Minari id.
+        steps: Least number of steps when a built-in data set is made.
+        seed: Seed when a built-in data set is made.
+        path: Of `d4rl`: the file.
+        name: Of `d4rl`: ``hopper-medium-v2``, downloaded if need be; instead of a path.
+        parts: Of `mix`: names of built-in data sets, Minari ids, D4RL files or names, in any mix.
+        environment: Gymnasium id to evaluate in; null takes the one that the data set names, or
+            for D4RL files the v4 environment of the task.
+        top_fraction: Keeps only this fraction of the episodes, those with the best returns.
+        max_episodes: Keeps at most so many episodes, chosen at random, always the same.
+        max_steps: Keeps at most so many steps, in whole episodes that are chosen likewise.
+    """
+
+    source: str
+    id: str | None = None
+    steps: int = 200_000
+    seed: int = 0
+    path: str | None = None
+    name: str | None = None
+    parts: list[str] = field(default_factory=list)
+    environment: str | None = None
+    top_fraction: float | None = None
+    max_episodes: int | None = None
+    max_steps: int | None = None
+
+    @property
+    def label(self) -> str:
+        """A short name for run folders: ``hopper-medium``, ``d4rl-hopper-medium-v2``."""
+        if self.source == "mix":
+            return "+".join(_config_of(part).label for part in self.parts) or "mix"
+        if self.source == "d4rl":
+            return f"d4rl-{self.name or Path(self.path or '').stem}"
+        name = (self.id or "").removeprefix("builtin/").rsplit("-v", 1)[0]
+        return re.sub(r"[^\w.+-]+", "-", name)
+
+
+def load_episodes(config: DatasetConfig) -> Episodes:
+    """Loads a data set; a built-in one is made first if it is not there yet.
+
+    Raises:
+        DatasetError: There is no such source or data set, or it cannot be made, read or used.
+    """
+    episodes = _load(config)
+    if config.top_fraction is not None:
+        episodes = best(episodes, config.top_fraction)
+    if config.max_episodes is not None or config.max_steps is not None:
+        episodes = limit(episodes, config.max_episodes, config.max_steps)
+    return episodes
+
+
+def load_named(name: str, environment: str | None = None) -> Episodes:
+    """Loads a data set by one word: what may be a part of a mix.
+
+    Args:
+        name: A built-in data set, a Minari id, a D4RL file (.hdf5, .h5) or the name of one, or
+            several of these joined by +.
+        environment: As in `DatasetConfig`.
+
+    Raises:
+        DatasetError: There is none of that name, or it cannot be made, read or used.
+    """
+    return load_episodes(replace(_config_of(name), environment=environment))
+
+
+def _load(config: DatasetConfig) -> Episodes:
+    if config.source not in SOURCES:
+        raise DatasetError(
+            f"there is no data source '{config.source}'; there are: {', '.join(SOURCES)}"
+        )
+    keys = SOURCES[config.source]
+    for key in ("id", "path", "name", "parts"):
+        if getattr(config, key) and key not in keys:
+            raise DatasetError(
+                f"dataset.{key} is given, but a data set of source '{config.source}' has "
+                f"dataset.{' or dataset.'.join(keys)}; leave the one or change the other"
+            )
+    if config.source == "mix":
+        return concatenate([_load(_part_of(config, name)) for name in config.parts])
+    if config.source == "d4rl":
+        if (config.path is None) == (config.name is None):
+            raise DatasetError(
+                "give either dataset.path=FILE.hdf5 or dataset.name=hopper-medium-v2, which is "
+                "downloaded"
+            )
+        path = Path(config.path) if config.path is not None else download_d4rl(str(config.name))
+        return load_d4rl(path, config.environment)
+    if config.id is None:
+        raise DatasetError("dataset.id has no value; give one as dataset.id=VALUE")
+    if config.source == "builtin":
+        return load_builtin(config.id, config.steps, config.seed, config.environment)
+    return load_minari(config.id, config.environment)
+
+
+def _part_of(config: DatasetConfig, name: str) -> DatasetConfig:
+    return replace(
+        _config_of(name), environment=config.environment, steps=config.steps, seed=config.seed
+    )
+
+
+def _config_of(name: str) -> DatasetConfig:
+    if "+" in name:
+        return DatasetConfig("mix", parts=name.split("+"))
+    if find_recipe(name) is not None:
+        return DatasetConfig("builtin", name)
+    if name.endswith((".hdf5", ".h5")):
+        return DatasetConfig("d4rl", path=name)
+    if name in NAMES:
+        return DatasetConfig("d4rl", name=name)
+    if re.search(r"-v\d+$", name) is None:
+        raise DatasetError(
+            f"there is no data set '{name}'; give the name of a built-in one, such as "
+            "hopper-medium, a Minari id with its version, or a D4RL file or name"
+        )
+    return DatasetConfig("minari", name)

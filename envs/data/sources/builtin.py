@@ -1,0 +1,48 @@
+"""Built-in data sets: made on first use, kept in Minari's local store."""
+
+import logging
+
+import minari
+
+from envs.behaviors import RECIPES, find_recipe
+from envs.behaviors.collect import make_dataset
+from envs.behaviors.policy import BehaviorError
+from envs.data.episodes import DatasetError, Episodes
+from envs.data.sources.minari import is_local, load_minari
+
+logger = logging.getLogger(__name__)
+
+
+def load_builtin(name: str, steps: int, seed: int, environment_id: str | None = None) -> Episodes:
+    """Loads a built-in data set; makes it first, with a progress bar, if it is not there yet.
+
+    Args:
+        name: Id or short name, such as ``builtin/hopper/medium-v0`` or ``hopper-medium``.
+        steps: Least number of steps if it has to be made.
+        seed: Seed if it has to be made.
+        environment_id: Gymnasium id to evaluate in instead of the one that it was made in.
+
+    Raises:
+        DatasetError: There is no such data set, or it cannot be made or read.
+    """
+    recipe = find_recipe(name)
+    if recipe is None:
+        raise DatasetError(
+            f"there is no built-in data set '{name}'; there are: {', '.join(RECIPES)}"
+        )
+    if not is_local(recipe.dataset_id):
+        try:
+            make_dataset(recipe, steps, seed)
+        except BehaviorError as error:
+            raise DatasetError(f"{recipe.dataset_id} cannot be made: {error}") from error
+    episodes = load_minari(recipe.dataset_id, environment_id)
+    metadata = minari.load_dataset(recipe.dataset_id).storage.metadata
+    made = metadata.get("collected_steps"), metadata.get("collected_seed")
+    if made != (steps, seed):
+        logger.warning(
+            "%s in the local store was made with steps=%s seed=%s, not steps=%s seed=%s; "
+            "to make it anew: python -m envs.behaviors.collect dataset=%s steps=%s seed=%s "
+            "overwrite=true",
+            *(recipe.dataset_id, *made, steps, seed, recipe.dataset_id, steps, seed),
+        )
+    return episodes

@@ -1,0 +1,218 @@
+"""D4RL's HDF5 files -> Episodes, read with h5py alone.
+
+The files hold flat arrays with a row for each step (Fu et al., arXiv 2004.07219). Data of the v2
+sets were made in Gym's v2 environments, which no longer run; their rewards, and Walker2d's foot
+friction, are those of v4, not of v5, so that policies are evaluated in v4 unless told otherwise.
+"""
+
+import contextlib
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from envs.data.cache import Reading, load_cached
+from envs.data.episodes import DatasetError, Episodes
+from envs.data.sources.download import download
+from envs.data.spaces import environment_spaces, require_dimensions
+from envs.data.trajectories import one_flag_per_step, one_number_per_step
+from envs.tasks import TASKS, task_of_environment
+
+EVALUATION_VERSION = "v4"
+
+# d4rl/gym_mujoco/__init__.py of Farama-Foundation/D4RL.
+URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2/"
+NAMES = tuple(
+    f"{task}-{quality}-v2"
+    for task in TASKS
+    for quality in ("random", "medium", "expert", "medium-replay", "full-replay", "medium-expert")
+)
+
+# Where an episode is cut in a file without timeouts, if the environment does not say.
+HORIZON = 1000
+
+_ROWS_AT_ONCE = 100_000
+
+
+def load_d4rl(path: Path, environment_id: str | None = None) -> Episodes:
+    """Reads a D4RL file.
+
+    Episodes end at ``terminals`` and ``timeouts``; without the latter they are cut after 1000
+    steps. An unfinished episode at the end of the file is dropped, with a warning that counts its
+    steps.
+
+    Args:
+        path: An HDF5 file with ``observations``, ``actions``, ``rewards``, ``terminals`` and
+            perhaps ``timeouts``; everything else in it is ignored.
+        environment_id: Gymnasium id to evaluate in; by default the v4 environment of the task
+            that the file's name begins with.
+
+    Raises:
+        DatasetError: The file cannot be read, is incomplete, does not hold valid episodes, or its
+            environment is unknown.
+    """
+    if not path.is_file():
+        raise DatasetError(f"there is no file {path}; give the path of a D4RL HDF5 file")
+    if environment_id is None:
+        environment_id = _environment_of(path)
+    dataset_id = f"d4rl/{path.stem.replace('_', '-')}"
+    spaces = environment_spaces(environment_id)
+    task = task_of_environment(environment_id)
+    attributes: dict[str, Any] = {
+        "action_low": spaces[1].low,
+        "action_high": spaces[1].high,
+        "dataset_id": dataset_id,
+        "environment_id": environment_id,
+        "reference_min": task.reference_min if task else None,
+        "reference_max": task.reference_max if task else None,
+        "reference_source": task.reference_source if task else None,
+    }
+
+    def read() -> Reading:
+        reading = _read(path)
+        dimensions = reading.observation_dim, reading.action_dim
+        require_dimensions(str(path), environment_id, spaces, dimensions)
+        return reading
+
+    return load_cached([path], attributes, read)
+
+
+def download_d4rl(name: str) -> Path:
+    """Returns the file of a D4RL set by its name, such as ``hopper-medium-v2``.
+
+    It lies in D4RL's own directory, ``$D4RL_DATASET_DIR`` or ``~/.d4rl/datasets``, and is
+    downloaded if it is not there.
+
+    Raises:
+        DatasetError: There is no such set, or it cannot be downloaded.
+    """
+    if name not in NAMES:
+        raise DatasetError(f"there is no D4RL set '{name}'; there are: {', '.join(NAMES)}")
+    stem, version = name.rsplit("-", 1)
+    task, quality = stem.split("-", 1)
+    file_name = f"{task}_{quality.replace('-', '_')}-{version}.hdf5"
+    directory = os.environ.get("D4RL_DATASET_DIR") or Path.home() / ".d4rl" / "datasets"
+    path = Path(directory) / file_name
+    if not path.exists():
+        download(URL + file_name, path)
+        if not h5py.is_hdf5(path):  # a page that asks for a login, say
+            path.unlink()
+            raise DatasetError(f"what {URL + file_name} sent is not an HDF5 file; it was removed")
+    return path
+
+
+def _environment_of(path: Path) -> str:
+    stem = path.stem.lower().replace("_", "").replace("-", "")
+    for task in TASKS.values():
+        if stem.startswith(task.name):
+            return f"{task.environment_id.rsplit('-v', 1)[0]}-{EVALUATION_VERSION}"
+    raise DatasetError(
+        f"the name of {path.name} does not begin with {', '.join(TASKS)}, so its environment is "
+        "unknown; give one, such as dataset.environment=Hopper-v4"
+    )
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """Opens a file, and explains what goes wrong while it is read."""
+    try:
+        if not h5py.is_hdf5(path):
+            raise DatasetError(f"{path} is not an HDF5 file; give the path of a D4RL HDF5 file")
+        with h5py.File(path, "r") as file:
+            yield file
+    except DatasetError:
+        raise
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+        raise DatasetError(
+            f"{path} is damaged or cut short ({error}); download or copy it again"
+        ) from error
+
+
+def _read(path: Path) -> Reading:
+    with _opened(path) as file:
+        sizes = {}
+        for name in ("observations", "actions", "rewards", "terminals"):
+            if not isinstance(file.get(name), h5py.Dataset):
+                raise DatasetError(
+                    f"{path} has no array '{name}'; it has {', '.join(file) or 'nothing'}"
+                )
+            sizes[name] = len(file[name])
+        if "timeouts" in file:
+            sizes["timeouts"] = len(file["timeouts"])
+        for name, size in sizes.items():
+            if size != sizes["rewards"]:
+                raise DatasetError(
+                    f"{path} has {size} {name} for {sizes['rewards']} rewards; each step needs "
+                    "one of each"
+                )
+        for name in ("observations", "actions"):
+            if file[name].ndim != 2:
+                raise DatasetError(
+                    f"{path}: {name} has shape {file[name].shape}, not (steps, dimensions)"
+                )
+        flags = {
+            name: _of_steps(one_flag_per_step, path, name, file[name][()])
+            for name in ("terminals", "timeouts")
+            if name in file
+        }
+        dimensions = file["observations"].shape[1], file["actions"].shape[1]
+    steps = sizes["rewards"]
+    if not steps:
+        raise DatasetError(f"{path} is empty; at least one episode of one step is needed")
+    terminals = flags["terminals"]
+    truncations = flags["timeouts"] if "timeouts" in flags else _cut(terminals)
+    ends = np.flatnonzero(terminals | truncations) + 1
+    if not len(ends):
+        raise DatasetError(
+            f"{path}: none of its {steps} steps ends an episode, by terminals, timeouts or length"
+        )
+    notes = []
+    if ends[-1] < steps:
+        notes.append(
+            f"{path.name}: the last {steps - ends[-1]:,} of {steps:,} steps are dropped, as their "
+            "episode has no end"
+        )
+    return Reading(
+        lengths=np.diff(ends, prepend=0),
+        observation_dim=dimensions[0],
+        action_dim=dimensions[1],
+        rows=_rows(path, terminals[: ends[-1]], truncations[: ends[-1]]),
+        notes=tuple(notes),
+    )
+
+
+def _of_steps(
+    kind: Callable[[str, np.ndarray], np.ndarray], path: Path, name: str, array: np.ndarray
+) -> np.ndarray:
+    try:
+        return kind(name, array)
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {error}") from None
+
+
+def _cut(terminals: np.ndarray) -> np.ndarray:
+    """Returns (steps,) bool, true where an episode that goes on has had HORIZON steps."""
+    cut = np.zeros_like(terminals)
+    borders = [0, *(np.flatnonzero(terminals) + 1).tolist(), len(terminals)]
+    for begin, end in itertools.pairwise(borders):
+        cut[begin + HORIZON - 1 : end : HORIZON] = True
+    return cut & ~terminals
+
+
+def _rows(
+    path: Path, terminals: np.ndarray, truncations: np.ndarray
+) -> Iterator[dict[str, np.ndarray]]:
+    with _opened(path) as file:
+        for begin in range(0, len(terminals), _ROWS_AT_ONCE):
+            rows = slice(begin, min(begin + _ROWS_AT_ONCE, len(terminals)))
+            yield {
+                "observations": file["observations"][rows],
+                "actions": file["actions"][rows],
+                "rewards": _of_steps(one_number_per_step, path, "rewards", file["rewards"][rows]),
+                "terminations": terminals[rows],
+                "truncations": truncations[rows],
+            }

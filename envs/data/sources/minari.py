@@ -1,0 +1,192 @@
+"""Minari data sets -> Episodes."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import h5py
+import minari
+import numpy as np
+from minari.storage import get_dataset_path
+
+from envs.data.cache import Reading, load_cached
+from envs.data.episodes import DatasetError, Episodes
+from envs.data.spaces import environment_spaces, require_dimensions, require_vectors
+from envs.tasks import task_of_environment
+
+logger = logging.getLogger(__name__)
+
+FLAGS = ("rewards", "terminations", "truncations")
+
+
+def is_local(dataset_id: str) -> bool:
+    """Whether Minari's local store has this data set."""
+    return (get_dataset_path(dataset_id) / "data").exists()
+
+
+def load_minari(dataset_id: str, environment_id: str | None = None) -> Episodes:
+    """Reads a Minari data set of boxes; downloads it if need be.
+
+    Observations that are a Dict of boxes are laid end to end in the order of the space, which is
+    gymnasium's (by name, unless the data set's author ordered them); boxes of more dimensions are
+    laid out row by row. The environment is the one that the data set names for evaluation, or else
+    the one that it was collected in. The reference scores are those in the data set's metadata, or
+    else D4RL's for its environment, or else none.
+
+    Args:
+        dataset_id: Minari id, with its version: ``mujoco/hopper/medium-v0``.
+        environment_id: Gymnasium id to evaluate in instead of the data set's own.
+
+    Raises:
+        DatasetError: There is no such data set, it cannot be read, or is of another kind.
+    """
+    dataset = _open(dataset_id)
+    require_vectors(dataset_id, dataset.observation_space, dataset.action_space)
+    observations = gym.spaces.flatten_space(dataset.observation_space)
+    actions = gym.spaces.flatten_space(dataset.action_space)
+    if environment_id is None:
+        environment_id = _environment(dataset)
+    else:
+        dimensions = observations.shape[0], actions.shape[0]
+        spaces = environment_spaces(environment_id)
+        require_dimensions(dataset_id, environment_id, spaces, dimensions)
+    minimum, maximum, source = _reference(dataset, environment_id)
+    attributes: dict[str, Any] = {
+        "action_low": actions.low,
+        "action_high": actions.high,
+        "dataset_id": dataset_id,
+        "environment_id": environment_id,
+        "reference_min": minimum,
+        "reference_max": maximum,
+        "reference_source": source,
+    }
+    data = Path(dataset.spec.data_path)
+    files = sorted(path for path in data.rglob("*") if path.is_file())
+    return load_cached(files, attributes, lambda: _read(dataset))
+
+
+def _open(dataset_id: str) -> minari.MinariDataset:
+    local = is_local(dataset_id)
+    try:
+        return minari.load_dataset(dataset_id, download=True)
+    except TypeError:  # what Minari makes of an id without a version
+        raise DatasetError(
+            f"'{dataset_id}' has no version; a Minari id ends in -v0, -v1, ..."
+        ) from None
+    except Exception as error:  # the storages and download clients share no base class
+        if local:
+            raise DatasetError(
+                f"{dataset_id} cannot be read from {get_dataset_path(dataset_id)}: "
+                f"{_first_line(error)}; delete that directory and make or download the data set "
+                "again, or update Minari if a newer one wrote it"
+            ) from error
+        found = ", ".join(minari.list_local_datasets()) or "none"
+        raise DatasetError(
+            f"the Minari data set '{dataset_id}' is not in the local store and could not be "
+            f"downloaded ({_first_line(error)}); local data sets: {found}"
+        ) from error
+
+
+def _environment(dataset: minari.MinariDataset) -> str:
+    spec = dataset._eval_env_spec or dataset.env_spec  # Minari has no public name for the first
+    if spec is None:
+        return "unknown"
+    if spec.kwargs:
+        logger.warning(
+            "%s comes from %s made with %s; an evaluation makes it without these",
+            *(dataset.spec.dataset_id, spec.id, ", ".join(f"{k}=..." for k in spec.kwargs)),
+        )
+    return str(spec.id)
+
+
+def _reference(
+    dataset: minari.MinariDataset, environment_id: str
+) -> tuple[float | None, float | None, str | None]:
+    metadata = dataset.storage.metadata
+    pair = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+    task = task_of_environment(environment_id)
+    if None not in pair and (task is None or pair != (task.reference_min, task.reference_max)):
+        source = metadata.get("reference_source", f"metadata of {dataset.spec.dataset_id}")
+        return *pair, source
+    if task is not None:
+        return task.reference_min, task.reference_max, task.reference_source
+    return None, None, None
+
+
+def _read(dataset: minari.MinariDataset) -> Reading:
+    indices = dataset.episode_indices
+    with _damage_explained(dataset):
+        if dataset.storage.FORMAT == "hdf5":
+            with _open_hdf5(dataset) as file:
+                lengths = [file[f"episode_{i}/rewards"].shape[0] for i in indices]
+        else:
+            lengths = [m["total_steps"] for m in dataset.storage.get_episode_metadata(indices)]
+    return Reading(
+        lengths=np.asarray(lengths, np.int64),
+        observation_dim=gym.spaces.flatdim(dataset.observation_space),
+        action_dim=gym.spaces.flatdim(dataset.action_space),
+        rows=_rows(dataset),
+    )
+
+
+def _rows(dataset: minari.MinariDataset) -> Iterator[dict[str, np.ndarray]]:
+    spaces = {"observations": dataset.observation_space, "actions": dataset.action_space}
+    with _damage_explained(dataset):
+        for i, episode in enumerate(_episodes(dataset)):
+            rows = {name: np.asarray(episode[name][()]) for name in FLAGS}
+            rows |= {name: _flatten(space, episode[name]) for name, space in spaces.items()}
+            steps = len(rows["rewards"])
+            for name, extra in (("observations", 1), ("actions", 0)):
+                if len(rows[name]) != steps + extra:
+                    raise DatasetError(
+                        f"{dataset.spec.dataset_id}: episode {i} has {len(rows[name])} {name} for "
+                        f"{steps} rewards; Minari keeps one more observation than there are rewards"
+                    )
+            rows["observations"] = rows["observations"][:-1]
+            yield rows
+
+
+def _episodes(dataset: minari.MinariDataset) -> Iterator[Any]:
+    """Yields mappings of names to arrays. HDF5 without Minari, which decodes all infos too."""
+    if dataset.storage.FORMAT != "hdf5":
+        yield from dataset.storage.get_episodes(dataset.episode_indices)
+        return
+    with _open_hdf5(dataset) as file:
+        for i in dataset.episode_indices:
+            yield file[f"episode_{i}"]
+
+
+def _open_hdf5(dataset: minari.MinariDataset) -> h5py.File:
+    return h5py.File(Path(dataset.spec.data_path) / "main_data.hdf5", "r")
+
+
+def _flatten(space: gym.Space, values: Any) -> np.ndarray:
+    """Returns (steps, dim) of what is stored of a space: as gymnasium.spaces.flatten, by column."""
+    if isinstance(space, gym.spaces.Dict):
+        return np.concatenate(
+            [_flatten(part, values[key]) for key, part in space.spaces.items()], axis=1
+        )
+    array = values[()]
+    return array.reshape(len(array), gym.spaces.flatdim(space))
+
+
+@contextlib.contextmanager
+def _damage_explained(dataset: minari.MinariDataset) -> Iterator[None]:
+    try:
+        yield
+    except DatasetError:
+        raise
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+        raise DatasetError(
+            f"{dataset.spec.dataset_id} is damaged in {dataset.spec.data_path} "
+            f"({_first_line(error)}); delete that directory, and make or download the data set "
+            "again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

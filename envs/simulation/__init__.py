@@ -1,0 +1,1 @@
+"""What a policy acts in: simulators, rollouts, perturbations, videos."""

@@ -1,0 +1,230 @@
+"""The CPU form as a PyTorch operation: tracing, precision, threads and bad input."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from agents.scan import linear_scan, min_gru_scan, min_gru_step, min_lstm_scan
+
+pytest.importorskip("numba")
+from agents.scan import cpu
+
+SCANS = {
+    "linear": (linear_scan, 1, 2),
+    "min_gru": (min_gru_scan, 2, 1),
+    "min_lstm": (min_lstm_scan, 3, 1),
+}
+OPERATIONS = {"linear": cpu.linear_scan, "min_gru": cpu.min_gru_scan, "min_lstm": cpu.min_lstm_scan}
+
+
+def make(name, batch=2, time=5, channels=4, dtype=torch.float64):
+    _, gates, count = SCANS[name]
+    torch.manual_seed(0)
+    inputs = [torch.randn(batch, time, gates * channels, dtype=dtype) for _ in range(count)]
+    inputs.append(torch.randn(batch, channels, dtype=dtype))
+    return [x.requires_grad_() for x in inputs], torch.rand(batch, time) < 0.3
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_opcheck(name):
+    inputs, is_first = make(name)
+    torch.library.opcheck(OPERATIONS[name], (*inputs, is_first))
+    torch.library.opcheck(OPERATIONS[name], (*inputs, None))
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_gradcheck(name):
+    inputs, is_first = make(name)
+    assert torch.autograd.gradcheck(lambda *x: SCANS[name][0](*x, is_first, form="cpu"), inputs)
+
+
+def test_a_second_derivative_is_refused_in_a_sentence():
+    (p, state), _ = make("min_gru")
+    (gradient,) = torch.autograd.grad(
+        min_gru_scan(p, state, form="cpu").sum(), p, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        gradient.sum().backward()
+    assert torch.autograd.gradgradcheck(
+        lambda x, h: min_gru_scan(x, h, form="two_level"), (p, state)
+    )
+
+
+def test_compiles_without_a_graph_break():
+    (p, state), is_first = make("min_gru", dtype=torch.float32)
+    compiled = torch.compile(
+        lambda x, h: min_gru_scan(2 * x, h, is_first), backend="aot_eager", fullgraph=True
+    )
+    expected = torch.autograd.grad(min_gru_scan(2 * p, state, is_first).square().sum(), (p, state))
+    actual = torch.autograd.grad(compiled(p, state).square().sum(), (p, state))
+    torch.testing.assert_close(actual, expected)
+
+
+def test_activation_checkpointing_gives_the_same_gradients():
+    (p, state), _ = make("min_lstm")
+    plain = torch.autograd.grad(min_lstm_scan(p, state).square().sum(), (p, state))
+    states = checkpoint(min_lstm_scan, p, state, use_reentrant=False)
+    again = torch.autograd.grad(states.square().sum(), (p, state))
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+@pytest.mark.parametrize("form", ["cpu", "two_level", "reference"])
+@pytest.mark.parametrize("name", ["min_gru", "min_lstm"])
+def test_autocast_keeps_the_states_in_float32(form, name):
+    scan, gates, _ = SCANS[name]
+    layer = torch.nn.Linear(6, gates * 4)
+    x, state = torch.randn(2, 200, 6), torch.zeros(2, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        states = scan(layer(x), state, form=form)
+    assert states.dtype == torch.float32
+    states.sum().backward()
+    exact = scan(layer(x).double(), state.double())
+    assert (states - exact).abs().max() < 0.02 * exact.abs().max()
+    assert layer.weight.grad is not None and layer.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_bfloat16_adds_up_in_float32(name):
+    # 500 steps whose increments vanish beside the state if the sum itself is kept in bfloat16
+    scan = SCANS[name][0]
+    inputs, _ = make(name, time=500, dtype=torch.bfloat16)
+    if name == "linear":
+        inputs = [torch.ones_like(inputs[0]), torch.full_like(inputs[1], 2**-8), inputs[2] * 0 + 1]
+        inputs = [x.detach().requires_grad_() for x in inputs]
+    states = scan(*inputs, form="cpu")
+    assert states.dtype == torch.bfloat16
+    exact = scan(*(x.double() for x in inputs), form="reference")
+    assert (states.double() - exact).abs().max() <= 2**-8 * exact.abs().max()
+    gradients = torch.autograd.grad(states.float().sum(), inputs)
+    assert all(g.dtype == torch.bfloat16 and g.isfinite().all() for g in gradients)
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_strides_do_not_matter(name):
+    inputs, is_first = make(name, batch=5, time=7, dtype=torch.float32)
+    strided = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in inputs[:-1]]
+    strided.append(inputs[-1].t().contiguous().t())
+    resets = is_first.t().contiguous().t()
+    assert not strided[0].is_contiguous()
+    actual = SCANS[name][0](*strided, resets, form="cpu")
+    assert torch.equal(actual, SCANS[name][0](*inputs, is_first, form="cpu"))
+    # the gradient of a sum arrives expanded, with strides of zero
+    for wanted in torch.autograd.grad(actual.sum(), inputs):
+        assert wanted.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(9, 120, 128), (1, 1500, 130)])
+def test_threads_change_nothing_and_repeat_to_the_bit(shape):
+    before = torch.get_num_threads()
+    (p, state), is_first = make("min_lstm", *shape, dtype=torch.float32)
+    results = []
+    try:
+        for threads in (1, 2, 2, 3):
+            torch.set_num_threads(threads)
+            states = min_lstm_scan(p, state, is_first, form="cpu")
+            results.append((states, *torch.autograd.grad(states.square().sum(), (p, state))))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(results[1], results[2], strict=True))
+    for other in (results[1], results[3]):
+        torch.testing.assert_close(other, results[0], rtol=1e-5, atol=1e-6)
+
+
+def test_100000_steps_keep_their_digits():
+    torch.manual_seed(0)
+    p, state = torch.randn(1, 100_000, 8), torch.randn(1, 4)
+    weight = torch.randn(1, 100_000, 4)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        inputs = [p.to(dtype).requires_grad_(), state.to(dtype).requires_grad_()]
+        states = min_gru_scan(*inputs, form="cpu")
+        results.append([states, *torch.autograd.grad(states, inputs, weight.to(dtype))])
+    for narrow, wide in zip(*results, strict=True):
+        assert (narrow - wide).abs().max() < 1e-5 * wide.abs().max()
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    root = str(Path(__file__).resolve().parents[3])
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": root, **environment},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def test_without_numba_the_plain_form_takes_over_with_one_line():
+    code = """
+import sys, logging
+logging.basicConfig(format="%(message)s")
+sys.modules["numba"] = None
+import torch
+from agents.scan import min_gru_scan
+for _ in range(3):
+    states = min_gru_scan(torch.zeros(1, 3, 4), torch.zeros(1, 2))
+assert torch.equal(states, min_gru_scan(torch.zeros(1, 3, 4), torch.zeros(1, 2), form="two_level"))
+try:
+    min_gru_scan(torch.zeros(1, 3, 4), torch.zeros(1, 2), form="cpu")
+except ValueError as error:
+    assert "cannot be imported" in str(error)
+else:
+    raise AssertionError("form 'cpu' without numba")
+"""
+    result = python(code)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("two_level") == 1
+
+
+def test_no_place_for_the_cache_does_not_stop_the_kernels():
+    code = """
+import numba.core.caching as caching, torch
+class Nowhere(caching._CacheLocator):
+    @classmethod
+    def from_function(cls, *_):
+        return None
+caching.CacheImpl._locator_classes = [Nowhere]
+from agents.scan import linear_scan
+a = torch.ones(1, 4, 2)
+assert linear_scan(a, a, torch.zeros(1, 2), form="cpu")[0, :, 0].tolist() == [1, 2, 3, 4]
+"""
+    result = python(code)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_can_scan_after_its_parent_did():
+    code = """
+import os, torch
+torch.set_num_threads(2)
+from agents.scan import linear_scan
+a = torch.rand(4, 300, 128)
+expected = linear_scan(a, a, a[:, 0], form="cpu")
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(linear_scan(a, a, a[:, 0], form="cpu"), expected) else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    result = python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_bad_input_is_named():
+    p, state = torch.zeros(2, 3, 8), torch.zeros(2, 4)
+    with pytest.raises(ValueError, match=r"preactivations is float32 of shape \(2, 3, 6\)"):
+        min_gru_scan(p[..., :6], state)
+    with pytest.raises(ValueError, match="same floating-point dtype"):
+        min_gru_scan(p.double(), state)
+    with pytest.raises(ValueError, match="is_first is float32"):
+        min_gru_scan(p, state, torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="'reference', 'log_space', 'two_level', 'cpu', 'triton'"):
+        min_gru_scan(p, state, form="fast")
+    with pytest.raises(ValueError, match="give both the same shape"):
+        linear_scan(torch.zeros(2, 3, 4), torch.zeros(2, 5, 4), state)
+    with pytest.raises(ValueError, match="negative decay"):
+        linear_scan(-torch.ones(2, 3, 4), torch.zeros(2, 3, 4), state, form="log_space")
+    with pytest.raises(ValueError, match=r"expected \(batch, 2 \* channels\)"):
+        min_gru_step(p[:, 0, :6], state)

@@ -1,0 +1,250 @@
+"""Sweeps as a user starts them: real launchers, real processes, really killed."""
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_entry_points import SMALL
+
+import train
+from agents.checkpoint import CheckpointError
+from configs.launch import command
+from configs.launch.sweep import run_sweep
+from configs.schema import register
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = command.Program(train.main, (), train.run_folder, train.prepare, train.result)
+QUICK = [*SMALL, "evaluation.every=0", "steps=20"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("minari")
+
+
+@pytest.fixture
+def start(store, tmp_path):
+    """Starts train.py in a new folder, in a process group of its own."""
+
+    def run(*arguments: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "MINARI_DATASETS_PATH": str(store), "COLUMNS": "200"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    return run
+
+
+def end(process: subprocess.Popen) -> tuple[int, str, str]:
+    output, errors = process.communicate(timeout=300)
+    assert "Traceback" not in errors, errors
+    return process.returncode, output, errors
+
+
+def scores(folder: Path) -> dict[str, Path]:
+    return {path.parent.name.split("-")[2]: path for path in folder.rglob("scores.json")}
+
+
+def wait_for(process: subprocess.Popen, there) -> None:
+    while not there():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def test_a_killed_sweep_makes_only_what_is_missing(start, tmp_path, monkeypatch):
+    sweep = [*SMALL, "evaluation.every=0", "steps=300", "seed=range(3)"]
+    killed = start("-m", *sweep)
+    second = "runs/hopper-medium/min_gru-streamed-seed1*/training_state.pt"
+    wait_for(killed, lambda: list(tmp_path.glob(second)))
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    before = scores(tmp_path)
+    assert list(before) == ["seed0"]
+    content, time_written = before["seed0"].read_text(), before["seed0"].stat().st_mtime_ns
+
+    # Without resume, nothing is started.
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"seed0\S+ already holds a run: resume=true goes"):
+        run_sweep("train", PROGRAM, runs_of(*sweep), sweep)
+
+    status, output, errors = end(start("-m", *sweep, "resume=true"))
+    assert status == 0, errors
+    assert re.search(r"seed0\S* is finished: score \S+ ± \S+, 3 episodes", output), output
+    assert "3 runs, 1 of them finished before" in output
+    starts = [int(found) for found in re.findall(r"updates (\d+) to 300", output)]
+    assert len(starts) == 2 and starts[0] > 0 and starts[1] == 0
+    assert "All 3 runs are finished" in output
+    after = scores(tmp_path)
+    assert sorted(after) == ["seed0", "seed1", "seed2"]
+    assert after["seed0"].stat().st_mtime_ns == time_written
+    assert after["seed0"].read_text() == content
+    assert not (tmp_path / "multirun.yaml").exists()
+
+    # One finished run alone: shown, not scored again.
+    status, output, errors = end(start(*sweep[:-1], "seed=0", "resume=true"))
+    assert status == 0 and "is finished: score" in output, errors
+    assert "top 10 %" in output and "updates" not in output
+    assert after["seed0"].stat().st_mtime_ns == time_written
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_run_that_fails_ends_no_other_one(start, tmp_path, launcher):
+    (tmp_path / "elsewhere").mkdir()
+    status, output, errors = end(
+        start(
+            "-m",
+            *QUICK,
+            "dataset.id=builtin/hopper/medium-v0,builtin/hopper/none-v0,builtin/walker2d/medium-v0",
+            "run_dir='elsewhere/${dataset.id}'",
+            f"hydra/launcher={launcher}",
+            *(["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []),
+        )
+    )
+    assert status == 1
+    made = {path.parent.parent.name for path in (tmp_path / "elsewhere").rglob("scores.json")}
+    assert made == {"hopper", "walker2d"}
+    assert "1 of 3 runs are not finished:" in errors, errors
+    summary = errors[errors.index("1 of 3 runs") :]
+    assert re.search(r"none-v0.*: there is no built-in data set", summary)
+    # Runs side by side say only what came of them.
+    assert output.count("updates 0 to") == (2 if launcher == "basic" else 0)
+    assert output.count("is finished: score") == (0 if launcher == "basic" else 2)
+
+
+def test_ctrl_c_ends_the_sweep_and_not_only_one_run(start, tmp_path):
+    endless = [*SMALL, "evaluation.every=0", "steps=100000"]
+    process = start("-m", *endless, "seed=0,1")
+    wait_for(process, lambda: list(tmp_path.rglob("training_state.pt")))
+    # Meanwhile nobody else writes into the run's folder.
+    status, _, errors = end(start(*endless, "seed=0", "resume=true"))
+    assert status == 1 and re.search(r"another process is training in \S+; end it, or", errors)
+    process.send_signal(signal.SIGINT)
+    status, _, errors = end(process)
+    assert status == 1 and "2 of 2 runs are not finished" in errors
+    assert re.search(r"seed=0: Saved at update \d+ of 100000; resume=true goes on", errors)
+    assert re.search(r"seed=1: not started", errors)
+    assert len(list(tmp_path.rglob("config.yaml"))) == 1
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_processes_of_joblib(start, tmp_path):
+    process = start(
+        "-m",
+        *SMALL,
+        "evaluation.every=0",
+        "steps=100000",
+        "seed=0,1,2",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+    )
+    wait_for(process, lambda: len(list(tmp_path.rglob("training_state.pt"))) == 2)
+    os.killpg(process.pid, signal.SIGINT)  # as the terminal does
+    status, _, errors = end(process)
+    assert status == 1 and "3 of 3 runs are not finished" in errors, errors
+    with pytest.raises(ProcessLookupError):
+        wait_until_gone(process.pid)
+    assert len(list(tmp_path.rglob("config.yaml"))) == 2
+
+
+def wait_until_gone(group: int) -> None:
+    for _ in range(1000):
+        os.killpg(group, 0)
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_submitit_as_on_slurm_but_here(start, tmp_path):
+    status, output, errors = end(start("-m", *QUICK, "seed=0,1", "hydra/launcher=submitit_local"))
+    assert status == 0, errors
+    assert sorted(scores(tmp_path / "runs")) == ["seed0", "seed1"]
+    assert "All 2 runs are finished" in output
+
+
+@pytest.mark.slow
+def test_ray_on_a_cluster_of_this_machine(start, tmp_path):
+    pytest.importorskip("ray")
+    sweep = [*QUICK, "dataset.id=builtin/hopper/medium-v0,builtin/hopper/none-v0", "seed=0,1"]
+    status, _, errors = end(start("-m", *sweep, "hydra/launcher=ray"))
+    assert status == 1 and "2 of 4 runs are not finished" in errors
+    assert "there is no built-in data set" in errors
+    assert len(list((tmp_path / "runs").rglob("scores.json"))) == 2
+
+
+def runs_of(*arguments: str):
+    register()
+    return command.check(list(arguments), "train")
+
+
+def overrides_of(*arguments: str) -> list[list[str]]:
+    return [run for run, _ in runs_of(*arguments)]
+
+
+def test_hydra_s_grammar():
+    runs = overrides_of("dataset=glob(*-medium)", "backbone=min_gru,min_lstm", "seed=range(2)")
+    assert len(runs) == 12
+    assert runs[0] == ["dataset=halfcheetah-medium", "backbone=min_gru", "seed=0"]
+    assert runs[-1] == ["dataset=walker2d-medium", "backbone=min_lstm", "seed=1"]
+    assert len(overrides_of("dataset=glob(*-medium*)")) == 9
+    assert len(overrides_of("dataset=glob(*-medium*,exclude=hopper*)")) == 6
+    assert overrides_of("seed=choice(5,7)", "hydra/launcher=joblib") == [["seed=5"], ["seed=7"]]
+    assert overrides_of("seed=3") == [["seed=3"]]
+
+
+WRONG = {
+    "dataset=glob(*-mediun)": r"is a sweep over nothing: no value matches; there are: .*hopper-med",
+    "seed=range(0)": r"seed=range\(0\) is a sweep over nothing",
+    "seed=range(3": r"'seed=range\(3' is not an override; a sweep is key=a,b or 'key=range\(3\)'",
+    "seed=range(0,1,0)": r"cannot be swept: .*zero",
+    "seed=glob(*)": r"only dataset, backbone, experiment have choices to match",
+    "seed=interval(0,1)": r"has no list of values",
+    "backbone=min_gru,min_lst": r"backbone 'min_lst' does not exist \(did you mean 'min_lstm'",
+    "steps=3,many": r"steps=many cannot be used: .*Integer",
+    "steps=3,0": r"steps is 0; it must be at least 1",
+    "stepz=1,2": r"key 'stepz' does not exist \(did you mean 'steps'\?\)",
+    "hydra/launcher=slurm": r"hydra/launcher 'slurm' does not exist; there are: .*submitit_slurm",
+}
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_a_sweep_that_cannot_be_made_is_refused_before_it_starts(override):
+    with pytest.raises(command.ConfigError, match=WRONG[override]):
+        runs_of(override)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
+def test_a_launcher_that_is_not_installed_says_how_to_get_it():
+    with pytest.raises(command.ConfigError, match=r'pip install -e "\.\[ray\]"$'):
+        runs_of("hydra/launcher=ray")
+
+
+REFUSED = {
+    "run_dir=x seed=0,1": r"two runs of the sweep have the run folder x: .*seed=0, and .*seed=1",
+    "device=auto,cpu": r"two runs of the sweep have the run folder runs/.*device=cpu",
+    "hydra/launcher=joblib hydra.launcher.jobs=2 seed=0,1": r"hydra\.launcher\.jobs=2 cannot be us",
+}
+
+
+@pytest.mark.parametrize("arguments", REFUSED)
+def test_a_sweep_without_its_own_folders_or_launcher_is_refused(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(command.ConfigError, match=REFUSED[arguments]):
+        run_sweep("train", PROGRAM, runs_of(*arguments.split()), arguments.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_than_one_run_needs_the_flag(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "seed=0,1"])
+    with pytest.raises(SystemExit):
+        command.run("train", command.Program(print, ()))
+    assert capsys.readouterr().err == "error: 2 runs are asked for; start a sweep with -m.\n"

@@ -1,0 +1,251 @@
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import minari
+import numpy as np
+import pytest
+
+from common.arguments import ArgumentError
+from envs.behaviors import find_recipe
+from envs.behaviors.collect import collect, main, make_dataset, run_episodes
+from envs.data.episodes import DatasetError
+from envs.data.sources import DatasetConfig, load_episodes
+from envs.simulation.simulators import Simulators
+
+HOPPER = find_recipe("hopper-medium")
+REPLAY = find_recipe("hopper-medium-replay")
+EARLY = REPLAY.behaviors()[0]  # falls after about a hundred steps
+HOPPER_PATH = Path(HOPPER.dataset_id)
+COLLECT = [sys.executable, "-m", "envs.behaviors.collect", "dataset=hopper-medium"]
+
+
+@pytest.fixture(autouse=True)
+def few_environments(monkeypatch):
+    """Fewer episodes begun and dropped; the result is the same, as is tested below."""
+    monkeypatch.setattr("envs.behaviors.collect.N_ENVIRONMENTS", 4)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+def run(n, *, workers=1, **arguments):
+    with Simulators("Hopper-v5", n, workers=workers) as simulators:
+        return run_episodes(simulators, EARLY, seed=(0,), **arguments)
+
+
+def assert_same(ours, theirs):
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        for name in ("observations", "actions", "rewards"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+        assert (a.seed, a.terminated, a.truncated) == (b.seed, b.terminated, b.truncated)
+
+
+def test_episodes_are_those_of_a_plain_loop():
+    for episode in run(3, episodes=5):
+        environment = gym.make("Hopper-v5")
+        observation, _ = environment.reset(seed=episode.seed)
+        np.testing.assert_array_equal(episode.observations[0], observation.astype(np.float32))
+        total = 0.0
+        for t, action in enumerate(episode.actions):
+            observation, reward, terminated, truncated, _ = environment.step(action)
+            np.testing.assert_array_equal(
+                episode.observations[t + 1], observation.astype(np.float32)
+            )
+            total += reward
+            assert (terminated or truncated) == (t == len(episode.actions) - 1)
+        assert total == pytest.approx(episode.rewards.sum())
+        assert (terminated, truncated) == (episode.terminated, episode.truncated)
+
+
+def test_neither_environments_nor_threads_change_the_episodes():
+    reference = run(1, episodes=6)
+    assert_same(run(4, episodes=6), reference)
+    assert_same(run(9, workers=2, episodes=6), reference)
+    assert len({len(episode.rewards) for episode in reference}) > 1
+
+
+@pytest.mark.parametrize("n", [1, 8])
+def test_kept_are_the_first_episodes_and_no_more_than_needed(n):
+    """Not those that end first: these would be the short ones."""
+    all_of_them = run(8, episodes=12)
+    kept = run(n, steps=700)
+    assert_same(kept, all_of_them[: len(kept)])
+    lengths = [len(episode.rewards) for episode in kept]
+    assert sum(lengths[:-1]) < 700 <= sum(lengths)
+
+
+def test_actions_are_sampled_unless_told_otherwise():
+    mean_actions = run(2, episodes=2, sampled=False)[0]
+    np.testing.assert_allclose(
+        mean_actions.actions, EARLY.act(mean_actions.observations[:-1]), atol=1e-6
+    )
+    sampled = run(2, episodes=2)[0]
+    assert np.abs(sampled.actions - EARLY.act(sampled.observations[:-1])).mean() > 0.01
+
+
+def test_the_seed_decides_everything():
+    first, again, other = (collect(HOPPER, 300, seed) for seed in (1, 1, 2))
+    assert_same(first, again)
+    assert not np.array_equal(first[0].observations[0], other[0].observations[0])
+
+
+def test_replay_gives_each_policy_an_equal_share():
+    episodes = collect(REPLAY, 2400, seed=0)
+    # Policy by policy: a share is complete when its steps first reach 400.
+    parts, steps = 0, 0
+    for episode in episodes:
+        steps += len(episode.rewards)
+        if steps >= 400:
+            parts, steps = parts + 1, 0
+    assert (parts, steps) == (len(REPLAY.snapshots), 0)
+
+
+def test_makes_a_real_minari_data_set(store, recwarn, capfd):
+    make_dataset(HOPPER, 600, seed=3)
+    assert not [w for w in recwarn if issubclass(w.category, UserWarning)]
+    assert "WARNING" not in capfd.readouterr().err
+    dataset = minari.load_dataset("builtin/hopper/medium-v0")
+    assert dataset.total_steps >= 600
+    assert list(minari.list_local_datasets()) == ["builtin/hopper/medium-v0"]
+    scores = minari.get_normalized_score(dataset, np.array([-20.272305, 3234.3]))
+    np.testing.assert_allclose(scores, [0, 1], atol=1e-12)
+    assert dataset.recover_environment().spec.id == "Hopper-v5"
+    assert not [w for w in recwarn if issubclass(w.category, UserWarning)]
+    for stored, episode in zip(dataset, collect(HOPPER, 600, seed=3), strict=True):
+        np.testing.assert_array_equal(stored.observations, episode.observations)
+        np.testing.assert_array_equal(stored.actions, episode.actions)
+        np.testing.assert_array_equal(stored.rewards, episode.rewards)
+        assert dataset.observation_space.contains(stored.observations[0])
+        assert dataset.action_space.contains(stored.actions[0])
+        assert stored.terminations[-1] == episode.terminated
+        assert not stored.terminations[:-1].any() and not stored.truncations[:-1].any()
+    assert not list(store.glob(".making-*"))
+
+
+def test_the_command_makes_keeps_and_replaces(store, capsys):
+    main(["dataset=hopper-medium", "steps=300"])
+    assert "builtin/hopper/medium-v0: " in capsys.readouterr().out
+    before = minari.load_dataset(HOPPER.dataset_id).total_steps
+    with pytest.raises(DatasetError, match=r"exists already in .*add overwrite=true"):
+        main(["dataset=hopper-medium", "steps=2000"])
+    assert minari.load_dataset(HOPPER.dataset_id).total_steps == before
+    main(["dataset=builtin/hopper/medium-v0", "steps=2000", "overwrite=true"])
+    assert minari.load_dataset(HOPPER.dataset_id).total_steps >= 2000
+    assert not list(store.glob(".making-*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (["dataset=ant-medium"], DatasetError, "no built-in data set 'ant-medium'; there are: bui"),
+        (["dataset=hopper-medium", "steps=0"], DatasetError, "steps=0: .* at least one step"),
+        (
+            ["dataset=hopper-medium", "step=5"],
+            ArgumentError,
+            "no key 'step'; the keys are: dataset",
+        ),
+        (["dataset=hopper-medium", "steps=many"], ArgumentError, "steps: Value 'many'.*Integer"),
+        (["hopper-medium"], ArgumentError, "'hopper-medium' is not of the form key=value"),
+        (["steps=5"], ArgumentError, r"dataset=\.\.\. must be given; the keys are: dataset, steps"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(store, arguments, error, message):
+    with pytest.raises(error, match=message) as caught:
+        main(arguments)
+    assert "\n" not in str(caught.value)
+
+
+def run_command(store, *arguments, **options):
+    return subprocess.run(
+        [*COLLECT, *arguments],
+        env=os.environ | {"MINARI_DATASETS_PATH": str(store)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        **options,
+    )
+
+
+def test_a_full_disk_leaves_no_half_data_set(store):
+    """The system lets no file grow beyond 30 kB: where a write fails, it fails for real."""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    store.mkdir()
+    result = run_command(store, "steps=2000", preexec_fn=limit)
+    assert result.returncode == 1, result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: builtin/hopper/medium-v0 cannot be stored below")
+    assert "File too large" in last and "make room" in last
+    assert "Traceback" not in result.stderr
+    assert not (store / HOPPER_PATH).exists() and not list(store.glob(".making-*"))
+    assert load_episodes(DatasetConfig("builtin", "hopper-medium", 300)).n_steps >= 300
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_run_leaves_no_half_data_set(store, kind):
+    command = [*COLLECT, "steps=1000000"]
+    environment = os.environ | {"MINARI_DATASETS_PATH": str(store)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
+        while not list(store.glob(".making-*/")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.3)
+        process.send_signal(kind)
+        _, error = process.communicate(timeout=60)
+    assert b"Traceback" not in error
+    assert process.returncode != 0 and not (store / HOPPER_PATH).exists()
+    assert bool([d for d in store.glob(".making-*") if d.is_dir()]) == (kind == signal.SIGKILL)
+    assert load_episodes(DatasetConfig("builtin", "hopper-medium", 300)).n_steps < 10_000
+    assert not [d for d in store.glob(".making-*") if d.is_dir()]
+
+
+def test_two_processes_that_want_the_same_make_it_once(store):
+    environment = os.environ | {"MINARI_DATASETS_PATH": str(store)}
+    code = (
+        "from envs.data.sources import *;"
+        "print(load_episodes(DatasetConfig('builtin', 'hopper-medium', 3000)).returns.sum())"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    sums = [process.communicate(timeout=120)[0] for process in processes]
+    assert sums[0] == sums[1] and float(sums[0]) > 0
+    assert [process.returncode for process in processes] == [0, 0]
+
+
+def test_no_write_permission_is_one_sentence(monkeypatch):
+    with tempfile.TemporaryDirectory() as name:
+        monkeypatch.setenv("MINARI_DATASETS_PATH", name)
+        root = os.geteuid() == 0
+        os.chmod(name, 0o555)
+        if root:  # whom permissions do not stop
+            os.seteuid(65534)
+        try:
+            with pytest.raises(DatasetError, match=r"cannot be stored below .*Permission denied"):
+                make_dataset(HOPPER, 300, seed=0)
+        finally:
+            if root:
+                os.seteuid(0)
+            os.chmod(name, 0o755)
+
+
+def test_a_store_below_a_file_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "file" / "store"))
+    with pytest.raises(DatasetError, match=r"cannot be stored below .*Not a directory"):
+        make_dataset(HOPPER, 300, seed=0)

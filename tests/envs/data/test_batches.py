@@ -1,0 +1,231 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from envs.data.batches import BATCHES, ProtocolConfig, make_batches
+from envs.data.episodes import DatasetError, Episodes
+
+CPU = torch.device("cpu")
+
+
+def make_episodes(lengths: list[int]) -> Episodes:
+    """Episodes whose observation is (episode, step), so that every row can be told."""
+    steps = sum(lengths)
+    rng = np.random.default_rng(0)
+    return Episodes(
+        observations=np.array([(e, t) for e, n in enumerate(lengths) for t in range(n)]),
+        actions=rng.uniform(-1, 1, (steps, 2)),
+        rewards=rng.normal(size=steps),
+        terminations=np.zeros(steps, bool),
+        truncations=np.zeros(steps, bool),
+        offsets=np.cumsum([0, *lengths]),
+        action_low=-np.ones(2),
+        action_high=np.ones(2),
+        dataset_id="test",
+        environment_id="Hopper-v5",
+    )
+
+
+def make(name: str, lengths: list[int], batch_steps: int, context_length: int, seed: int = 0):
+    episodes = make_episodes(lengths)
+    config = ProtocolConfig(name, batch_steps, context_length)
+    return episodes, make_batches(episodes, config, seed=seed, device=CPU)
+
+
+def rows(batch: dict[str, torch.Tensor]):
+    """The (episode, step) pairs of each row's real steps."""
+    for observations, mask in zip(batch["observations"], batch["mask"], strict=True):
+        yield [tuple(pair) for pair in observations[mask].long().tolist()]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(sorted(BATCHES)),
+    lengths=st.lists(st.integers(1, 15), min_size=1, max_size=6),
+    context_length=st.integers(1, 12),
+    n_rows=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+def test_every_batch_is_made_of_true_pieces_of_the_data(
+    name, lengths, context_length, n_rows, seed
+):
+    episodes, batches = make(name, lengths, n_rows * context_length, context_length, seed)
+    for _ in range(5):
+        batch = batches.next()
+        assert batch["mask"][:, 0].all()
+        for row, (is_first, mask) in zip(
+            rows(batch), zip(batch["is_first"], batch["mask"], strict=True), strict=True
+        ):
+            for position in range(1, len(row)):
+                (episode, step), (last_episode, last_step) = row[position], row[position - 1]
+                if is_first[position]:
+                    assert step == 0 and last_step == lengths[last_episode] - 1
+                else:
+                    assert (episode, step) == (last_episode, last_step + 1)
+            # Padding follows the real steps.
+            assert mask.tolist() == sorted(mask.tolist(), reverse=True)
+        index = (
+            episodes.offsets[batch["observations"][..., 0].long()]
+            + batch["observations"][..., 1].long().numpy()
+        )
+        for key in ("actions", "returns_to_go", "timesteps"):
+            np.testing.assert_array_equal(batch[key].numpy(), getattr(episodes, key)[index])
+
+
+def test_streams_go_on_where_they_ended_and_enter_every_episode():
+    lengths = [7, 3, 5, 1]
+    config = ProtocolConfig("streamed", 8, 4, restart=0.0)
+    batches = make_batches(make_episodes(lengths), config, seed=0, device=CPU)
+    history = [[], []]
+    firsts = [[], []]
+    for _ in range(40):
+        batch = batches.next()
+        for i, row in enumerate(rows(batch)):
+            history[i] += row
+            firsts[i] += batch["is_first"][i].tolist()
+    for row, first in zip(history, firsts, strict=True):
+        assert first[0]
+        for before, now, begins in zip(row[:-1], row[1:], first[1:], strict=True):
+            assert begins == (now[1] == 0)
+            if not begins:
+                assert now == (before[0], before[1] + 1)
+            else:
+                assert before[1] == lengths[before[0]] - 1
+    seen = {episode for row in history for episode, _ in row}
+    assert seen == {0, 1, 2, 3}
+
+
+def test_pieces_of_streams_restart_as_often_as_asked_and_go_on_in_the_data():
+    config = ProtocolConfig("streamed", 80, 4, restart=0.3)
+    batches = make_batches(make_episodes([10_000]), config, seed=0, device=CPU)
+    batches.next()
+    restarts, last = 0, None
+    for _ in range(100):
+        batch = batches.next()
+        is_first, steps = batch["is_first"], batch["observations"][..., 1].long()
+        episode_begins = steps == 0
+        restarts += int((is_first & ~episode_begins)[:, 0].sum())
+        assert torch.equal(is_first[:, 1:], episode_begins[:, 1:])
+        if last is not None:
+            assert torch.equal(steps[:, 0], (last + 1) % 10_000)
+        last = steps[:, -1]
+    assert abs(restarts / 2000 - 0.3) < 5 * (0.3 * 0.7 / 2000) ** 0.5
+    with pytest.raises(ValueError, match=r"protocol\.restart is 1\.5, a probability"):
+        ProtocolConfig("streamed", restart=1.5)
+
+
+def test_whole_episodes_come_whole_and_equally_often():
+    lengths = [7, 3, 5, 1]
+    _, batches = make("carried", lengths, 9, 4)
+    counts = np.zeros(4)
+    for _ in range(200):
+        batch = batches.next()
+        (row,) = rows(batch)
+        assert len(row) >= 9
+        assert bool(batch["mask"].all())
+        begins = [i for i, first in enumerate(batch["is_first"][0].tolist()) if first]
+        for start, end in zip(begins, [*begins[1:], len(row)], strict=True):
+            episode = row[start][0]
+            assert row[start:end] == [(episode, t) for t in range(lengths[episode])]
+            counts[episode] += 1
+    assert counts.max() - counts.min() <= 1 + 1  # each order is used up before the next begins
+
+
+@pytest.mark.parametrize("name", sorted(BATCHES))
+def test_every_step_is_seen_equally_often(name):
+    lengths = [30, 2, 11, 7, 20]
+    _, batches = make(name, lengths, 60, 6)
+    counts = {(e, t): 0 for e, n in enumerate(lengths) for t in range(n)}
+    for _ in range(4000):
+        for row in rows(batches.next()):
+            for pair in row:
+                counts[pair] += 1
+    share = np.array(list(counts.values())) / np.mean(list(counts.values()))
+    assert share.min() > 0.93 and share.max() < 1.07, share
+
+
+def test_burn_in_leaves_out_only_steps_that_warm_the_state_up():
+    config = ProtocolConfig("windowed", 60, 6, burn_in=2)
+    batches = make_batches(make_episodes([7, 3, 15]), config, seed=0, device=CPU)
+    plain = make_batches(
+        make_episodes([7, 3, 15]), ProtocolConfig("windowed", 60, 6), seed=0, device=CPU
+    )
+    for _ in range(20):
+        batch, whole = batches.next(), plain.next()
+        warming = (batch["timesteps"][:, :1] > 0) & (torch.arange(6) < 2)
+        assert torch.equal(batch["mask"], whole["mask"] & ~warming)
+        assert torch.equal(batch["observations"], whole["observations"])
+        assert torch.equal(batch["is_first"], whole["is_first"])
+
+
+@pytest.mark.parametrize("name", sorted(BATCHES))
+def test_the_position_can_be_saved_and_taken_back(name, tmp_path):
+    lengths = [9, 4, 13, 6]
+    _, batches = make(name, lengths, 12, 5)
+    for _ in range(7):
+        batches.next()
+    torch.save(batches.state_dict(), tmp_path / "position.pt")
+    expected = [batches.next() for _ in range(9)]
+    _, other = make(name, lengths, 12, 5, seed=77)
+    other.load_state_dict(torch.load(tmp_path / "position.pt", weights_only=True))
+    for batch in expected:
+        for key, value in other.next().items():
+            assert torch.equal(value, batch[key])
+
+
+def test_settings_that_make_no_batch_are_refused():
+    with pytest.raises(ValueError, match="'packed' does not exist; there are: carried, streamed"):
+        ProtocolConfig("packed")
+    with pytest.raises(ValueError, match=r"protocol\.batch_steps is 10, less than one row"):
+        ProtocolConfig("streamed", 10, 20)
+    with pytest.raises(ValueError, match=r"protocol\.context_length is 0"):
+        ProtocolConfig("windowed", 10, 0)
+    with pytest.raises(ValueError, match=r"burn_in is 20; it must be .* less than .* = 20"):
+        ProtocolConfig("windowed", 2048, 20, burn_in=20)
+    with pytest.raises(ValueError, match=r"'streamed' has no windows"):
+        ProtocolConfig("streamed", burn_in=2)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("name", sorted(BATCHES))
+def test_the_shares_of_several_processes_make_up_the_batch_of_one(name, ranks):
+    episodes = make_episodes([9, 4, 13, 6])
+    config = ProtocolConfig(name, 35, 5)  # seven rows, which neither two nor three share equally
+    whole = make_batches(episodes, config, seed=0, device=CPU)
+    shares = [
+        make_batches(episodes, config, seed=0, device=CPU, rank=rank, ranks=ranks)
+        for rank in range(ranks)
+    ]
+    for _ in range(9):
+        batch, parts = whole.next(), [share.next() for share in shares]
+        assert all(part["mask"].any() for part in parts)
+        if name == "carried":  # one row: its episodes are dealt out
+            of_parts = [pair for part in parts for pair in next(rows(part))]
+            assert sorted(of_parts) == sorted(next(rows(batch)))
+            sizes = [part["mask"].sum() for part in parts]
+            assert max(sizes) - min(sizes) <= 13
+            for part in parts:
+                assert torch.equal(part["is_first"], part["timesteps"] == 0)
+        else:
+            for key, value in batch.items():
+                assert torch.equal(torch.cat([part[key] for part in parts]), value)
+    # One position, whatever the number of processes.
+    torch.save(whole.state_dict(), expected := io.BytesIO())
+    for share in shares:
+        torch.save(share.state_dict(), saved := io.BytesIO())
+        assert saved.getvalue() == expected.getvalue()
+
+
+@pytest.mark.parametrize("name", sorted(BATCHES))
+def test_a_batch_too_small_for_all_processes_is_refused(name):
+    def share(batch_steps):
+        config = ProtocolConfig(name, batch_steps, 10)
+        return make_batches(make_episodes([13, 4]), config, seed=0, device=CPU, rank=3, ranks=4)
+
+    with pytest.raises(DatasetError, match=r"batch_steps is 39, too few .* at least 40,"):
+        share(39)
+    assert share(40).next()["mask"].any()

@@ -1,0 +1,195 @@
+"""Mixes and slices keep whole episodes, their environment and their reference scores."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envs.data.combine import best, concatenate, hold_out, limit, select
+from envs.data.episodes import DatasetError, Episodes
+from envs.data.sources import DatasetConfig, load_episodes, load_named
+from envs.data.store import store_trajectories
+from envs.data.trajectories import Trajectory
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+def make(lengths, returns, name="test/a-v0", **changes):
+    """Episodes whose first observation dimension is the episode's number, the second the step's."""
+    lengths = np.asarray(lengths)
+    steps = int(lengths.sum())
+    ends = np.cumsum(lengths) - 1
+    rewards = np.zeros(steps)
+    rewards[ends] = returns
+    flags = np.zeros(steps, bool)
+    flags[ends] = True
+    arguments = {
+        "observations": np.stack(
+            [np.repeat(np.arange(len(lengths)), lengths), np.arange(steps)], 1
+        ),
+        "actions": np.zeros((steps, 1)),
+        "rewards": rewards,
+        "terminations": flags,
+        "truncations": np.zeros(steps, bool),
+        "offsets": [0, *(ends + 1)],
+        "action_low": [-1],
+        "action_high": [1],
+        "dataset_id": name,
+        "environment_id": "Hopper-v5",
+        "reference_min": 1.0,
+        "reference_max": 9.0,
+        "reference_source": "somewhere",
+    }
+    return Episodes(**arguments | changes)
+
+
+def numbers(episodes):
+    return episodes.observations[episodes.offsets[:-1], 0].astype(int).tolist()
+
+
+def test_the_best_fraction_is_of_the_episodes_by_return():
+    episodes = make([2, 3, 1, 4, 2], [5.0, 1.0, 9.0, 7.0, 9.0])
+    chosen = best(episodes, 0.6)
+    assert numbers(chosen) == [2, 3, 4]
+    np.testing.assert_array_equal(chosen.returns, [9, 7, 9])
+    np.testing.assert_array_equal(chosen.lengths, [1, 4, 2])
+    assert chosen.returns.mean() == episodes.top_fraction_return(0.6)
+    assert chosen.dataset_id == "test/a-v0 (best 60 %)"
+    assert (chosen.reference_min, chosen.reference_source) == (1.0, "somewhere")
+    assert numbers(best(episodes, 0.01)) == [2]
+    chosen.validate()
+
+
+@given(
+    st.lists(st.integers(1, 6), min_size=1, max_size=12),
+    st.data(),
+)
+def test_selecting_equals_a_slow_copy(lengths, data):
+    episodes = make(lengths, np.arange(len(lengths), dtype=float))
+    chosen = data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=8))
+    selected = select(episodes, np.array(chosen), "test/b-v0")
+    rows = [t for e in chosen for t in range(episodes.offsets[e], episodes.offsets[e + 1])]
+    np.testing.assert_array_equal(selected.observations, episodes.observations[rows])
+    np.testing.assert_array_equal(selected.rewards, episodes.rewards[rows])
+    np.testing.assert_array_equal(selected.lengths, episodes.lengths[chosen])
+    selected.validate()
+
+
+@given(st.lists(st.integers(1, 6), min_size=2, max_size=15), st.integers(1, 15), st.integers(6, 60))
+def test_limits_hold_and_smaller_choices_are_part_of_larger_ones(lengths, most, steps):
+    episodes = make(lengths, np.zeros(len(lengths)))
+    smaller, larger = limit(episodes, most), limit(episodes, most + 1)
+    assert smaller.n_episodes == min(most, len(lengths))
+    assert set(numbers(smaller)) <= set(numbers(larger))
+    few = limit(episodes, max_steps=steps)
+    assert few.n_steps <= steps
+    assert few.n_steps > steps - 6 or few.n_episodes == episodes.n_episodes
+    assert numbers(few) == sorted(numbers(few))
+    both = limit(episodes, most, steps)
+    assert both.n_episodes <= most and both.n_steps <= steps
+
+
+def test_held_out_episodes_are_not_trained_on():
+    episodes = make([2, 3, 1, 4, 2], np.arange(5.0))
+    train, held_out = hold_out(episodes, 0.4, seed=0)
+    assert held_out.n_episodes == 2
+    assert sorted(numbers(train) + numbers(held_out)) == [0, 1, 2, 3, 4]
+    assert numbers(hold_out(episodes, 0.4, seed=0)[1]) == numbers(held_out)
+    assert len({tuple(numbers(hold_out(episodes, 0.4, seed=s)[1])) for s in range(8)}) > 1
+    assert hold_out(episodes, 0.99, seed=0)[0].n_episodes == 1
+    assert train.dataset_id == "test/a-v0" and held_out.reference_max == 9.0
+    for wrong in (0.0, 1.0):
+        with pytest.raises(DatasetError, match="it must be between 0 and 1"):
+            hold_out(episodes, wrong, seed=0)
+    with pytest.raises(DatasetError, match="has one episode only"):
+        hold_out(make([3], [1.0]), 0.5, seed=0)
+
+
+def test_a_mix_is_its_parts_end_to_end():
+    a, b = make([2, 1], [1.0, 2.0]), make([3, 2], [5.0, 6.0], "test/b-v0")
+    mixed = concatenate([a, b])
+    np.testing.assert_array_equal(mixed.offsets, [0, 2, 3, 6, 8])
+    np.testing.assert_array_equal(mixed.returns, [1, 2, 5, 6])
+    np.testing.assert_array_equal(mixed.observations[3:], b.observations)
+    assert mixed.dataset_id == "test/a-v0 + test/b-v0"
+    assert (mixed.reference_min, mixed.reference_max) == (1.0, 9.0)
+    mixed.validate()
+
+
+def test_the_scores_of_a_mix_are_those_of_the_part_that_has_some(caplog):
+    none = {"reference_min": None, "reference_max": None, "reference_source": None}
+    mixed = concatenate([make([1], [1.0], **none), make([1], [1.0])])
+    assert (mixed.reference_max, mixed.reference_source) == (9.0, "somewhere")
+    assert concatenate([make([1], [1.0], **none)] * 2).reference_max is None
+    assert not caplog.records
+    other = make([1], [1.0], "test/b-v0", reference_max=7.0)
+    assert concatenate([make([1], [1.0]), other]).reference_max == 9.0
+    assert "different reference scores; taken: test/a-v0" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"environment_id": "Hopper-v4"}, "is of Hopper-v5, but test/b-v0 of Hopper-v4; mix data"),
+        ({"observations": np.zeros((2, 3))}, "observations of test/a-v0 have 2 dim.* test/b-v0 3"),
+        ({"action_low": [-2]}, "test/a-v0 and test/b-v0 differ in action_low"),
+    ],
+)
+def test_parts_that_do_not_fit_are_one_sentence(changes, message):
+    with pytest.raises(DatasetError, match=message):
+        concatenate([make([2], [1.0]), make([2], [1.0], "test/b-v0", **changes)])
+
+
+def hopper(dataset_id, returns, environment_id="Hopper-v5"):
+    trajectories = [
+        Trajectory(np.zeros((3, 11)), np.zeros((2, 3)), np.array([0.0, value]), True, False)
+        for value in returns
+    ]
+    store_trajectories(dataset_id, trajectories, environment_id=environment_id)
+
+
+def test_keys_mix_and_cut():
+    hopper("mine/a-v0", [1.0, 2.0, 3.0])
+    hopper("mine/b-v0", [10.0, 20.0], "Hopper-v4")
+    parts = ["mine/a-v0", "mine/b-v0"]
+    with pytest.raises(DatasetError, match=r"dataset\.environment=Hopper-v5"):
+        load_episodes(DatasetConfig("mix", parts=parts))
+    config = DatasetConfig("mix", parts=parts, environment="Hopper-v4")
+    mixed = load_episodes(config)
+    np.testing.assert_array_equal(mixed.returns, [1, 2, 3, 10, 20])
+    assert config.label == "mine-a+mine-b"
+    assert mixed.environment_id == "Hopper-v4" and mixed.reference_max == 3234.3
+    cut = DatasetConfig("mix", parts=parts, environment="Hopper-v4", top_fraction=0.4)
+    np.testing.assert_array_equal(load_episodes(cut).returns, [10, 20])
+    cut = DatasetConfig("minari", "mine/a-v0", max_steps=4, max_episodes=3)
+    assert load_episodes(cut).n_episodes == 2
+    assert load_named("mine/a-v0", "Hopper-v4").environment_id == "Hopper-v4"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (DatasetConfig("mix"), r"a mix needs parts: dataset\.parts=\[hopper-medium,"),
+        (
+            DatasetConfig("mix", parts=["mine/a-v0", "hoper-medium"]),
+            "there is no data set 'hoper-medium'; give the name of a built-in one, such as hopper",
+        ),
+        (DatasetConfig("minari"), r"dataset\.id has no value; give one as dataset\.id=VALUE"),
+        (
+            DatasetConfig("minari", "mine/a-v0", path="a.hdf5"),
+            r"dataset\.path is given, but a data set of source 'minari' has dataset\.id; leave",
+        ),
+        (DatasetConfig("minari", "mine/a-v0", top_fraction=10.0), "top_fraction is 10.0; it must"),
+        (DatasetConfig("minari", "mine/a-v0", max_episodes=0), "max_episodes is 0; it must be at"),
+        (DatasetConfig("minari", "mine/a-v0", max_steps=1), "first episode drawn has 2 steps"),
+        (DatasetConfig("minari", "mine/a-v0", environment="Ant-v5"), "have 11 dim.* Ant-v5 105"),
+    ],
+)
+def test_wrong_keys_are_one_sentence(config, message):
+    hopper("mine/a-v0", [1.0])
+    with pytest.raises(DatasetError, match=message):
+        load_episodes(config)

@@ -1,0 +1,158 @@
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envs.data.episodes import OBSERVATION_STD_FLOOR, DatasetError, Episodes
+
+
+def make(rewards, offsets, **changes):
+    """Episodes with one observation and one action dimension, flags where episodes end."""
+    rewards = np.asarray(rewards)
+    steps = len(rewards)
+    terminations = np.zeros(steps, bool)
+    terminations[[end - 1 for end in offsets[1:] if 0 < end <= steps]] = True
+    arrays = {
+        "observations": np.arange(steps, dtype=np.float32)[:, None],
+        "actions": np.zeros((steps, 1), np.float32),
+        "rewards": rewards,
+        "terminations": terminations,
+        "truncations": np.zeros(steps, bool),
+        "offsets": np.asarray(offsets),
+        "action_low": np.array([-1.0]),
+        "action_high": np.array([1.0]),
+        "dataset_id": "test/data-v0",
+        "environment_id": "Test-v0",
+    }
+    return Episodes(**(arrays | changes))
+
+
+def test_returns_to_go_include_their_own_reward_and_stop_at_the_border():
+    episodes = make([1.0, 2.0, 3.0, 10.0, 20.0, 7.0], [0, 3, 5, 6])
+    np.testing.assert_array_equal(episodes.returns_to_go, [6, 5, 3, 30, 20, 7])
+    np.testing.assert_array_equal(episodes.returns, [6, 30, 7])
+    np.testing.assert_array_equal(episodes.lengths, [3, 2, 1])
+    np.testing.assert_array_equal(episodes.timesteps, [0, 1, 2, 0, 1, 0])
+    np.testing.assert_array_equal(episodes.is_first, [1, 0, 0, 1, 0, 1])
+    assert episodes.returns_to_go.dtype == np.float32
+    assert episodes.returns.dtype == np.float64
+    assert episodes.timesteps.dtype == np.int64
+
+
+@given(
+    st.lists(
+        st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=1, max_size=12),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_returns_to_go_equal_a_slow_loop(per_episode):
+    """Even beside an episode whose rewards are 30 orders of magnitude larger."""
+    expected = []
+    for rewards in per_episode:
+        for t in range(len(rewards)):
+            total = 0.0
+            for reward in reversed(rewards[t:]):
+                total += reward
+            expected.append(np.float32(total))
+    offsets = np.cumsum([0] + [len(rewards) for rewards in per_episode])
+    episodes = make(np.concatenate(per_episode), offsets)
+    np.testing.assert_array_equal(episodes.returns_to_go, expected)
+    np.testing.assert_allclose(
+        episodes.returns_to_go[episodes.is_first], episodes.returns, rtol=1e-6, atol=1e16
+    )
+
+
+def test_statistics():
+    observations = np.array([[0.0, 5.0], [2.0, 5.0], [4.0, 5.0]])
+    episodes = make([1.0, 5.0, 3.0], [0, 1, 2, 3], observations=observations)
+    np.testing.assert_allclose(episodes.observation_mean, [2.0, 5.0])
+    np.testing.assert_allclose(
+        episodes.observation_std, [np.sqrt(8 / 3), OBSERVATION_STD_FLOOR], rtol=1e-6
+    )
+    assert episodes.top_fraction_return(0.1) == 5.0
+    assert episodes.top_fraction_return(2 / 3) == 4.0
+    with pytest.raises(ValueError, match="fraction"):
+        episodes.top_fraction_return(0)
+
+
+def test_statistics_of_many_steps_do_not_lose_precision():
+    """A float32 sum of 300,000 values near 1,000 would be off in the third digit."""
+    noise = np.random.default_rng(0).standard_normal((300_000, 1))
+    episodes = make(np.zeros(300_000), [0, 300_000], observations=1000 + noise)
+    assert episodes.observation_mean[0] == pytest.approx(1000 + noise.mean(), abs=1e-3)
+    assert episodes.observation_std[0] == pytest.approx(noise.std(), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rewards": [1.0, np.nan, 3.0]}, r"rewards[1] = nan (episode 0) is not finite"),
+        ({"observations": [[0.0], [1.0], [np.inf]]}, r"observations[2, 0] = inf (episode 1)"),
+        ({"rewards": np.array([1.0, 1e39, 0.0])}, r"rewards[1] = inf (episode 0) is not finite"),
+        ({"actions": [[0.0], [0.0], [1.1]]}, r"actions[2, 0] = 1.1"),
+        ({"actions": [[0.0], [-1.001], [0.0]]}, r"outside the bounds [-1.] to [1.]"),
+        ({"actions": [[0.0], [0.0]]}, "2 actions for 3 rewards"),
+        ({"observations": [1.0, 2.0, 3.0]}, "observations has shape (3,), not 2 dimensions"),
+        ({"offsets": [0, 2, 2, 3]}, "episode 1 is empty"),
+        ({"offsets": [0]}, "there is no episode"),
+        ({"offsets": [0, 2]}, "offsets run from 0 to 2, not from 0 to 3"),
+        ({"action_high": [np.inf]}, "action_high is [inf], not 1 finite numbers"),
+        ({"action_low": [-1.0, -1.0]}, "action_low is [-1. -1.], not 1 finite numbers"),
+        ({"terminations": [True, False, True]}, "terminations[0] = True (episode 0) ends"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_bad_arrays_are_one_sentence(changes, message):
+    with pytest.raises(DatasetError, match=re.escape(message)) as error:
+        make(**({"rewards": [1.0, 2.0, 3.0], "offsets": [0, 2, 3]} | changes))
+    assert str(error.value).startswith("test/data-v0: ")
+    assert "\n" not in str(error.value)
+
+
+def test_arrays_that_are_looked_at_in_pieces_are_the_same(monkeypatch):
+    generator = np.random.default_rng(0)
+    changes = {"observations": generator.standard_normal((10, 1)), "actions": np.zeros((10, 1))}
+    whole = make(np.zeros(10), [0, 4, 10], **changes)
+    whole = [whole.observation_mean, whole.observation_std]
+    monkeypatch.setattr("envs.data.mapped.PIECE_BYTES", 3 * 4)
+    pieces = make(np.zeros(10), [0, 4, 10], **changes)
+    np.testing.assert_allclose([pieces.observation_mean, pieces.observation_std], whole, rtol=1e-6)
+    changes["actions"][8] = 2.0
+    with pytest.raises(DatasetError, match=r"actions\[8, 0\] = 2.0 \(episode 1\) is outside"):
+        make(np.zeros(10), [0, 4, 10], **changes)
+
+
+def test_actions_may_leave_the_bounds_by_rounding_only():
+    make([0.0], [0, 1], actions=[[1.0 + 9e-6]])
+    with pytest.raises(DatasetError, match="outside the bounds"):
+        make([0.0], [0, 1], actions=[[1.0 + 2e-5]])
+
+
+def test_from_lists_lays_episodes_end_to_end():
+    flags = [np.array([False, True]), np.array([True])]
+    episodes = Episodes.from_lists(
+        [np.array([[1.0], [2.0]]), np.array([[3.0]])],
+        [np.zeros((2, 1)), np.ones((1, 1))],
+        [np.array([1.0, 2.0]), np.array([3.0])],
+        flags,
+        [np.zeros(2, bool), np.zeros(1, bool)],
+        action_low=np.array([-1.0]),
+        action_high=np.array([1.0]),
+        dataset_id="test/data-v0",
+        environment_id="Test-v0",
+    )
+    np.testing.assert_array_equal(episodes.offsets, [0, 2, 3])
+    np.testing.assert_array_equal(episodes.observations[:, 0], [1, 2, 3])
+
+
+def test_from_lists_rejects_uneven_and_missing_episodes():
+    bounds = {"action_low": np.array([-1.0]), "action_high": np.array([1.0])}
+    ids = {"dataset_id": "test/data-v0", "environment_id": "Test-v0"}
+    one, two = np.zeros(1), np.zeros((2, 1))
+    with pytest.raises(DatasetError, match="episode 0 has 2 observations for 1 rewards"):
+        Episodes.from_lists([two], [one[:, None]], [one], [one], [one], **bounds, **ids)
+    with pytest.raises(DatasetError, match="there is no episode"):
+        Episodes.from_lists([], [], [], [], [], **bounds, **ids)

@@ -1,0 +1,159 @@
+"""What `python -m envs.data.inspect` says of data whose contents are known."""
+
+import builtins
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from common.arguments import ArgumentError
+from envs.data.episodes import DatasetError
+from envs.data.inspect import main, print_summary, save_figure, summarize
+from envs.data.sources import load_named
+from envs.data.store import store_trajectories
+from envs.data.trajectories import Trajectory
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "store"))
+
+
+def trajectory(i, steps, *, terminated=True, truncated=False, seed=None):
+    generator = np.random.default_rng(i if seed is None else seed)
+    observations = generator.standard_normal((steps + 1, 11))
+    observations[:, 4] = 2.5
+    actions = generator.uniform(-0.5, 0.5, (steps, 3))
+    actions[0] = [1.0, -1.0, 0.9999]
+    actions[:, 2] = np.maximum(actions[:, 2], 0.9995)
+    rewards = np.full(steps, float(i + 1))
+    return Trajectory(observations, actions, rewards, terminated, truncated)
+
+
+@pytest.fixture
+def dataset():
+    store_trajectories(
+        "mine/hopper-v0",
+        [
+            trajectory(0, 4),
+            trajectory(1, 10),
+            trajectory(2, 1000, terminated=False, truncated=True),
+            trajectory(3, 30, terminated=False, truncated=True),
+            trajectory(1, 10),
+            trajectory(5, 1, terminated=False),
+            trajectory(1, 10, seed=9),  # the rewards of another one only
+        ],
+        environment_id="Hopper-v5",
+        reference_min=0.0,
+        reference_max=3000.0,
+        reference_source="counting",
+    )
+    return "mine/hopper-v0"
+
+
+def test_the_summary_says_what_is_in_the_data(dataset):
+    summary = summarize(load_named(dataset))
+    assert (summary["episodes"], summary["steps"], summary["horizon"]) == (7, 1065, 1000)
+    assert (summary["observation_dim"], summary["action_dim"]) == (11, 3)
+    returns = np.array([4, 20, 3000, 120, 20, 6.0, 20])
+    assert summary["return"]["mean"] == pytest.approx(returns.mean())
+    assert summary["return"]["std"] == pytest.approx(returns.std())
+    assert summary["return"]["q50"] == 20.0 and summary["return"]["q100"] == 3000.0
+    assert summary["return"]["top10_mean"] == 3000.0
+    assert summary["normalized_score"]["q100"] == 100.0
+    assert summary["normalized_score"]["mean"] == pytest.approx(returns.mean() / 30)
+    assert (summary["length"]["q0"], summary["length"]["q100"]) == (1, 1000)
+    assert summary["ends"] == {
+        "terminated": 4,
+        "truncated": 2,
+        "neither": 1,
+        "truncated_before_horizon": 1,
+    }
+    actions = summary["actions"]
+    assert (actions["min"][1], actions["max"][0]) == (-1.0, 1.0)
+    np.testing.assert_allclose(actions["saturated_share"], [7 / 1065, 7 / 1065, 1.0])
+    assert summary["constant_observations"] == [4]
+    assert summary["constant_actions"] == [] and not summary["constant_rewards"]
+    assert summary["duplicate_episodes"] == 1
+    assert summary["suggested_target_returns"] == {
+        "median": 20.0,
+        "q90": pytest.approx(np.percentile(returns, 90)),
+        "top10_mean": 3000.0,
+        "best": 3000.0,
+    }
+
+
+def test_the_page_fits_a_terminal_and_the_json_is_json(dataset, capsys):
+    main([f"dataset={dataset}"])
+    page = capsys.readouterr().out
+    assert max(map(len, page.splitlines())) <= 80
+    for words in ("7 episodes, 1,065 steps", "Hopper-v5, at most 1,000 steps", "source: counting",
+                  "4 episodes end by termination, 2 by truncation", "1 by neither",
+                  "dimensions of the observations: 4",
+                  "mean of the best 10 % 3,000 (the default)"):  # fmt: skip
+        assert words in " ".join(page.split()), words
+    main([f"dataset={dataset}", "json=true"])
+    assert json.loads(capsys.readouterr().out) == summarize(load_named(dataset))
+
+
+def test_data_without_scores_or_environment_have_a_page_too(capsys):
+    store_trajectories("b-v0", [trajectory(0, 1)], action_low=[-1] * 3, action_high=[1] * 3)
+    summary = summarize(load_named("b-v0"))
+    assert summary["normalized_score"] is None and summary["horizon"] is None
+    assert summary["constant_actions"] == [0, 1, 2] and summary["constant_rewards"]
+    print_summary(summary, Console())
+    page = " ".join(capsys.readouterr().out.split())
+    assert "none known" in page and "unknown, which is not installed here" in page
+
+
+def test_the_figure_shows_the_data(dataset, tmp_path):
+    pytest.importorskip("matplotlib")
+    episodes = load_named(dataset)
+    save_figure(episodes, tmp_path / "a.png")
+    image = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+    assert image.shape[0] > 300 and image.shape[1] > 1000
+    for third in np.array_split(image, 3, axis=1):  # each of the three has blue in it
+        blue = (third[..., 2] - third[..., 0] > 30).sum()
+        assert blue > 100
+    with pytest.raises(DatasetError, match=r"cannot be written .No such file"):
+        save_figure(episodes, tmp_path / "nowhere" / "a.png")
+
+
+def test_without_matplotlib_the_sentence_says_how_to_get_it(dataset, tmp_path, monkeypatch):
+    load = builtins.__import__
+
+    def without(name, *arguments):
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return load(name, *arguments)
+
+    monkeypatch.setattr("builtins.__import__", without)
+    with pytest.raises(DatasetError, match=r'needs matplotlib.*pip install -e "\.\[plots\]"'):
+        main([f"dataset={dataset}", f"png={tmp_path / 'a.png'}"])
+
+
+def test_the_command_takes_mixes_and_explains_mistakes(dataset, capsys):
+    main([f"dataset={dataset}+{dataset}", "json=true"])
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["episodes"], summary["duplicate_episodes"]) == (14, 8)
+    with pytest.raises(ArgumentError, match="there is no key 'data'; the keys are: dataset"):
+        main(["data=a"])
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "envs.data.inspect",
+            "dataset=nothing.hdf5",
+            "environment=Hopper-v4",
+        ],
+        env=os.environ,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.strip().startswith("error: there is no file nothing.hdf5")

@@ -1,0 +1,204 @@
+"""Your own trajectories become a Minari data set that trains like any other."""
+
+import json
+import os
+import subprocess
+import sys
+
+import minari
+import numpy as np
+import pytest
+from minari.storage import get_dataset_path
+
+from common.arguments import ArgumentError
+from envs.data.episodes import DatasetError
+from envs.data.sources import DatasetConfig, load_episodes
+from envs.data.store import main, store_trajectories
+from envs.data.trajectories import Trajectory, trajectories_from_arrays, trajectories_from_npz
+
+LENGTHS = (3, 1, 4)
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+def arrays(dimension=11, **changes):
+    """Flat arrays in the shape of Hopper's: three episodes, the second one truncated."""
+    steps = sum(LENGTHS)
+    ends = np.cumsum(LENGTHS) - 1
+    terminations, truncations = np.zeros((2, steps), bool)
+    terminations[ends[[0, 2]]] = True
+    truncations[ends[1]] = True
+    return {
+        "observations": np.arange(steps * dimension, dtype=np.float32).reshape(steps, dimension),
+        "actions": np.linspace(-1, 1, steps * 3, dtype=np.float32).reshape(steps, 3),
+        "rewards": np.arange(steps, dtype=np.float64),
+        "terminations": terminations,
+        "truncations": truncations,
+    } | changes
+
+
+def assert_are_the_arrays(episodes, given):
+    np.testing.assert_array_equal(episodes.lengths, LENGTHS)
+    for name in ("observations", "actions", "rewards", "terminations", "truncations"):
+        np.testing.assert_array_equal(getattr(episodes, name), given[name], err_msg=name)
+
+
+def test_flat_arrays_survive_the_way_to_minari_and_back():
+    given = arrays()
+    store_trajectories(
+        "mine/hopper-v0",
+        trajectories_from_arrays(**given),
+        environment_id="Hopper-v5",
+        reference_min=1.0,
+        reference_max=2.0,
+        reference_source="my own measurement",
+        metadata={"algorithm_name": "walking", "author": {"me"}},
+    )
+    episodes = load_episodes(DatasetConfig("minari", "mine/hopper-v0"))
+    assert_are_the_arrays(episodes, given)
+    assert episodes.environment_id == "Hopper-v5"
+    assert (episodes.reference_min, episodes.reference_max) == (1.0, 2.0)
+    assert episodes.reference_source == "my own measurement"
+    np.testing.assert_array_equal(episodes.action_high, np.ones(3))
+    dataset = minari.load_dataset("mine/hopper-v0")
+    assert dataset.storage.metadata["algorithm_name"] == "walking"
+    assert minari.get_normalized_score(dataset, np.array([1.5])) == pytest.approx([0.5])
+
+
+def test_a_known_environment_brings_d4rls_scores_an_unknown_origin_none():
+    trajectories = trajectories_from_arrays(**arrays())
+    store_trajectories("mine/a-v0", trajectories, environment_id="Hopper-v5")
+    episodes = load_episodes(DatasetConfig("minari", "mine/a-v0"))
+    assert episodes.reference_max == 3234.3 and "v2 environments" in episodes.reference_source
+    store_trajectories("b-v0", trajectories, action_low=[-2] * 3, action_high=[2] * 3)
+    episodes = load_episodes(DatasetConfig("minari", "b-v0"))
+    assert episodes.reference_min is None
+    np.testing.assert_array_equal(episodes.action_low, [-2, -2, -2])
+
+
+def test_the_observation_after_the_end_is_the_given_one_or_the_last_again():
+    given = arrays()
+    after = given["observations"] + 0.5
+    last = trajectories_from_arrays(**given, next_observations=after)[0].observations[-1]
+    np.testing.assert_array_equal(last, after[2])
+    last = trajectories_from_arrays(**given)[0].observations[-1]
+    np.testing.assert_array_equal(last, given["observations"][2])
+
+
+def test_the_command_stores_an_npz_file(tmp_path, capsys):
+    column = {"rewards": np.arange(8)[:, None]}  # integers, (N, 1)
+    given = arrays() | column
+    np.savez(tmp_path / "walk.npz", **given)
+    line = [f"file={tmp_path / 'walk.npz'}", "id=mine/walk-v0", "environment=Hopper-v5"]
+    main(line)
+    assert "mine/walk-v0: 3 episodes, 8 steps, in " in capsys.readouterr().out
+    given["rewards"] = given["rewards"][:, 0]
+    assert_are_the_arrays(load_episodes(DatasetConfig("minari", "mine/walk-v0")), given)
+    with pytest.raises(DatasetError, match=r"mine/walk-v0 exists already .*overwrite=true"):
+        main(line)
+    main([*line, "overwrite=true"])
+    with pytest.raises(ArgumentError, match=r"environment=\.\.\. must be given"):
+        main(line[:2])
+    done = subprocess.run(
+        [sys.executable, "-m", "envs.data.store", *line],
+        env=os.environ,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and done.stderr.startswith("error: mine/walk-v0 exists already")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"actions": np.zeros((7, 3))}, "there are 7 actions for 8 rewards; each step needs one"),
+        ({"terminations": np.zeros(8, bool)}, r"neither terminations\[7\] nor truncations\[7\]"),
+        ({"rewards": np.zeros(0)}, "there are 8 observations for 0 rewards"),
+        ({name: array[:0] for name, array in arrays().items()}, "there is no step"),
+        ({"rewards": np.array([0, np.nan] * 4)}, r"rewards\[1\] = nan \(episode 0\) is not finite"),
+        ({"actions": np.full((8, 3), 1.5)}, r"actions\[0, 0\] = 1.5 .* outside the bounds"),
+        ({"truncations": np.full(8, 2)}, r"truncations\[0\] = 2; it must be 0 or 1"),
+        ({"rewards": np.zeros((8, 2))}, r"rewards has shape \(8, 2\), not \(steps,\) or"),
+        ({"actions": np.zeros((8, 2))}, "actions have 2 dimensions, but those of Hopper-v5 3"),
+        ({"observations": np.zeros((8, 4))}, "have 4 dimensions, but those of Hopper-v5 11"),
+    ],
+)
+def test_bad_arrays_are_one_sentence_and_nothing_is_stored(store, change, message):
+    with pytest.raises(DatasetError, match=message) as error:
+        store_trajectories(
+            "mine/bad-v0",
+            trajectories_from_arrays(**arrays() | change),
+            environment_id="Hopper-v5",
+        )
+    assert "\n" not in str(error.value)
+    assert not get_dataset_path("mine/bad-v0").exists() and not list(store.glob(".making-*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"environment_id": "Hoper-v5"}, "environment 'Hoper-v5' cannot be made .*Hopper-v5"),
+        ({}, "the bounds of the actions are unknown; give action_low and action_high, or"),
+        ({"environment_id": "Hopper-v5", "reference_min": 1.0}, "give both of reference_min"),
+        (
+            {"environment_id": "Hopper-v5", "reference_min": 1.0, "reference_max": 0.5},
+            "reference_max is 0.5, not above reference_min, which is 1.0",
+        ),
+        ({"environment_id": "CartPole-v1"}, r"the actions are Discrete\(2\), not boxes"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(arguments, message):
+    with pytest.raises(DatasetError, match=message):
+        store_trajectories("mine/a-v0", trajectories_from_arrays(**arrays()), **arguments)
+
+
+def test_bad_ids_and_episodes_are_one_sentence():
+    one = Trajectory(np.zeros((1, 11)), np.zeros((1, 3)), np.zeros(1), True, False)
+    for name in ("mine/hopper", "mine hopper-v0", "../away-v0"):
+        with pytest.raises(DatasetError, match="is not a Minari id, which is like mine/hopper-v0"):
+            store_trajectories(name, [one], environment_id="Hopper-v5")
+    with pytest.raises(DatasetError, match="episode 0 has 1 observations for 1 rewards; one more"):
+        store_trajectories("mine/a-v0", [one], environment_id="Hopper-v5")
+
+
+def test_files_that_are_no_npz_of_plain_arrays_are_one_sentence(tmp_path):
+    path = tmp_path / "walk.npz"
+    with pytest.raises(DatasetError, match="No such file"):
+        trajectories_from_npz(path)
+    path.write_text("not an archive")
+    with pytest.raises(DatasetError, match=f"{path} "):
+        trajectories_from_npz(path)
+    np.save(tmp_path / "single.npy", np.zeros(3))
+    with pytest.raises(DatasetError, match=r"is not an \.npz file"):
+        trajectories_from_npz(tmp_path / "single.npy")
+    given = arrays()
+    np.savez(path, **{name: array for name, array in given.items() if name != "actions"})
+    with pytest.raises(DatasetError, match=r"no array 'actions'; it has observations, rewards"):
+        trajectories_from_npz(path)
+    np.savez(path, **given)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(DatasetError, match="cannot be read"):
+        trajectories_from_npz(path)
+
+
+def test_pickles_are_never_loaded(tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "attacked"),)
+
+    np.savez(tmp_path / "walk.npz", **arrays(rewards=np.array([Attack()] * 8, dtype=object)))
+    with pytest.raises(DatasetError, match=r"cannot be read .*arrays of plain numbers"):
+        trajectories_from_npz(tmp_path / "walk.npz")
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_the_metadata_is_plain_json():
+    store_trajectories(
+        "mine/a-v0", trajectories_from_arrays(**arrays()), environment_id="Hopper-v5"
+    )
+    metadata = json.loads((get_dataset_path("mine/a-v0") / "data" / "metadata.json").read_text())
+    assert metadata["ref_max_score"] == 3234.3 and "D4RL" in metadata["reference_source"]

@@ -1,0 +1,175 @@
+"""Statistics against figures worked by hand, and against what their definitions promise."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from reports.statistics import (
+    bootstrap_interval,
+    interquartile_mean,
+    mean_over_tasks,
+    performance_profile,
+    probability_of_improvement,
+    student_half_width,
+    student_quantile,
+)
+
+# Halves, so that sums and comparisons are exact.
+values = st.integers(-400, 400).map(lambda n: n / 2)
+tasks = st.lists(st.lists(values, min_size=1, max_size=5).map(np.array), min_size=1, max_size=4)
+
+
+def arrays(*runs):
+    return [np.array(task, float) for task in runs]
+
+
+def test_interquartile_mean_by_hand():
+    # Eight runs: two go at either end, whichever task they are of.
+    assert interquartile_mean(arrays([100, 1, 2, 3], [4, 5, -50, 6])) == (2 + 3 + 4 + 5) / 4
+    # Six: a quarter is 1.5, and one goes, as scipy.stats.trim_mean(x, 0.25) cuts.
+    assert interquartile_mean(arrays([0, 10, 20], [30, 40, 500])) == (10 + 20 + 30 + 40) / 4
+    # Fewer than four: none goes.
+    assert interquartile_mean(arrays([1, 2], [6])) == 3
+
+
+def test_mean_over_tasks_weighs_tasks_not_runs():
+    assert mean_over_tasks(arrays([1, 2, 3], [10])) == 6
+
+
+def test_performance_profile_by_hand():
+    scores = arrays([10, 20, 30, 40], [20, 60])
+    found = performance_profile(scores, np.array([0.0, 10, 20, 39, 40, 60]))
+    # Strictly above: 20 is not above 20. Each task counts the same, whatever its runs.
+    np.testing.assert_allclose(
+        found, [1, (3 / 4 + 1) / 2, (2 / 4 + 1 / 2) / 2, (1 / 4 + 1 / 2) / 2, 1 / 4, 0]
+    )
+
+
+def test_probability_of_improvement_by_hand():
+    # First task: of the pairs (1,2) (1,3) (3,2) (3,3) one is won and one tied: 1.5 of 4.
+    # Second: 5 against 1, 2 and 9: 2 of 3.
+    found = probability_of_improvement(arrays([1, 3], [5]), arrays([2, 3], [1, 2, 9]))
+    assert found == pytest.approx((1.5 / 4 + 2 / 3) / 2)
+    with pytest.raises(ValueError, match="zip"):
+        probability_of_improvement(arrays([1]), arrays([1], [2]))
+
+
+@given(tasks, st.data())
+def test_what_the_definitions_promise(scores, data):
+    others = [np.array(data.draw(st.lists(values, min_size=1, max_size=5))) for _ in scores]
+    one = probability_of_improvement(scores, others)
+    assert 0 <= one <= 1
+    assert one + probability_of_improvement(others, scores) == pytest.approx(1)
+    assert probability_of_improvement(scores, scores) == pytest.approx(0.5)
+    # It looks at the order of scores only; the means move with their scale.
+    stretched, shifted = [2 * task + 7 for task in scores], [2 * task + 7 for task in others]
+    assert probability_of_improvement(stretched, shifted) == pytest.approx(float(one))
+    for mean in (interquartile_mean, mean_over_tasks):
+        assert mean(stretched) == pytest.approx(2 * float(mean(scores)) + 7)
+        assert np.concatenate(scores).min() <= mean(scores) <= np.concatenate(scores).max()
+    profile = performance_profile(scores, np.linspace(-201, 201, 50))
+    assert profile[0] == 1 and profile[-1] == 0 and np.all(np.diff(profile) <= 0)
+
+
+@given(tasks)
+def test_resamples_are_computed_side_by_side(scores):
+    rng = np.random.default_rng(0)
+    resampled = [task[rng.integers(len(task), size=(6, len(task)))] for task in scores]
+    others = [task[:, ::-1] + 1.5 for task in resampled]
+    thresholds = np.array([-3.0, 0, 8])
+    for i in range(6):
+        own, other = [task[i] for task in resampled], [task[i] for task in others]
+        for mean in (interquartile_mean, mean_over_tasks):
+            assert mean(resampled)[i] == pytest.approx(float(mean(own)))
+        np.testing.assert_allclose(
+            performance_profile(resampled, thresholds)[i], performance_profile(own, thresholds)
+        )
+        assert probability_of_improvement(resampled, others)[i] == pytest.approx(
+            float(probability_of_improvement(own, other))
+        )
+
+
+@given(tasks, st.data())
+def test_statistics_against_scipy(scores, data):
+    trimmed = stats.trim_mean(np.concatenate(scores), 0.25)
+    assert interquartile_mean(scores) == pytest.approx(trimmed)
+    others = [np.array(data.draw(st.lists(values, min_size=1, max_size=5))) for _ in scores]
+    won = [
+        stats.mannwhitneyu(own, other).statistic / (len(own) * len(other))
+        for own, other in zip(scores, others, strict=True)
+    ]
+    assert probability_of_improvement(scores, others) == pytest.approx(np.mean(won))
+    for task in scores:
+        if len(task) > 1:
+            width = stats.t.ppf(0.975, len(task) - 1) * stats.sem(task)
+            assert student_half_width(task) == pytest.approx(width, rel=1e-6)
+
+
+def test_bootstrap_against_all_resamples():
+    scores = arrays([0, 1, 5], [10, 30])
+    drawn = [list(itertools.product(task, repeat=len(task))) for task in scores]
+    every = [
+        float(interquartile_mean(arrays(first, second)))
+        for first, second in itertools.product(*drawn)
+    ]
+    low, high = bootstrap_interval(interquartile_mean, scores, repeats=40_000)
+    # 108 equally likely resamples: the percentiles of the distribution itself.
+    exact = np.quantile(every, [0.025, 0.975], method="inverted_cdf")
+    np.testing.assert_allclose([low, high], exact, atol=0.2)
+
+
+def test_bootstrap_draws_within_each_task():
+    # Every resample is the same, though the tasks are far apart.
+    low, high = bootstrap_interval(mean_over_tasks, arrays([1, 1, 1], [90, 90]))
+    assert (low, high) == (45.5, 45.5)
+
+
+def test_bootstrap_draws_both_methods_and_repeats_itself():
+    scores, others = arrays([1, 4, 6], [2, 8]), arrays([3, 5], [1, 9])
+    first, again = (
+        bootstrap_interval(probability_of_improvement, scores, others, repeats=500)
+        for _ in range(2)
+    )
+    assert first == again
+    # Only if both vary: with the others held, 1 beats neither, and the lower end would be higher.
+    assert 0 <= first[0] < probability_of_improvement(scores, others) < first[1] <= 1
+    band = bootstrap_interval(lambda s: performance_profile(s, np.arange(9.0)), scores, repeats=50)
+    assert band[0].shape == band[1].shape == (9,)
+
+
+def test_a_single_seed_has_no_interval():
+    assert student_half_width(np.array([3.0])) is None
+    assert bootstrap_interval(interquartile_mean, arrays([1, 2, 3], [4])) is None
+    assert bootstrap_interval(probability_of_improvement, arrays([1, 2]), arrays([4])) is None
+
+
+# Two-sided 95 % points, as in any printed table of Student's distribution.
+@pytest.mark.parametrize(
+    ("degrees", "expected"),
+    [
+        (1, 12.706),
+        (2, 4.303),
+        (3, 3.182),
+        (4, 2.776),
+        (5, 2.571),
+        (9, 2.262),
+        (10, 2.228),
+        (29, 2.045),
+        (100, 1.984),
+        (1000, 1.962),
+    ],
+)
+def test_student_quantile_against_the_printed_table(degrees, expected):
+    assert student_quantile(degrees) == pytest.approx(expected, abs=0.0006)
+
+
+def test_student_interval_by_hand_and_by_its_coverage():
+    # Standard deviation 2, n 3: 4.303 * 2 / sqrt(3).
+    assert student_half_width(np.array([8.0, 10, 12])) == pytest.approx(4.968, abs=0.001)
+    samples = np.random.default_rng(0).normal(size=(4000, 3))
+    covered = [abs(sample.mean()) <= student_half_width(sample) for sample in samples]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.012)
