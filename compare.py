@@ -26,14 +26,25 @@ from rich.live import Live
 
 from agents.acting import make_actor
 from agents.backbones import MIXERS
-from agents.checkpoint import CheckpointError, build_policy
+from agents.checkpoint import (
+    build_policy,
+)
+from common.errors import UserError
 from configs.schema import TrainConfig
 from envs.data.sources import DatasetConfig
 from reports.comparison import Comparison, compare_runs, short
 from reports.page import Picture, print_tables, write_report
-from reports.pictures import PlotError, draw_pictures
+from reports.pictures import (
+    draw_pictures,
+)
 from reports.progress import progress_table, read_all
-from reports.runs import IGNORED, Run, RunFolderError, find_run_folders, flatten, read_run
+from reports.runs import (
+    IGNORED,
+    Run,
+    find_run_folders,
+    flatten,
+    read_run,
+)
 from reports.step_times import draw_step_times, measure_step_times
 from reports.tables import (
     Table,
@@ -70,14 +81,14 @@ def main(
         step_times: Also measures the policies' steps on this machine.
 
     Raises:
-        RunFolderError: There is nothing to compare.
+        UserError: There is nothing to compare.
         OSError: The report cannot be written.
     """
     runs, left_out = read_runs(folders)
     for reason in left_out:
         console.print(f"left out: {reason}", style="yellow", **PLAIN)
     if not runs:
-        raise RunFolderError(
+        raise UserError(
             f"none of the {len(left_out)} runs in {', '.join(map(str, folders))} can be compared, "
             "for the reasons above."
         )
@@ -94,7 +105,7 @@ def main(
         pictures: list[Picture] = []
         try:
             pictures = draw_pictures(part)
-        except PlotError as error:
+        except UserError as error:
             reason = f"note: {error}"
         for item in [overall_table(part), *pictures]:
             if part.tasks != comparison.tasks:
@@ -127,7 +138,7 @@ def step_times_of(comparison: Comparison) -> dict[str, dict[int, float]]:
     Weights make no difference and are not looked for: a folder of results may do without.
 
     Raises:
-        CheckpointError: A run's config.json describes no policy of this version.
+        UserError: A run's config.json describes no policy of this version.
     """
     actors, seen = {}, set()
     for row in [*comparison.central, *comparison.rows]:
@@ -159,7 +170,7 @@ def read_runs(folders: list[Path]) -> tuple[list[Run], list[str]]:
     for folder in find_run_folders(folders):
         try:
             runs.append(with_defaults(read_run(folder)))
-        except RunFolderError as error:
+        except UserError as error:
             left_out.append(str(error))
     return runs, left_out
 
@@ -182,7 +193,7 @@ def watch(folders: list[Path], console: Console, *, every: float = 2.0) -> None:
         every: Seconds between two looks at them.
 
     Raises:
-        RunFolderError: There are no runs.
+        UserError: There are no runs.
     """
     table = progress_table(read_all(folders))
     with suppress(KeyboardInterrupt), Live(table, console=console, auto_refresh=False) as live:
@@ -232,7 +243,7 @@ def run() -> None:
             by_folder=arguments.name_by == "folder",
             step_times=arguments.step_times,
         )
-    except (RunFolderError, CheckpointError) as error:
+    except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(

@@ -26,26 +26,22 @@ from rich.progress import Progress
 from yaml import YAMLError
 
 from agents.acting import make_actor
-from agents.checkpoint import CheckpointError, RunDescription, load_policy
-from agents.distributed import DistributedError
+from agents.checkpoint import (
+    RunDescription,
+    load_policy,
+)
 from agents.policy import ReturnConditionedPolicy
-from agents.trainer import TrainingError
+from common.errors import UserError
 from configs.launch import command
 from configs.schema import EvalConfig, EvaluationConfig, resolve_device
-from envs.data.episodes import DatasetError
 from envs.simulation.perturbations import PerturbedActor
-from envs.simulation.rollout import Actor, RolloutError, rollout
+from envs.simulation.rollout import (
+    Actor,
+    rollout,
+)
 from envs.simulation.video import record_episodes
 from reports.scores import Score, make_score, print_scores, write_scores
 
-ERRORS = (
-    CheckpointError,
-    TrainingError,
-    DistributedError,
-    DatasetError,
-    RolloutError,
-    command.ConfigError,
-)
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, YAMLError, OmegaConfBaseException)
 # Keys that do not change what is scored.
 NOT_SCORED = ("run", "n_envs", "device", "video", "video_episodes")
@@ -107,7 +103,7 @@ def own_evaluation(
     """Returns the evaluation that train.py ends a run with.
 
     Raises:
-        CheckpointError: The run's config.yaml cannot be read; without one, episodes and seed are
+        UserError: The run's config.yaml cannot be read; without one, episodes and seed are
             those of the default configuration.
     """
     path = folder / "config.yaml"
@@ -117,7 +113,7 @@ def own_evaluation(
             given = OmegaConf.load(path)["evaluation"]
             episodes, seed = given["episodes"], given["seed"]
         except UNREADABLE as error:
-            raise CheckpointError(
+            raise UserError(
                 f"{path} does not say how the run was evaluated ({str(error).splitlines()[0]}); it "
                 "is damaged or of another version: copy it again, or remove it."
             ) from error
@@ -204,4 +200,4 @@ def score_policy(
 
 
 if __name__ == "__main__":
-    command.run("eval", command.Program(main, ERRORS))
+    command.run("eval", command.Program(main))

@@ -31,6 +31,7 @@ from agents.checkpoint import (
 )
 from agents.policy import ReturnConditionedPolicy
 from agents.trainer import Trainer
+from common.errors import UserError
 from configs.launch import command
 from configs.schema import EvalConfig, EvaluationConfig, TrainConfig, resolve_device
 from envs.data.batches import Batches, make_batches
@@ -39,8 +40,13 @@ from envs.data.episodes import Episodes
 from envs.data.mapped import pieces
 from envs.data.sources import load_episodes
 from envs.tasks import task_of_environment
-from eval import ERRORS, score_policy
-from reports.scores import Score, ScoreError, print_scores, read_scores, write_scores
+from eval import score_policy
+from reports.scores import (
+    Score,
+    print_scores,
+    read_scores,
+    write_scores,
+)
 
 
 def main(config: TrainConfig, overrides: list[str]) -> None:
@@ -159,7 +165,7 @@ def mean_loss(policy: ReturnConditionedPolicy, batches: Batches, count: int = 20
     losses, carried = [], None
     for _ in range(count):
         loss, state = policy.loss(**batches.next(), state=carried)
-        carried = state if batches.carries_state else None
+        carried = state if batches.continues else None
         losses.append(loss)
     return torch.stack(losses).mean().item()
 
@@ -207,7 +213,7 @@ def target_return(config: EvaluationConfig, episodes: Episodes) -> float:
     """Returns the return that the policy is asked for, in units of return.
 
     Raises:
-        ConfigError: The published target was asked for, and there is none for the environment.
+        UserError: The published target was asked for, and there is none for the environment.
     """
     if config.target_return is not None:
         return config.target_return
@@ -215,7 +221,7 @@ def target_return(config: EvaluationConfig, episodes: Episodes) -> float:
         return float(episodes.top_fraction_return(0.1))
     task = task_of_environment(episodes.environment_id)
     if task is None:
-        raise command.ConfigError(
+        raise UserError(
             f"evaluation.target is 'published', but none is known for {episodes.environment_id}; "
             "give evaluation.target_return=RETURN or evaluation.target=data."
         )
@@ -231,7 +237,7 @@ def prepare(config: TrainConfig, overrides: list[str]) -> str | None:
     """Looks at the folder of a run: returns one line if resuming finds nothing left to do.
 
     Raises:
-        CheckpointError: The folder holds a run that is not to be touched.
+        UserError: The folder holds a run that is not to be touched.
     """
     asked = {"resume": config.resume, "overwrite": config.overwrite}
     goes_on = check_run_folder(run_folder(config, overrides), config_text(config), **asked)
@@ -243,7 +249,7 @@ def result(config: TrainConfig, overrides: list[str]) -> str | None:
     folder = run_folder(config, overrides)
     try:
         score = read_scores(folder / "scores.json")[0]
-    except (ScoreError, IndexError):
+    except (UserError, IndexError):
         return None
     if score.checkpoint_step != config.steps:
         return None
@@ -278,4 +284,4 @@ def config_text(config: TrainConfig) -> str:
 
 
 if __name__ == "__main__":
-    command.run("train", command.Program(main, ERRORS, run_folder, prepare, result))
+    command.run("train", command.Program(main, run_folder, prepare, result))

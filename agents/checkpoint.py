@@ -32,6 +32,7 @@ from torch import Tensor
 
 from agents.backbones import mixer_entry
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
+from common.errors import UserError
 
 # All that a run writes into its folder, and so all that overwriting it may delete.
 RUN_FILES = (
@@ -44,10 +45,6 @@ RUN_FILES = (
     "events.out.tfevents.*",
     "*.tmp",
 )
-
-
-class CheckpointError(ValueError):
-    """A run folder that cannot be read or written; its message is one sentence for the user."""
 
 
 @dataclass
@@ -69,7 +66,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Writes a file under a temporary name, syncs it and renames it into place.
 
     Raises:
-        CheckpointError: The disk is full or the folder cannot be written; what stood at the path
+        UserError: The disk is full or the folder cannot be written; what stood at the path
             before is still there.
     """
     temporary = path.with_name(path.name + ".tmp")
@@ -89,7 +86,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         with suppress(OSError):
             temporary.unlink()
         reason = error.strerror if isinstance(error, OSError) else "the write failed part way"
-        raise CheckpointError(
+        raise UserError(
             f"{path} could not be written ({reason}); what was saved there before is intact: free "
             "some space or choose another run_dir, then start again with resume=true."
         ) from error
@@ -117,14 +114,14 @@ def check_run_folder(folder: Path, config: str, *, resume: bool, overwrite: bool
         Whether it holds a run to go on with.
 
     Raises:
-        CheckpointError: The folder holds a run and neither was asked for, or it holds another run
+        UserError: The folder holds a run and neither was asked for, or it holds another run
             than the one to be resumed.
     """
     path = folder / "config.yaml"
     if overwrite or not path.is_file():
         return False
     if not resume:
-        raise CheckpointError(
+        raise UserError(
             f"{folder} already holds a run: resume=true goes on with it, overwrite=true discards "
             "it, run_dir=PATH puts this one elsewhere."
         )
@@ -139,7 +136,7 @@ def claim_run_folder(folder: Path, config: str, *, resume: bool, overwrite: bool
     are those of check_run_folder.
 
     Raises:
-        CheckpointError: The folder may not be used, or cannot be made, or is another process's.
+        UserError: The folder may not be used, or cannot be made, or is another process's.
     """
     goes_on = check_run_folder(folder, config, resume=resume, overwrite=overwrite)
     try:
@@ -151,7 +148,7 @@ def claim_run_folder(folder: Path, config: str, *, resume: bool, overwrite: bool
             for old in folder.glob(pattern):
                 old.unlink()
     except OSError as error:
-        raise CheckpointError(
+        raise UserError(
             f"the run folder {folder} cannot be made ({error.strerror}); give another as run_dir."
         ) from error
     write_bytes(folder / "config.yaml", config.encode())
@@ -173,7 +170,7 @@ def _lock(folder: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(lock)
-        raise CheckpointError(
+        raise UserError(
             f"another process is training in {folder}; end it, or wait until it has finished."
         ) from error
     except OSError:
@@ -197,7 +194,7 @@ def _check_same_config(path: Path, config: str) -> None:
     other = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     if other:
         key = other[0]
-        raise CheckpointError(
+        raise UserError(
             f"{path.parent} cannot be resumed with another configuration: {key} is "
             f"{before.get(key)} there and {now.get(key)} here; give the same keys as before, or "
             "another run_dir."
@@ -243,12 +240,12 @@ def load_policy(folder: Path) -> tuple[ReturnConditionedPolicy, RunDescription, 
         that it was trained for.
 
     Raises:
-        CheckpointError: The folder holds no checkpoint, or a damaged one.
+        UserError: The folder holds no checkpoint, or a damaged one.
     """
     config_path, weights_path = folder / "config.json", folder / "policy.safetensors"
     for path in (config_path, weights_path):
         if not path.is_file():
-            raise CheckpointError(
+            raise UserError(
                 f"{folder} holds no checkpoint: {path.name} is missing; give the run folder that "
                 "train.py printed (it appears there with the first save)."
             )
@@ -257,7 +254,7 @@ def load_policy(folder: Path) -> tuple[ReturnConditionedPolicy, RunDescription, 
     try:
         policy.load_state_dict(tensors)
     except RuntimeError as error:
-        raise CheckpointError(
+        raise UserError(
             f"{weights_path} does not fit the policy that {config_path.name} beside it describes; "
             "one of the two files comes from another run."
         ) from error
@@ -268,7 +265,7 @@ def build_policy(folder: Path) -> tuple[ReturnConditionedPolicy, RunDescription]
     """Builds the policy that config.json describes, its weights not loaded.
 
     Raises:
-        CheckpointError: The file cannot be read, or does not describe a policy.
+        UserError: The file cannot be read, or does not describe a policy.
     """
     config_path = folder / "config.json"
     try:
@@ -284,7 +281,7 @@ def build_policy(folder: Path) -> tuple[ReturnConditionedPolicy, RunDescription]
             content["rollout"], content["context_length"], content["dataset"]
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
+        raise UserError(
             f"{config_path} does not describe a policy ({error}); the file is damaged or of "
             "another version of this project: train again."
         ) from error
@@ -298,12 +295,12 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], int]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         intact = metadata["sha256"] == _digest(tensors, metadata["step"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise CheckpointError(
+        raise UserError(
             f"{path} is truncated or damaged ({error}); copy it again from its source or train "
             "again."
         ) from error
     if not intact:
-        raise CheckpointError(
+        raise UserError(
             f"{path} is damaged: its contents do not match the checksum that was saved with them; "
             "copy it again from its source or train again."
         )
@@ -319,7 +316,7 @@ def load_training_state(folder: Path) -> dict[str, Any] | None:
     """Reads training_state.pt; None if nothing has been saved yet.
 
     Raises:
-        CheckpointError: It is damaged.
+        UserError: It is damaged.
     """
     path = folder / "training_state.pt"
     if not path.exists():
@@ -332,7 +329,7 @@ def load_training_state(folder: Path) -> dict[str, Any] | None:
             raise zipfile.BadZipFile(f"checksum of {broken}")
         return torch.load(path, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise CheckpointError(
+        raise UserError(
             f"{path} is truncated or damaged ({error}); the run cannot be resumed from it: start "
             "it again with overwrite=true."
         ) from error

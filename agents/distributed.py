@@ -28,16 +28,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from agents.backbones.block import State, map_state
 from agents.policy import PolicyState, ReturnConditionedPolicy
+from common.errors import UserError
 
 # Ranks wait for the first while it makes a data set or evaluates. That one of them has died they
 # find at once, without this.
 _PATIENCE = timedelta(days=1)
 
 LossFunction = Callable[..., tuple[Tensor, PolicyState]]
-
-
-class DistributedError(ValueError):
-    """Processes that cannot work together; its message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,7 @@ class Ranks:
             actions=nothing.new_zeros(1, 1, policy.action_dim),
             returns_to_go=nothing,
             timesteps=nothing.long(),
-            is_first=nothing.bool(),
+            resets=nothing.bool(),
             mask=nothing.bool(),
         )
         total.backward()
@@ -179,7 +176,7 @@ def join(device: torch.device, seed: int) -> Ranks:
         seed: The run's.
 
     Raises:
-        DistributedError: A machine has fewer CUDA devices than processes.
+        UserError: A machine has fewer CUDA devices than processes.
     """
     if not launched():
         return Ranks(device=device)
@@ -187,7 +184,7 @@ def join(device: torch.device, seed: int) -> Ranks:
     if device.type == "cuda":
         local, there = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
         if local > there:
-            raise DistributedError(
+            raise UserError(
                 f"torchrun started {local} processes on a machine with {there} CUDA devices; give "
                 f"--nproc-per-node {there}, or device=cpu."
             )

@@ -176,16 +176,16 @@ class ReturnConditionedPolicy(nn.Module):
             tokens = self.token_norm(tokens)
         return tokens
 
-    def _first_token(self, is_first: Tensor) -> Tensor:
-        """Spreads is_first (...) over a step's tokens (..., tokens).
+    def _first_token(self, resets: Tensor) -> Tensor:
+        """Spreads resets (...) over a step's tokens (..., tokens).
 
         With three tokens the return's token begins the episode: it makes the backbone forget all
         before it, the previous action's token included, for a first step has no previous action.
         """
         if self.config.tokens == 1:
-            return is_first.unsqueeze(-1)
-        others = torch.zeros_like(is_first)
-        return torch.stack([others, is_first, others], dim=-1)
+            return resets.unsqueeze(-1)
+        others = torch.zeros_like(resets)
+        return torch.stack([others, resets, others], dim=-1)
 
     def _action(self, features: Tensor, returns: Tensor) -> Tensor:
         if self.config.return_before_head:
@@ -200,7 +200,7 @@ class ReturnConditionedPolicy(nn.Module):
         returns_to_go: Tensor,
         previous_actions: Tensor,
         timesteps: Tensor,
-        is_first: Tensor,
+        resets: Tensor,
         state: State,
     ) -> tuple[Tensor, State]:
         """Answers a whole sequence in parallel.
@@ -210,18 +210,18 @@ class ReturnConditionedPolicy(nn.Module):
             returns_to_go: (batch, time), in units of return, each step's own reward included.
             previous_actions: (batch, time, action_dim).
             timesteps: (batch, time) integers, steps since the episode began.
-            is_first: (batch, time) bool; true where an episode, or a window of one, begins.
+            resets: (batch, time) bool; true where an episode, or a window of one, begins.
             state: The backbone's state before the first step.
 
         Returns:
             Actions (batch, time, action_dim) and the backbone's state after the last step.
         """
-        batch, time = is_first.shape
+        batch, time = resets.shape
         returns = self._returns(returns_to_go)
-        previous_actions = previous_actions.masked_fill(is_first.unsqueeze(-1), 0.0)
+        previous_actions = previous_actions.masked_fill(resets.unsqueeze(-1), 0.0)
         tokens = self._tokens(observations, returns, previous_actions, timesteps)
         features, state = self.backbone(
-            tokens.flatten(1, 2), state, self._first_token(is_first).flatten(1, 2)
+            tokens.flatten(1, 2), state, self._first_token(resets).flatten(1, 2)
         )
         features = features.view(batch, time, self.config.tokens, -1)[:, :, -1]
         return self._action(features, returns), state
@@ -232,14 +232,14 @@ class ReturnConditionedPolicy(nn.Module):
         return_to_go: Tensor,
         previous_action: Tensor,
         timestep: Tensor,
-        is_first: Tensor,
+        resets: Tensor,
         state: State,
     ) -> tuple[Tensor, State]:
         """Answers one step, in constant time and memory: `forward` without the time axis."""
         returns = self._returns(return_to_go)
-        previous_action = previous_action.masked_fill(is_first.unsqueeze(-1), 0.0)
+        previous_action = previous_action.masked_fill(resets.unsqueeze(-1), 0.0)
         tokens = self._tokens(observation, returns, previous_action, timestep)
-        first = self._first_token(is_first)
+        first = self._first_token(resets)
         for i in range(self.config.tokens):
             features, state = self.backbone.step(tokens[:, i], state, first[:, i])
         return self._action(features, returns), state
@@ -252,7 +252,7 @@ class ReturnConditionedPolicy(nn.Module):
         actions: Tensor,
         returns_to_go: Tensor,
         timesteps: Tensor,
-        is_first: Tensor,
+        resets: Tensor,
         mask: Tensor,
         state: PolicyState | None = None,
     ) -> tuple[Tensor, PolicyState]:
@@ -264,7 +264,7 @@ class ReturnConditionedPolicy(nn.Module):
                 of the steps that follow them.
             returns_to_go: (batch, time), in units of return.
             timesteps: (batch, time) integers.
-            is_first: (batch, time) bool.
+            resets: (batch, time) bool.
             mask: (batch, time) bool, true on real steps; padding may only follow real steps.
             state: What the rows carry from the piece before, for `streamed` training; None
                 starts them afresh.
@@ -272,12 +272,12 @@ class ReturnConditionedPolicy(nn.Module):
         Returns:
             The loss, a scalar, and the state after the last step, detached.
         """
-        batch = is_first.shape[0]
+        batch = resets.shape[0]
         if state is None:
             state = self.initial_state(batch)
         previous_actions = torch.cat([state.action.unsqueeze(1), actions[:, :-1]], dim=1)
         predicted, backbone = self(
-            observations, returns_to_go, previous_actions, timesteps, is_first, state.backbone
+            observations, returns_to_go, previous_actions, timesteps, resets, state.backbone
         )
         # The error is measured in float32 even where the network ran in a shorter type.
         error = (predicted.float() - actions).square().mean(-1)

@@ -30,19 +30,16 @@ from agents.backbones.state import map_state
 from agents.checkpoint import load_training_state, save_policy, save_training_state
 from agents.distributed import Ranks
 from agents.policy import PolicyState, ReturnConditionedPolicy
+from common.errors import UserError
 
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class TrainingError(ValueError):
-    """A run that cannot go on; its message is one sentence for the user."""
-
-
 class Batches(Protocol):
     """What the trainer needs of a sampler; see envs.data.batches."""
 
-    carries_state: bool
+    continues: bool
     own_rows: slice
 
     def next(self) -> dict[str, Tensor]:
@@ -215,7 +212,7 @@ class Trainer:
         """Saves what resuming needs, then what acting needs, on the first rank; all must call it.
 
         Raises:
-            CheckpointError: The folder cannot be written; the save before is intact.
+            UserError: The folder cannot be written; the save before is intact.
         """
         carried = self.ranks.gather(self.carried)
         if not self.ranks.leads:
@@ -237,7 +234,7 @@ class Trainer:
         """Takes up the run where its last save left it, or from its beginning if there is none.
 
         Raises:
-            CheckpointError: The save is damaged.
+            UserError: The save is damaged.
         """
         state = self.ranks.from_first(lambda: load_training_state(self.folder))
         if state is None:
@@ -275,7 +272,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.gradient_clip)
         # Checked before the step, so that the weights stay those of the last good update.
         if not bool(torch.isfinite(norm)):
-            raise TrainingError(
+            raise UserError(
                 f"the loss or its gradient is not finite at update {self.step + 1} (loss "
                 f"{loss.item()}); the last checkpoint in {self.folder} is from before: lower "
                 "trainer.learning_rate or look for extreme values in the data."
@@ -283,7 +280,7 @@ class Trainer:
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.policy)
-        if self.batches.carries_state:
+        if self.batches.continues:
             self.carried = carried
         self.step += 1
         return loss.detach(), norm, int(batch["mask"].sum())
@@ -295,8 +292,8 @@ class Trainer:
             Whether the run was finished.
 
         Raises:
-            TrainingError: The loss is not finite.
-            CheckpointError: The run folder cannot be written.
+            UserError: The loss is not finite.
+            UserError: The run folder cannot be written.
         """
         metrics = Metrics(self.folder, resume_step=self.step) if self.ranks.leads else None
         columns = (

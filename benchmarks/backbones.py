@@ -70,7 +70,7 @@ def make_batch(shape: tuple[int, int]) -> dict[str, Tensor]:
         "actions": torch.rand(batch, length, ACTION_DIM) * 2 - 1,
         "returns_to_go": torch.rand(batch, length) * 1000,
         "timesteps": torch.arange(length).expand(batch, length),
-        "is_first": (torch.arange(length) == 0).expand(batch, length),
+        "resets": (torch.arange(length) == 0).expand(batch, length),
         "mask": torch.ones(batch, length, dtype=torch.bool),
     }
 

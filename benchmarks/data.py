@@ -53,7 +53,7 @@ from envs.data.store import store_trajectories
 from envs.data.trajectories import Trajectory
 
 RESULTS = Path(__file__).resolve().parent / "results" / "data.csv"
-CONTEXT = {"windowed": 20, "streamed": 64, "carried": 20}
+CONTEXT = {"windowed": 20, "streamed": 64, "whole_episodes": 20}
 
 
 def synthetic(n_episodes: int, seed: int = 0) -> Episodes:

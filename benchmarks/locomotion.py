@@ -76,7 +76,7 @@ TRANSFORMERS: dict[str, list[str]] = {
 }
 # Each changes one thing in min_gru.
 ABLATIONS: dict[str, list[str]] = {
-    "whole_episodes": ["protocol.name=carried", "rollout=carried"],
+    "whole_episodes": ["protocol.name=whole_episodes", "rollout=carried"],
     "no_previous_action": ["policy.previous_action=false"],
     "return_before_head": ["policy.return_before_head=true"],
     "timestep_embedding": ["policy.timestep_embedding=true"],

@@ -40,9 +40,9 @@ class FromZero(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, time, d_model) -> the same."""
-        is_first = torch.zeros(x.shape[:2], dtype=torch.bool)
-        is_first[:, 0] = True
-        return self.mixer(x, self.mixer.initial_state(len(x)), is_first)[0]
+        resets = torch.zeros(x.shape[:2], dtype=torch.bool)
+        resets[:, 0] = True
+        return self.mixer(x, self.mixer.initial_state(len(x)), resets)[0]
 
 
 class Convolution(nn.Module):

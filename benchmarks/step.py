@@ -51,12 +51,12 @@ def make_policy(backbone: str, mlp_ratio: int) -> ReturnConditionedPolicy:
 def acting(actor: Actor, batch: int) -> Step:
     """A step that carries its state on, as in a rollout."""
     observation, reward = torch.randn(batch, OBSERVATION_DIM), torch.rand(batch)
-    is_first = torch.zeros(batch, dtype=torch.bool)
-    _, state = actor.act(observation, reward, actor.initial_state(batch), ~is_first)
+    resets = torch.zeros(batch, dtype=torch.bool)
+    _, state = actor.act(observation, reward, actor.initial_state(batch), ~resets)
 
     def step() -> None:
         nonlocal state
-        _, state = actor.act(observation, reward, state, is_first)
+        _, state = actor.act(observation, reward, state, resets)
 
     return step
 

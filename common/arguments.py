@@ -8,11 +8,9 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from common.errors import UserError
+
 Arguments = TypeVar("Arguments")
-
-
-class ArgumentError(ValueError):
-    """A bad command line argument; the message is meant for the user."""
 
 
 def parse_arguments(cls: type[Arguments], arguments: list[str]) -> Arguments:
@@ -23,7 +21,7 @@ def parse_arguments(cls: type[Arguments], arguments: list[str]) -> Arguments:
         arguments: The command line, without the name of the program.
 
     Raises:
-        ArgumentError: An unknown key, a wrong type, or a key that is missing.
+        UserError: An unknown key, a wrong type, or a key that is missing.
     """
     keys = fields(cls)  # type: ignore[arg-type]
     known = ", ".join(
@@ -32,34 +30,31 @@ def parse_arguments(cls: type[Arguments], arguments: list[str]) -> Arguments:
     )
     for argument in arguments:
         if "=" not in argument:
-            raise ArgumentError(f"'{argument}' is not of the form key=value; the keys are: {known}")
+            raise UserError(f"'{argument}' is not of the form key=value; the keys are: {known}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(cls), OmegaConf.from_cli(arguments))
     except ConfigKeyError as error:
-        raise ArgumentError(f"there is no key '{error.key}'; the keys are: {known}") from None
+        raise UserError(f"there is no key '{error.key}'; the keys are: {known}") from None
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
-        raise ArgumentError(f"{error.full_key}: {reason}; the keys are: {known}") from None
+        raise UserError(f"{error.full_key}: {reason}; the keys are: {known}") from None
     for field in keys:
         if OmegaConf.is_missing(merged, field.name):
-            raise ArgumentError(f"{field.name}=... must be given; the keys are: {known}")
+            raise UserError(f"{field.name}=... must be given; the keys are: {known}")
     result: Any = OmegaConf.to_object(merged)
     return result
 
 
-def run_command(
-    main: Callable[[list[str]], Any], *errors: type[Exception], interrupted: str = "interrupted"
-) -> None:
+def run_command(main: Callable[[list[str]], Any], interrupted: str = "interrupted") -> None:
     """Runs a command with the arguments of this process; what goes wrong ends as one sentence.
 
     Args:
         main: The command.
-        errors: Those of its errors, beside ArgumentError, that are meant for the user.
         interrupted: What is said after Ctrl-C.
     """
     try:
         main(sys.argv[1:])
-    except (ArgumentError, *errors) as error:  # type: ignore[misc]
+    except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(interrupted)

@@ -110,7 +110,7 @@ def compare_runs(runs: Sequence[Run], *, by_folder: bool = False) -> Comparison:
         by_folder: Names rows after the folders; see `reports.names.name_runs`.
 
     Raises:
-        RunFolderError: Folders of the same name hold runs of different configurations.
+        UserError: Folders of the same name hold runs of different configurations.
     """
     named = list(zip(runs, name_runs(runs, by_folder=by_folder), strict=True))
     notes: list[str] = []

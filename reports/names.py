@@ -11,7 +11,12 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 
-from reports.runs import ABSENT, Run, RunFolderError, unusual
+from common.errors import UserError
+from reports.runs import (
+    ABSENT,
+    Run,
+    unusual,
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ def name_runs(runs: Sequence[Run], *, by_folder: bool = False) -> list[Name]:
             backbone's centre is the one that has its name.
 
     Raises:
-        RunFolderError: Folders of one name and task hold runs of different configurations.
+        UserError: Folders of one name and task hold runs of different configurations.
     """
     facts = _facts(runs)
     labels = _labels(dict.fromkeys(key for fact in facts for key in fact))
@@ -79,7 +84,7 @@ def _named_by_folder(runs: Sequence[Run], named: Sequence[Name]) -> list[Name]:
     for i, (run, text) in enumerate(zip(runs, texts, strict=True)):
         other = first.setdefault((run.task, text), i)
         if runs[i].config != runs[other].config:
-            raise RunFolderError(
+            raise UserError(
                 f"{run.folder} and {runs[other].folder} have the same name but differ in more than "
                 f"their seed ({named[i].text}; {named[other].text}): leave out --name-by folder, "
                 "or rename one of them."

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.errors import UserError
 from reports.comparison import Comparison
 from reports.page import Picture
 from reports.panels import (
@@ -41,20 +42,16 @@ if TYPE_CHECKING:
 MOST_BANDS = 7  # rows; bands of more than these hide each other
 
 
-class PlotError(ValueError):
-    """Pictures that cannot be drawn; the message is one sentence."""
-
-
 def draw_pictures(comparison: Comparison) -> list[Picture]:
     """Draws all pictures that there are figures for.
 
     Raises:
-        PlotError: Matplotlib is not installed.
+        UserError: Matplotlib is not installed.
     """
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise PlotError(
+        raise UserError(
             "there are no pictures, because matplotlib is not installed; the tables are whole: "
             'for pictures run pip install -e ".[plots]" and compare again.'
         ) from error

@@ -12,7 +12,11 @@ from omegaconf import OmegaConf
 from rich.markup import escape
 from rich.table import Table
 
-from reports.runs import RunFolderError, find_run_folders, read_run
+from common.errors import UserError
+from reports.runs import (
+    find_run_folders,
+    read_run,
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def read_progress(folder: Path) -> Progress:
 def _final_score(folder: Path, changed: int) -> float | None:
     try:
         run = read_run(folder)
-    except RunFolderError:
+    except UserError:
         return None
     # eval.py may have scored a run that is still training.
     return run.last if run.config["scored_at_update"] == "last" else None
@@ -84,7 +88,7 @@ def read_all(folders: Iterable[Path]) -> list[Progress]:
     """Reads how far all runs at and below some folders are.
 
     Raises:
-        RunFolderError: One is not a folder, or there is no run in it.
+        UserError: One is not a folder, or there is no run in it.
     """
     runs = []
     for folder in find_run_folders(folders):

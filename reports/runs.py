@@ -11,8 +11,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from common.errors import UserError
 from envs.tasks import task_of_environment
-from reports.scores import Score, ScoreError, read_scores
+from reports.scores import (
+    Score,
+    read_scores,
+)
 
 # Keys that do not change what is learned, and those of which the scores themselves tell more.
 IGNORED = (
@@ -25,10 +29,6 @@ UNKNOWN = "-"  # a fact that a run folder does not tell, or that does not concer
 ABSENT = "absent"  # the value of a key that a run folder of another version does not have
 
 Value = TypeVar("Value", bound=Hashable)
-
-
-class RunFolderError(ValueError):
-    """A run folder that cannot be compared; the message is one sentence."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,13 +88,13 @@ def find_run_folders(folders: Iterable[Path]) -> list[Path]:
     """Returns the run folders at and below some folders, finished or not, each once.
 
     Raises:
-        RunFolderError: One is not a folder, or there is no run in it.
+        UserError: One is not a folder, or there is no run in it.
     """
     found: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():
             reason = "is not a folder" if folder.exists() else "does not exist"
-            raise RunFolderError(f"{folder} {reason}; give run folders, or folders of them: runs/")
+            raise UserError(f"{folder} {reason}; give run folders, or folders of them: runs/")
         inside = {
             path.parent
             for name in ("config.yaml", "scores.json")
@@ -102,7 +102,7 @@ def find_run_folders(folders: Iterable[Path]) -> list[Path]:
             if not path.parent.name.startswith(".")
         }
         if not inside:
-            raise RunFolderError(
+            raise UserError(
                 f"{folder} holds no runs: there is no config.yaml in it or below; give the folder "
                 "that train.py wrote to."
             )
@@ -114,10 +114,10 @@ def read_run(folder: Path) -> Run:
     """Reads one run folder.
 
     Raises:
-        RunFolderError: It is unfinished, damaged or of another version.
+        UserError: It is unfinished, damaged or of another version.
     """
     if not (folder / "scores.json").is_file():
-        raise RunFolderError(
+        raise UserError(
             f"{folder} is unfinished, it has no scores.json: go on with the same command and "
             f"resume=true, or score what was saved with python eval.py run={folder}."
         )
@@ -150,16 +150,16 @@ def read_run(folder: Path) -> Run:
             curve_episodes=config["evaluation.episodes_in_training"],
             data_best=described["return_max"],
         )
-    except ScoreError as error:
-        raise RunFolderError(str(error)) from error
+    except UserError as error:
+        raise UserError(str(error)) from error
     except FileNotFoundError as error:
-        raise RunFolderError(
+        raise UserError(
             f"{folder} is not a whole run folder: {Path(error.filename).name} is missing beside "
             "scores.json; copy the folder again from its source, or train again."
         ) from error
     except (KeyError, TypeError, ValueError, OSError, YAMLError, OmegaConfBaseException) as error:
         what = f"the key {error} is missing" if isinstance(error, KeyError) else str(error)
-        raise RunFolderError(
+        raise UserError(
             f"{folder} is damaged or of another version of this project "
             f"({what.splitlines()[0]}): train it again."
         ) from error

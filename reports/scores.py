@@ -13,12 +13,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from common.errors import UserError
 from common.files import write_file
-from envs.simulation.rollout import RolloutError, RolloutResult
-
-
-class ScoreError(RolloutError):
-    """Scores that cannot be computed, read or written; the message is one sentence."""
+from envs.simulation.rollout import (
+    RolloutResult,
+)
 
 
 @dataclass(frozen=True)
@@ -112,10 +111,10 @@ def normalized_score(
     (arXiv 2004.07219, section 4). Of the same shape as ``returns``.
 
     Raises:
-        ScoreError: The reference pair is not in order.
+        UserError: The reference pair is not in order.
     """
     if not reference_max > reference_min:
-        raise ScoreError(
+        raise UserError(
             f"The reference return of an expert is {reference_max}, but must be above that of a"
             f" random policy, {reference_min}; mend them in the data set's metadata."
         )
@@ -241,27 +240,27 @@ def write_scores(path: str | Path, scores: list[Score]) -> None:
     """Writes scores.json: under a temporary name, synced, then renamed.
 
     Raises:
-        ScoreError: The file cannot be written; an older one is then still whole.
+        UserError: The file cannot be written; an older one is then still whole.
     """
     text = json.dumps([asdict(score) for score in scores], indent=1, allow_nan=False) + "\n"
     try:
         write_file(Path(path), text.encode())
     except OSError as error:
-        raise ScoreError(f"The scores '{path}' cannot be written: {error.strerror}.") from error
+        raise UserError(f"The scores '{path}' cannot be written: {error.strerror}.") from error
 
 
 def read_scores(path: str | Path) -> list[Score]:
     """Reads what ``write_scores`` wrote.
 
     Raises:
-        ScoreError: There is no such file, or it does not hold scores.
+        UserError: There is no such file, or it does not hold scores.
     """
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ScoreError(f"The scores '{path}' cannot be read: {error.strerror}.") from error
+        raise UserError(f"The scores '{path}' cannot be read: {error.strerror}.") from error
     except ValueError as error:
-        raise ScoreError(
+        raise UserError(
             f"The scores '{path}' are not JSON ({error}); run eval.py again."
         ) from error
     known = {field.name for field in fields(Score)}
@@ -270,7 +269,7 @@ def read_scores(path: str | Path) -> list[Score]:
     for row in rows if isinstance(rows, list) else [rows]:
         keys = set(row) if isinstance(row, dict) else set()
         if wrong := (required - keys) | (keys - known):
-            raise ScoreError(
+            raise UserError(
                 f"The scores '{path}' do not have the expected keys, by these that are missing or"
                 f" unknown: {', '.join(sorted(wrong))}; run eval.py again."
             )

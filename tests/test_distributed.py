@@ -27,7 +27,7 @@ SMALL = [
     "evaluation.every=0",
     "steps=30",
 ]
-PROTOCOLS = ("windowed", "streamed", "carried")
+PROTOCOLS = ("windowed", "streamed", "whole_episodes")
 
 
 def torchrun(processes: int) -> list[str]:

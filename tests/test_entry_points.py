@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import eval
+from common.errors import UserError
 from configs.launch import command
 from configs.schema import EvalConfig, register
 
@@ -175,7 +176,7 @@ WRONG = {
     "steps=0": r"steps is 0; it must be at least 1",
     "backbone=min_grue": r"backbone 'min_grue' does not exist .*there are: .*min_gru, min_lstm",
     "dataset=hoper-medium": r"dataset 'hoper-medium' does not exist .*'hopper-medium'.*walker2d",
-    "experiment=stream": r"experiment 'stream' does not exist .*carried, .*streamed, windowed",
+    "experiment=stream": r"experiment 'stream' does not exist .*streamed, whole_episodes, windowed",
     "dataset.id=builtin/hopper/simple-v0": r"there is no built-in data set",
     "dataset.source=hdf6": r"there is no data source 'hdf6'; there are: builtin",
     "dataset=minari": r"dataset\.id",
@@ -212,13 +213,13 @@ def test_a_wrong_override_is_one_sentence_and_nothing_else(start, tmp_path, over
 @pytest.mark.parametrize("override", sorted(WRONG.keys() - STARTED))
 def test_a_wrong_override_is_refused(override):
     register()
-    with pytest.raises(command.ConfigError, match=WRONG[override]):
+    with pytest.raises(UserError, match=WRONG[override]):
         command.check([override], "train")
 
 
 def test_a_video_of_a_harder_environment_is_refused():
     register()
-    with pytest.raises(command.ConfigError, match="unchanged environment, and horizon 2000"):
+    with pytest.raises(UserError, match="unchanged environment, and horizon 2000"):
         command.check(["run=x", "video=x.mp4", "horizon=2000"], "eval")
 
 
@@ -236,13 +237,13 @@ def test_the_file_of_an_evaluation_is_named_after_what_departs_from_the_runs_own
 
 def test_several_episodes_want_a_video():
     register()
-    with pytest.raises(command.ConfigError, match=r"give video=PATH\.mp4 as well"):
+    with pytest.raises(UserError, match=r"give video=PATH\.mp4 as well"):
         command.check(["run=x", "video_episodes=9"], "eval")
 
 
 def test_an_experiment_and_a_backbone_that_do_not_fit_are_one_sentence():
     register()
-    with pytest.raises(command.ConfigError, match=r"do not go together: .*n_head"):
+    with pytest.raises(UserError, match=r"do not go together: .*n_head"):
         command.check(["experiment=decision_transformer", "backbone=gru"], "train")
 
 
@@ -257,7 +258,7 @@ def test_a_context_longer_than_the_table_of_timesteps_is_one_sentence(key, overr
     register()
     chosen = ["experiment=decision_transformer", "policy.max_timestep=20"]
     command.check(chosen, "train")
-    with pytest.raises(command.ConfigError, match=rf"{key}, but .*max_timestep = (19|20) rows"):
+    with pytest.raises(UserError, match=rf"{key}, but .*max_timestep = (19|20) rows"):
         command.check([*chosen, override], "train")
 
 

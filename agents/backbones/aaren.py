@@ -81,16 +81,16 @@ class Aaren(Mixer):
         return scores.to(dtype), values.to(dtype)
 
     def forward(
-        self, x: Tensor, state: tuple[Tensor, Tensor, Tensor], is_first: Tensor
+        self, x: Tensor, state: tuple[Tensor, Tensor, Tensor], resets: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Maps x (batch, time, d_model) by scans over m, c and u; see Mixer."""
         maximum, numerator, denominator = state
         scores, values = self._scores_and_values(x, numerator.dtype)
         # c / u does not depend on m, which only keeps the exponentials in range: a constant.
-        maxima = _running_maximum(scores.detach(), maximum.detach(), is_first)
+        maxima = _running_maximum(scores.detach(), maximum.detach(), resets)
         before = torch.cat([maximum.unsqueeze(1), maxima[:, :-1]], dim=1)
         # Masked before the exponential: the score of another episode may be larger by any amount.
-        decay = (before - maxima).masked_fill(is_first.unsqueeze(-1), _EMPTY).exp()
+        decay = (before - maxima).masked_fill(resets.unsqueeze(-1), _EMPTY).exp()
         weights = (scores - maxima).exp()
         denominators = linear_scan(decay, weights, denominator)
         numerators = linear_scan(
@@ -102,12 +102,12 @@ class Aaren(Mixer):
         return mixed, (maxima[:, -1], numerators[:, -1], denominators[:, -1])
 
     def step(
-        self, x: Tensor, state: tuple[Tensor, Tensor, Tensor], is_first: Tensor
+        self, x: Tensor, state: tuple[Tensor, Tensor, Tensor], resets: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Maps x (batch, d_model) by one step of the recurrence; see Mixer."""
         before, numerator, denominator = state
         scores, values = self._scores_and_values(x, numerator.dtype)
-        before = before.masked_fill(is_first.unsqueeze(-1), _EMPTY)
+        before = before.masked_fill(resets.unsqueeze(-1), _EMPTY)
         maximum = torch.maximum(before, scores).detach()
         decay, weight = (before - maximum).exp(), (scores - maximum).exp()
         denominator = decay * denominator + weight
@@ -116,21 +116,21 @@ class Aaren(Mixer):
         return mixed, (maximum, numerator, denominator)
 
 
-def _running_maximum(scores: Tensor, before: Tensor, is_first: Tensor) -> Tensor:
+def _running_maximum(scores: Tensor, before: Tensor, resets: Tensor) -> Tensor:
     """Returns the largest score of each step's own episode so far.
 
     Args:
         scores: (batch, time, n_head).
         before: (batch, n_head), the maximum over the steps before the first.
-        is_first: (batch, time) bool.
+        resets: (batch, time) bool.
 
     Returns:
         (batch, time, n_head), after log2(time) passes: the k-th looks at 2^k steps.
     """
     time = scores.shape[1]
     steps = torch.arange(time, device=scores.device)
-    begin = torch.where(is_first, steps, 0).cummax(dim=1).values
-    before = before.masked_fill(is_first[:, :1], _EMPTY)
+    begin = torch.where(resets, steps, 0).cummax(dim=1).values
+    before = before.masked_fill(resets[:, :1], _EMPTY)
     maxima = torch.cat([torch.maximum(scores[:, :1], before.unsqueeze(1)), scores[:, 1:]], dim=1)
     shift = 1
     while shift < time:

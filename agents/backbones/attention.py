@@ -70,16 +70,16 @@ class Attention(Mixer):
         return keys, keys.clone(), length
 
     def forward(
-        self, x: Tensor, state: AttentionState, is_first: Tensor
+        self, x: Tensor, state: AttentionState, resets: Tensor
     ) -> tuple[Tensor, AttentionState]:
         """Maps x (batch, time, d_model), in time linear in time; see Mixer."""
-        time, context = is_first.shape[1], self.context_length
+        time, context = resets.shape[1], self.context_length
         query, keys, values = self._project(x)
         keys, values, length = _append(state[0], keys), _append(state[1], values), state[2]
         # A key's position counts from the state's oldest; the sequence begins at `context`. First
         # comes each token's episode, then how far back it sees: context_length or that.
         position = torch.arange(context, context + time, device=x.device)
-        begin = torch.where(is_first, position, (context - length).unsqueeze(1)).cummax(1).values
+        begin = torch.where(resets, position, (context - length).unsqueeze(1)).cummax(1).values
         oldest = torch.maximum(begin, position - (context - 1))
         if time > context:
             y = self._attend_in_blocks(query, keys, values, oldest)
@@ -95,11 +95,11 @@ class Attention(Mixer):
         return self.output(y), (keys, values, length)
 
     def step(
-        self, x: Tensor, state: AttentionState, is_first: Tensor
+        self, x: Tensor, state: AttentionState, resets: Tensor
     ) -> tuple[Tensor, AttentionState]:
         """Maps x (batch, d_model) in constant time; see Mixer."""
         query, keys, values = self._project(x.unsqueeze(1))
-        length = (state[2].masked_fill(is_first, 0) + 1).clamp(max=self.context_length)
+        length = (state[2].masked_fill(resets, 0) + 1).clamp(max=self.context_length)
         held = self._held(length)
         gone = ~held.unsqueeze(-1)
         keys = _append(state[0][:, 1:], keys).masked_fill_(gone, 0.0)

@@ -59,7 +59,7 @@ class Mixer(nn.Module):
     """The contract of a layer that mixes over time: train in parallel, run step by step.
 
     `forward` over a sequence and `step` over its elements, one after the other, give the same
-    outputs and the same last state, whatever the state before. Where `is_first` is true, the past
+    outputs and the same last state, whatever the state before. Where `resets` is true, the past
     (the state given and all earlier steps of the row) must not matter.
 
     Attributes:
@@ -72,12 +72,12 @@ class Mixer(nn.Module):
         """Returns the state before an episode begins; its tensors are (batch, ...)."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, state: State, is_first: Tensor) -> tuple[Tensor, State]:
-        """Maps x (batch, time, d_model), is_first (batch, time) to outputs of x's shape."""
+    def forward(self, x: Tensor, state: State, resets: Tensor) -> tuple[Tensor, State]:
+        """Maps x (batch, time, d_model), resets (batch, time) to outputs of x's shape."""
         raise NotImplementedError
 
-    def step(self, x: Tensor, state: State, is_first: Tensor) -> tuple[Tensor, State]:
-        """Maps x (batch, d_model), is_first (batch,) to outputs of x's shape."""
+    def step(self, x: Tensor, state: State, resets: Tensor) -> tuple[Tensor, State]:
+        """Maps x (batch, d_model), resets (batch,) to outputs of x's shape."""
         raise NotImplementedError
 
 
@@ -123,43 +123,43 @@ class Block(nn.Module):
         learned = iter(self.start)
         return map_state(lambda zeros: next(learned).expand_as(zeros), state)
 
-    def _mix(self, x: Tensor, state: State, is_first: Tensor) -> tuple[Tensor, State]:
+    def _mix(self, x: Tensor, state: State, resets: Tensor) -> tuple[Tensor, State]:
         if self.start is None:
-            return self.mixer(x, state, is_first)
+            return self.mixer(x, state, resets)
 
         def run(x: Tensor, state: State) -> tuple[Tensor, State]:
-            return self.mixer(x, state, is_first.new_zeros(x.shape[:2]))
+            return self.mixer(x, state, resets.new_zeros(x.shape[:2]))
 
-        return run_pieces(run, self._initial_state, x, state, is_first)
+        return run_pieces(run, self._initial_state, x, state, resets)
 
-    def _mix_step(self, x: Tensor, state: State, is_first: Tensor) -> tuple[Tensor, State]:
+    def _mix_step(self, x: Tensor, state: State, resets: Tensor) -> tuple[Tensor, State]:
         if self.start is None:
-            return self.mixer.step(x, state, is_first)
-        state = restart(state, self._initial_state(x.shape[0]), is_first)
-        return self.mixer.step(x, state, torch.zeros_like(is_first))
+            return self.mixer.step(x, state, resets)
+        state = restart(state, self._initial_state(x.shape[0]), resets)
+        return self.mixer.step(x, state, torch.zeros_like(resets))
 
     def _residual(self, x: Tensor, mixed: Tensor) -> Tensor:
         x = x + self.dropout(mixed)
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
-    def forward(self, x: Tensor, state: State, is_first: Tensor) -> tuple[Tensor, State]:
-        """Maps x (batch, time, d_model), is_first (batch, time) to outputs of x's shape."""
+    def forward(self, x: Tensor, state: State, resets: Tensor) -> tuple[Tensor, State]:
+        """Maps x (batch, time, d_model), resets (batch, time) to outputs of x's shape."""
         if self.convolution is None:
-            mixed, state = self._mix(self.mixer_norm(x), state, is_first)
+            mixed, state = self._mix(self.mixer_norm(x), state, resets)
             return self._residual(x, mixed), state
         window, state = state
-        convolved, window = self.convolution(self.mixer_norm(x), window, is_first)
-        mixed, state = self._mix(convolved, state, is_first)
+        convolved, window = self.convolution(self.mixer_norm(x), window, resets)
+        mixed, state = self._mix(convolved, state, resets)
         return self._residual(x, mixed), (window, state)
 
-    def step(self, x: Tensor, state: State, is_first: Tensor) -> tuple[Tensor, State]:
-        """Maps x (batch, d_model), is_first (batch,) to outputs of x's shape."""
+    def step(self, x: Tensor, state: State, resets: Tensor) -> tuple[Tensor, State]:
+        """Maps x (batch, d_model), resets (batch,) to outputs of x's shape."""
         if self.convolution is None:
-            mixed, state = self._mix_step(self.mixer_norm(x), state, is_first)
+            mixed, state = self._mix_step(self.mixer_norm(x), state, resets)
             return self._residual(x, mixed), state
         window, state = state
-        convolved, window = self.convolution.step(self.mixer_norm(x), window, is_first)
-        mixed, state = self._mix_step(convolved, state, is_first)
+        convolved, window = self.convolution.step(self.mixer_norm(x), window, resets)
+        mixed, state = self._mix_step(convolved, state, resets)
         return self._residual(x, mixed), (window, state)
 
 
@@ -181,13 +181,13 @@ class Backbone(nn.Module):
         """Returns the state before an episode begins, one entry a block."""
         return tuple(block.initial_state(batch_size) for block in self._blocks())
 
-    def forward(self, x: Tensor, state: State, is_first: Tensor) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, state: State, resets: Tensor) -> tuple[Tensor, State]:
         """Maps a sequence in parallel.
 
         Args:
             x: (batch, time, d_model).
             state: What the rows remember from before their first step.
-            is_first: (batch, time) bool; true forgets all that came before in that row.
+            resets: (batch, time) bool; true forgets all that came before in that row.
 
         Returns:
             The outputs (batch, time, d_model) and the state after the last step.
@@ -198,12 +198,12 @@ class Backbone(nn.Module):
         check_state(state, self.expected, x.shape[0], self.owner)
         states = []
         for block, block_state in zip(self._blocks(), state, strict=True):
-            x, block_state = block(x, block_state, is_first)
+            x, block_state = block(x, block_state, resets)
             states.append(block_state)
         return self.norm(x), tuple(states)
 
-    def step(self, x: Tensor, state: State, is_first: Tensor) -> tuple[Tensor, State]:
-        """Maps one step: x (batch, d_model), is_first (batch,), in constant time and memory.
+    def step(self, x: Tensor, state: State, resets: Tensor) -> tuple[Tensor, State]:
+        """Maps one step: x (batch, d_model), resets (batch,), in constant time and memory.
 
         Raises:
             ValueError: The state is of another batch size or of another backbone.
@@ -211,7 +211,7 @@ class Backbone(nn.Module):
         check_state(state, self.expected, x.shape[0], self.owner)
         states = []
         for block, block_state in zip(self._blocks(), state, strict=True):
-            x, block_state = block.step(x, block_state, is_first)
+            x, block_state = block.step(x, block_state, resets)
             states.append(block_state)
         return self.norm(x), tuple(states)
 

@@ -37,20 +37,20 @@ class CausalConvolution(nn.Module):
         """Returns the weight (size, channels), the current step's last."""
         return self.weight.squeeze(1).t()
 
-    def forward(self, x: Tensor, window: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, window: Tensor, resets: Tensor) -> tuple[Tensor, Tensor]:
         """Maps a sequence.
 
         Args:
             x: (batch, time, channels).
             window: The steps before, (batch, size - 1, channels).
-            is_first: (batch, time) bool; true where an episode begins.
+            resets: (batch, time) bool; true where an episode begins.
 
         Returns:
             The outputs in the shape of x, and the next window: zeros before the episode's begin.
         """
         time, reach = x.shape[1], window.shape[1]
         steps = torch.arange(-reach, time, device=x.device)
-        begin = torch.where(is_first, steps[reach:], -reach).cummax(dim=1).values
+        begin = torch.where(resets, steps[reach:], -reach).cummax(dim=1).values
         weight = self._taps()
         padded = torch.cat([window, x], dim=1)
         y = self.bias + x * weight[-1]
@@ -61,8 +61,8 @@ class CausalConvolution(nn.Module):
         kept = steps[time:] >= begin[:, -1:]
         return y, padded[:, time:] * kept.unsqueeze(-1)
 
-    def step(self, x: Tensor, window: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps one step: x (batch, channels), is_first (batch,)."""
-        window = window.masked_fill(is_first.view(-1, 1, 1), 0.0)
+    def step(self, x: Tensor, window: Tensor, resets: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps one step: x (batch, channels), resets (batch,)."""
+        window = window.masked_fill(resets.view(-1, 1, 1), 0.0)
         seen = torch.cat([window, x.unsqueeze(1)], dim=1)
         return (seen * self._taps()).sum(1) + self.bias, seen[:, 1:]

@@ -40,16 +40,16 @@ class RecurrentLayer(Mixer):
         zeros = zeros_like_weight(self.rnn.all_weights[0][0], batch_size, self.rnn.hidden_size)
         return zeros if self.parts == 1 else (zeros,) * self.parts
 
-    def _before(self, state: State, is_first: Tensor) -> State:
+    def _before(self, state: State, resets: Tensor) -> State:
         """Returns the state before a step, zero in the rows (batch,) where an episode begins."""
-        return restart(state, self.initial_state(len(is_first)), is_first)
+        return restart(state, self.initial_state(len(resets)), resets)
 
-    def forward(self, x: Tensor, state: State, is_first: Tensor) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, state: State, resets: Tensor) -> tuple[Tensor, State]:
         """Maps x (batch, time, d_model) by torch's kernels; see Mixer."""
         # The recurrence stays in the weights' type: a state in half precision adds up its errors.
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.rnn.all_weights[0][0].dtype)
-            return run_pieces(self._run, self.initial_state, x, state, is_first)
+            return run_pieces(self._run, self.initial_state, x, state, resets)
 
     def _run(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         y, end = self.rnn(x, map_state(lambda part: part.unsqueeze(0), state))
@@ -65,7 +65,7 @@ class GRU(RecurrentLayer):
     def __init__(self, config: GRUConfig) -> None:
         super().__init__(nn.GRU(config.d_model, config.d_model, batch_first=True), parts=1)
 
-    def step(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, state: Tensor, resets: Tensor) -> tuple[Tensor, Tensor]:
         """Maps x (batch, d_model) by the cell with the same weights; see Mixer."""
-        state = torch.gru_cell(x, self._before(state, is_first), *self.rnn.all_weights[0])
+        state = torch.gru_cell(x, self._before(state, resets), *self.rnn.all_weights[0])
         return state, state

@@ -28,8 +28,8 @@ class LSTM(RecurrentLayer):
         super().__init__(nn.LSTM(config.d_model, config.d_model, batch_first=True), parts=2)
 
     def step(
-        self, x: Tensor, state: tuple[Tensor, Tensor], is_first: Tensor
+        self, x: Tensor, state: tuple[Tensor, Tensor], resets: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Maps x (batch, d_model) by the cell with the same weights; see Mixer."""
-        h, c = torch.lstm_cell(x, self._before(state, is_first), *self.rnn.all_weights[0])
+        h, c = torch.lstm_cell(x, self._before(state, resets), *self.rnn.all_weights[0])
         return h, (h, c)

@@ -75,25 +75,25 @@ class Mamba(Mixer):
         return self.conv1d.initial_state(batch_size), h
 
     def forward(
-        self, x: Tensor, state: tuple[Tensor, Tensor], is_first: Tensor
+        self, x: Tensor, state: tuple[Tensor, Tensor], resets: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Maps x (batch, time, d_model) by the parallel scan; see Mixer."""
         window, h = state
         x, z = self.in_proj(x).to(h.dtype).chunk(2, dim=-1)
-        x, window = self.conv1d(x, window, is_first)
+        x, window = self.conv1d(x, window, resets)
         x = F.silu(x)
         dt, b, c = self._select(x)
-        y, h = selective_scan(dt, dt * x, b, c, self._a(), h, is_first)
+        y, h = selective_scan(dt, dt * x, b, c, self._a(), h, resets)
         return self.out_proj((y + self.D * x) * F.silu(z)), (window, h)
 
     def step(
-        self, x: Tensor, state: tuple[Tensor, Tensor], is_first: Tensor
+        self, x: Tensor, state: tuple[Tensor, Tensor], resets: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Maps x (batch, d_model) by one step of the recurrence; see Mixer."""
         window, h = state
-        first = is_first.view(-1, 1, 1)
+        first = resets.view(-1, 1, 1)
         x, z = self.in_proj(x).to(h.dtype).chunk(2, dim=-1)
-        x, window = self.conv1d.step(x, window, is_first)
+        x, window = self.conv1d.step(x, window, resets)
         x = F.silu(x)
         dt, b, c = self._select(x)
         # In place where that is possible: a wide batch spends its time on fresh memory.

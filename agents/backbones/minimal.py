@@ -66,13 +66,13 @@ class MinimalRNN(Mixer):
         """Returns zeros (batch, expansion * d_model)."""
         return zeros_like_weight(self.projection.weight, batch_size, self.channels)
 
-    def forward(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, state: Tensor, resets: Tensor) -> tuple[Tensor, Tensor]:
         """Maps x (batch, time, d_model) by the parallel scan; see Mixer."""
         weight, bias = self.projection.weight, self.projection.bias
-        states = self.scan_layer(x, weight, bias, state, is_first, **self.options)
+        states = self.scan_layer(x, weight, bias, state, resets, **self.options)
         return self.output(states), states[:, -1]
 
-    def step(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, state: Tensor, resets: Tensor) -> tuple[Tensor, Tensor]:
         """Maps x (batch, d_model) by one step of the recurrence; see Mixer."""
-        state = self.scan_step(self.projection(x), state, is_first)
+        state = self.scan_step(self.projection(x), state, resets)
         return self.output(state), state

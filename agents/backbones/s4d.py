@@ -92,24 +92,24 @@ class S4D(Mixer):
         dt_a = self.log_dt.exp().unsqueeze(-1) * a
         return dt_a.exp(), 2 * torch.view_as_complex(self.C) * dt_a.expm1() / a
 
-    def forward(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, state: Tensor, resets: Tensor) -> tuple[Tensor, Tensor]:
         """Maps x (batch, time, d_model) chunk by chunk; see Mixer."""
         time = x.shape[1]
         # Complex numbers have no 16-bit form: the recurrence stays in the parameters' precision.
         with torch.autocast(x.device.type, enabled=False):
             u = x.to(state.dtype).permute(2, 0, 1).contiguous()
-            y, state = _recurrence(u, state, is_first, *self._discretize())
+            y, state = _recurrence(u, state, resets, *self._discretize())
             y = F.gelu(y + self.D.view(-1, 1, 1) * u)
         y = F.glu(self.output(y.flatten(1).t()))
         return y.unflatten(0, (-1, time)), state
 
-    def step(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, state: Tensor, resets: Tensor) -> tuple[Tensor, Tensor]:
         """Maps x (batch, d_model) by one step of the recurrence; see Mixer."""
         u = x.to(state.dtype)
         decay, readout = self._discretize()
         # In place where that is possible: a wide batch spends its time on fresh memory.
         after = decay * torch.view_as_complex(state)
-        after = after.masked_fill_(is_first.view(-1, 1, 1), 0.0).add_(u.unsqueeze(-1))
+        after = after.masked_fill_(resets.view(-1, 1, 1), 0.0).add_(u.unsqueeze(-1))
         parts = torch.view_as_real(after)
         y = (parts.flatten(2).unsqueeze(2) @ _conjugate_parts(readout).unsqueeze(-1)).flatten(1)
         y = F.gelu(y + self.D * u)
@@ -117,14 +117,14 @@ class S4D(Mixer):
 
 
 def _recurrence(
-    u: Tensor, state: Tensor, is_first: Tensor, decay: Tensor, readout: Tensor
+    u: Tensor, state: Tensor, resets: Tensor, decay: Tensor, readout: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Computes Re(readout . x_t) with x_t = decay x_{t-1} + u_t, x_{t-1} = 0 where is_first.
+    """Computes Re(readout . x_t) with x_t = decay x_{t-1} + u_t, x_{t-1} = 0 where resets.
 
     Args:
         u: (d_model, batch, time).
         state: x_{-1}, (batch, d_model, d_state / 2, 2).
-        is_first: (batch, time) bool.
+        resets: (batch, time) bool.
         decay: Complex (d_model, d_state / 2).
         readout: Complex (d_model, d_state / 2).
 
@@ -145,7 +145,7 @@ def _recurrence(
 
     # Episodes are counted within each chunk: the first goes on from the chunk before, and only
     # the last reaches the next.
-    episode = F.pad(is_first, (0, padding)).view(batch, chunks, length).cumsum(-1)
+    episode = F.pad(resets, (0, padding)).view(batch, chunks, length).cumsum(-1)
     goes_on = episode[..., -1:] == 0
     backward = F.pad(u, (0, padding)).view(channels, batch, chunks, length).flip(-1)
     reaching = backward * (episode == episode[..., -1:]).flip(-1)

@@ -59,11 +59,11 @@ def _shapes(state: State) -> tuple[object, ...] | None:
     return tuple(map(_shapes, state)) if isinstance(state, tuple | list) else None
 
 
-def restart(state: State, initial: State, is_first: Tensor) -> State:
+def restart(state: State, initial: State, resets: Tensor) -> State:
     """Puts the initial state into the rows (batch,) where an episode begins."""
 
     def choose(past: Tensor, new: Tensor) -> Tensor:
-        return torch.where(is_first.view(-1, *[1] * (past.dim() - 1)), new, past)
+        return torch.where(resets.view(-1, *[1] * (past.dim() - 1)), new, past)
 
     return map_state(choose, state, initial)
 
@@ -73,7 +73,7 @@ def run_pieces(
     initial_state: Callable[[int], State],
     x: Tensor,
     state: State,
-    is_first: Tensor,
+    resets: Tensor,
 ) -> tuple[Tensor, State]:
     """Runs a layer that knows nothing of episodes, its rows cut where one begins.
 
@@ -87,16 +87,16 @@ def run_pieces(
         initial_state: Maps a batch size to the state at which an episode begins.
         x: (batch, time, channels).
         state: What the rows remember from before their first step.
-        is_first: (batch, time) bool; true where an episode begins.
+        resets: (batch, time) bool; true where an episode begins.
 
     Returns:
         The outputs (batch, time, channels) and the state after the last step.
     """
     batch, time, channels = x.shape
-    state = restart(state, initial_state(batch), is_first[:, 0])
-    if not is_first[:, 1:].any():
+    state = restart(state, initial_state(batch), resets[:, 0])
+    if not resets[:, 1:].any():
         return run(x, state)
-    begins = is_first.clone()
+    begins = resets.clone()
     begins[:, 0] = True
     start = begins.flatten().nonzero().squeeze(1)
     length = torch.diff(start, append=start.new_tensor([batch * time]))

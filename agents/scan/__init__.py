@@ -44,7 +44,7 @@ def linear_scan(
     decay: Tensor,
     input: Tensor,
     initial_state: Tensor,
-    is_first: Tensor | None = None,
+    resets: Tensor | None = None,
     *,
     form: str = "auto",
 ) -> Tensor:
@@ -54,7 +54,7 @@ def linear_scan(
         decay: (batch, time, channels).
         input: (batch, time, channels).
         initial_state: h_{-1}, (batch, channels).
-        is_first: (batch, time) bool; true counts the decay of that step as zero. None: nowhere.
+        resets: (batch, time) bool; true counts the decay of that step as zero. None: nowhere.
         form: one of ``FORMS``; "auto" takes the fastest accurate one for the device.
 
     Returns:
@@ -63,20 +63,20 @@ def linear_scan(
     Raises:
         ValueError: if shapes or dtypes disagree or the form does not exist or cannot run here.
     """
-    _check("decay", decay, initial_state, is_first, gates=1)
+    _check("decay", decay, initial_state, resets, gates=1)
     _check("input", input, initial_state, None, gates=1)
     if decay.shape != input.shape or decay.dtype != input.dtype:
         raise ValueError(
             f"decay is {_describe(decay)} and input is {_describe(input)}; "
             "give both the same shape and dtype."
         )
-    return _scan("linear_scan", form, (decay, input), initial_state, is_first)
+    return _scan("linear_scan", form, (decay, input), initial_state, resets)
 
 
 def min_gru_scan(
     preactivations: Tensor,
     initial_state: Tensor,
-    is_first: Tensor | None = None,
+    resets: Tensor | None = None,
     *,
     form: str = "auto",
 ) -> Tensor:
@@ -89,7 +89,7 @@ def min_gru_scan(
         preactivations: (batch, time, 2 * channels), a Linear's output: gates first, candidates
             last.
         initial_state: h_{-1}, (batch, channels).
-        is_first: (batch, time) bool; true counts the previous state of that step as zero. None:
+        resets: (batch, time) bool; true counts the previous state of that step as zero. None:
             nowhere.
         form: one of ``FORMS``; "auto" takes the fastest accurate one for the device.
 
@@ -99,14 +99,14 @@ def min_gru_scan(
     Raises:
         ValueError: if shapes or dtypes disagree or the form does not exist or cannot run here.
     """
-    _check("preactivations", preactivations, initial_state, is_first, gates=2)
-    return _scan("min_gru_scan", form, (preactivations,), initial_state, is_first)
+    _check("preactivations", preactivations, initial_state, resets, gates=2)
+    return _scan("min_gru_scan", form, (preactivations,), initial_state, resets)
 
 
 def min_lstm_scan(
     preactivations: Tensor,
     initial_state: Tensor,
-    is_first: Tensor | None = None,
+    resets: Tensor | None = None,
     *,
     form: str = "auto",
 ) -> Tensor:
@@ -119,7 +119,7 @@ def min_lstm_scan(
         preactivations: (batch, time, 3 * channels), a Linear's output: forget gates, input gates,
             candidates.
         initial_state: h_{-1}, (batch, channels).
-        is_first: (batch, time) bool; true counts the previous state of that step as zero. None:
+        resets: (batch, time) bool; true counts the previous state of that step as zero. None:
             nowhere.
         form: one of ``FORMS``; "auto" takes the fastest accurate one for the device.
 
@@ -129,17 +129,17 @@ def min_lstm_scan(
     Raises:
         ValueError: if shapes or dtypes disagree or the form does not exist or cannot run here.
     """
-    _check("preactivations", preactivations, initial_state, is_first, gates=3)
-    return _scan("min_lstm_scan", form, (preactivations,), initial_state, is_first)
+    _check("preactivations", preactivations, initial_state, resets, gates=3)
+    return _scan("min_lstm_scan", form, (preactivations,), initial_state, resets)
 
 
-def min_gru_step(preactivations: Tensor, state: Tensor, is_first: Tensor | None = None) -> Tensor:
+def min_gru_step(preactivations: Tensor, state: Tensor, resets: Tensor | None = None) -> Tensor:
     """One step of `min_gru_scan`: the recurrence as it runs in a rollout.
 
     Args:
         preactivations: (batch, 2 * channels).
         state: h_{t-1}, (batch, channels).
-        is_first: (batch,) bool; true counts the previous state as zero. None: nowhere.
+        resets: (batch,) bool; true counts the previous state as zero. None: nowhere.
 
     Returns:
         h_t, (batch, channels), in the dtype of ``state``.
@@ -147,25 +147,25 @@ def min_gru_step(preactivations: Tensor, state: Tensor, is_first: Tensor | None 
     Raises:
         ValueError: if shapes or dtypes disagree.
     """
-    _check_step(preactivations, state, is_first, gates=2)
-    return _step(reference.min_gru_step, preactivations, state, is_first)
+    _check_step(preactivations, state, resets, gates=2)
+    return _step(reference.min_gru_step, preactivations, state, resets)
 
 
-def min_lstm_step(preactivations: Tensor, state: Tensor, is_first: Tensor | None = None) -> Tensor:
+def min_lstm_step(preactivations: Tensor, state: Tensor, resets: Tensor | None = None) -> Tensor:
     """One step of `min_lstm_scan`, with preactivations of (batch, 3 * channels).
 
     Arguments, result and errors as for `min_gru_step`.
     """
-    _check_step(preactivations, state, is_first, gates=3)
-    return _step(reference.min_lstm_step, preactivations, state, is_first)
+    _check_step(preactivations, state, resets, gates=3)
+    return _step(reference.min_lstm_step, preactivations, state, resets)
 
 
 def _step(
-    step: Callable[..., Tensor], preactivations: Tensor, state: Tensor, is_first: Tensor | None
+    step: Callable[..., Tensor], preactivations: Tensor, state: Tensor, resets: Tensor | None
 ) -> Tensor:
     if preactivations.dtype not in _HALF:
-        return step(preactivations, state, is_first)
-    return step(preactivations.float(), state.float(), is_first).to(state.dtype)
+        return step(preactivations, state, resets)
+    return step(preactivations.float(), state.float(), resets).to(state.dtype)
 
 
 def _scan(
@@ -173,7 +173,7 @@ def _scan(
     form: str,
     sequences: tuple[Tensor, ...],
     initial_state: Tensor,
-    is_first: Tensor | None,
+    resets: Tensor | None,
 ) -> Tensor:
     device = initial_state.device.type
     # a look-up first: torch.compile can trace that, but not an import
@@ -181,8 +181,8 @@ def _scan(
     scan = getattr(module, name)
     if module in _PLAIN.values() and sequences[0].dtype in _HALF:
         wide = [sequence.float() for sequence in sequences]
-        return scan(*wide, initial_state.float(), is_first).to(initial_state.dtype)
-    return scan(*sequences, initial_state, is_first)
+        return scan(*wide, initial_state.float(), resets).to(initial_state.dtype)
+    return scan(*sequences, initial_state, resets)
 
 
 def _find_module(form: str, device: str) -> ModuleType:
@@ -225,7 +225,7 @@ def _describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
 
 
-def _check(name: str, sequence: Tensor, state: Tensor, is_first: Tensor | None, gates: int) -> None:
+def _check(name: str, sequence: Tensor, state: Tensor, resets: Tensor | None, gates: int) -> None:
     if (
         sequence.dim() != 3
         or state.dim() != 2
@@ -238,10 +238,10 @@ def _check(name: str, sequence: Tensor, state: Tensor, is_first: Tensor | None, 
             f"expected (batch, time, {factor}) and (batch, channels)."
         )
     _check_dtype(name, sequence, state)
-    _check_first(is_first, sequence.shape[:2], "(batch, time)")
+    _check_first(resets, sequence.shape[:2], "(batch, time)")
 
 
-def _check_step(preactivations: Tensor, state: Tensor, is_first: Tensor | None, gates: int) -> None:
+def _check_step(preactivations: Tensor, state: Tensor, resets: Tensor | None, gates: int) -> None:
     if (
         state.dim() != 2
         or preactivations.dim() != 2
@@ -253,7 +253,7 @@ def _check_step(preactivations: Tensor, state: Tensor, is_first: Tensor | None, 
             f"expected (batch, {gates} * channels) and (batch, channels)."
         )
     _check_dtype("preactivations", preactivations, state)
-    _check_first(is_first, state.shape[:1], "(batch,)")
+    _check_first(resets, state.shape[:1], "(batch,)")
 
 
 def _check_dtype(name: str, sequence: Tensor, state: Tensor) -> None:
@@ -265,8 +265,8 @@ def _check_dtype(name: str, sequence: Tensor, state: Tensor) -> None:
         )
 
 
-def _check_first(is_first: Tensor | None, shape: torch.Size, names: str) -> None:
-    if is_first is not None and (is_first.dtype != torch.bool or is_first.shape != shape):
+def _check_first(resets: Tensor | None, shape: torch.Size, names: str) -> None:
+    if resets is not None and (resets.dtype != torch.bool or resets.shape != shape):
         raise ValueError(
-            f"is_first is {_describe(is_first)}; expected bool of shape {names} = {tuple(shape)}."
+            f"resets is {_describe(resets)}; expected bool of shape {names} = {tuple(shape)}."
         )

@@ -162,18 +162,16 @@ def _ready(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return [tensor.to(dtype).contiguous() for tensor in tensors]
 
 
-def _resets(is_first: Tensor | None) -> Tensor:
-    return torch.empty((0, 0), dtype=torch.bool) if is_first is None else is_first.contiguous()
+def _resets(resets: Tensor | None) -> Tensor:
+    return torch.empty((0, 0), dtype=torch.bool) if resets is None else resets.contiguous()
 
 
-def _forward(
-    kernel: Any, sequences: list[Tensor], state: Tensor, is_first: Tensor | None
-) -> Tensor:
+def _forward(kernel: Any, sequences: list[Tensor], state: Tensor, resets: Tensor | None) -> Tensor:
     dtype = _working_dtype(state)
     states = state.new_empty((*sequences[0].shape[:2], state.shape[1]), dtype=dtype)
     if states.numel():
         inputs = _ready([*sequences, state], dtype)
-        _run(kernel, [*inputs, _resets(is_first), states], states)
+        _run(kernel, [*inputs, _resets(resets), states], states)
     return states.to(state.dtype)
 
 
@@ -181,7 +179,7 @@ def _backward(
     kernel: Any,
     sequence: Tensor,
     state: Tensor,
-    is_first: Tensor | None,
+    resets: Tensor | None,
     states: Tensor,
     grad: Tensor,
     count: int = 1,
@@ -192,35 +190,35 @@ def _backward(
     d_state = torch.zeros(state.shape, dtype=dtype)
     if states.numel():
         first, *others = _ready([sequence, state, states, grad], dtype)
-        inputs = [first, others[0], _resets(is_first), *others[1:]]
+        inputs = [first, others[0], _resets(resets), *others[1:]]
         _run(kernel, [*inputs, *gradients, d_state], others[1])
     return [*(g.to(sequence.dtype) for g in gradients), d_state.to(state.dtype)]
 
 
 @torch.library.custom_op("decision_minrnn::linear_scan", mutates_args=(), device_types="cpu")
 def linear_scan(
-    decay: Tensor, input: Tensor, initial_state: Tensor, is_first: Tensor | None
+    decay: Tensor, input: Tensor, initial_state: Tensor, resets: Tensor | None
 ) -> Tensor:
     """The fused operation behind `agents.scan.linear_scan`."""
-    return _forward(kernels.linear_forward, [decay, input], initial_state, is_first)
+    return _forward(kernels.linear_forward, [decay, input], initial_state, resets)
 
 
 @torch.library.custom_op(
     "decision_minrnn::linear_scan_backward", mutates_args=(), device_types="cpu"
 )
 def _linear_scan_backward(
-    decay: Tensor, initial_state: Tensor, is_first: Tensor | None, states: Tensor, grad: Tensor
+    decay: Tensor, initial_state: Tensor, resets: Tensor | None, states: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     d_decay, d_input, d_state = _backward(
-        kernels.linear_backward, decay, initial_state, is_first, states, grad, count=2
+        kernels.linear_backward, decay, initial_state, resets, states, grad, count=2
     )
     return d_decay, d_input, d_state
 
 
 @torch.library.custom_op("decision_minrnn::min_gru_scan", mutates_args=(), device_types="cpu")
-def min_gru_scan(preactivations: Tensor, initial_state: Tensor, is_first: Tensor | None) -> Tensor:
+def min_gru_scan(preactivations: Tensor, initial_state: Tensor, resets: Tensor | None) -> Tensor:
     """The fused operation behind `agents.scan.min_gru_scan`."""
-    return _forward(kernels.min_gru_forward, [preactivations], initial_state, is_first)
+    return _forward(kernels.min_gru_forward, [preactivations], initial_state, resets)
 
 
 @torch.library.custom_op(
@@ -229,19 +227,19 @@ def min_gru_scan(preactivations: Tensor, initial_state: Tensor, is_first: Tensor
 def _min_gru_scan_backward(
     preactivations: Tensor,
     initial_state: Tensor,
-    is_first: Tensor | None,
+    resets: Tensor | None,
     states: Tensor,
     grad: Tensor,
 ) -> tuple[Tensor, Tensor]:
     kernel = kernels.min_gru_backward
-    gradient, d_state = _backward(kernel, preactivations, initial_state, is_first, states, grad)
+    gradient, d_state = _backward(kernel, preactivations, initial_state, resets, states, grad)
     return gradient, d_state
 
 
 @torch.library.custom_op("decision_minrnn::min_lstm_scan", mutates_args=(), device_types="cpu")
-def min_lstm_scan(preactivations: Tensor, initial_state: Tensor, is_first: Tensor | None) -> Tensor:
+def min_lstm_scan(preactivations: Tensor, initial_state: Tensor, resets: Tensor | None) -> Tensor:
     """The fused operation behind `agents.scan.min_lstm_scan`."""
-    return _forward(kernels.min_lstm_forward, [preactivations], initial_state, is_first)
+    return _forward(kernels.min_lstm_forward, [preactivations], initial_state, resets)
 
 
 @torch.library.custom_op(
@@ -250,12 +248,12 @@ def min_lstm_scan(preactivations: Tensor, initial_state: Tensor, is_first: Tenso
 def _min_lstm_scan_backward(
     preactivations: Tensor,
     initial_state: Tensor,
-    is_first: Tensor | None,
+    resets: Tensor | None,
     states: Tensor,
     grad: Tensor,
 ) -> tuple[Tensor, Tensor]:
     kernel = kernels.min_lstm_backward
-    gradient, d_state = _backward(kernel, preactivations, initial_state, is_first, states, grad)
+    gradient, d_state = _backward(kernel, preactivations, initial_state, resets, states, grad)
     return gradient, d_state
 
 

@@ -3,7 +3,7 @@
 
 Each kernel works on the rows ``b0:b1`` of the batch and the channels ``c0:c1``, so that a caller
 can deal the same arrays out to several threads. The state lives in the row that was written last;
-nothing but the output is stored. ``is_first`` of length 0 means that no sequence begins inside the
+nothing but the output is stored. ``resets`` of length 0 means that no sequence begins inside the
 batch.
 
 Written for LLVM's vectoriser: the inner loop runs over a contiguous slice, has no branch but
@@ -84,13 +84,13 @@ def _dot(x, y):
 
 
 @_kernel
-def linear_forward(decay, value, state, is_first, out, b0, b1, c0, c1):
+def linear_forward(decay, value, state, resets, out, b0, b1, c0, c1):
     """h_t = decay_t * h_{t-1} + value_t."""
     nothing = np.zeros(c1 - c0, out.dtype)
     for b in range(b0, b1):
         for t in range(out.shape[1]):
             previous = state[b, c0:c1] if t == 0 else out[b, t - 1, c0:c1]
-            if is_first.shape[0] > 0 and is_first[b, t]:
+            if resets.shape[0] > 0 and resets[b, t]:
                 previous = nothing
             a = decay[b, t, c0:c1]
             v = value[b, t, c0:c1]
@@ -100,14 +100,14 @@ def linear_forward(decay, value, state, is_first, out, b0, b1, c0, c1):
 
 
 @_kernel
-def linear_backward(decay, state, is_first, out, d_out, d_decay, d_value, d_state, b0, b1, c0, c1):
+def linear_backward(decay, state, resets, out, d_out, d_decay, d_value, d_state, b0, b1, c0, c1):
     """Gradients of ``linear_forward``; ``d_state`` carries that of h_t from step to step."""
     nothing = np.zeros(c1 - c0, out.dtype)
     for b in range(b0, b1):
         carry = d_state[b, c0:c1]
         carry[:] = nothing
         for t in range(out.shape[1] - 1, -1, -1):
-            reset = is_first.shape[0] > 0 and is_first[b, t]
+            reset = resets.shape[0] > 0 and resets[b, t]
             previous = state[b, c0:c1] if t == 0 else out[b, t - 1, c0:c1]
             if reset:
                 previous = nothing
@@ -125,7 +125,7 @@ def linear_backward(decay, state, is_first, out, d_out, d_decay, d_value, d_stat
 
 
 @_kernel
-def min_gru_forward(preactivations, state, is_first, out, b0, b1, c0, c1):
+def min_gru_forward(preactivations, state, resets, out, b0, b1, c0, c1):
     """h_t = (1 - z_t) h_{t-1} + z_t g_t, as a step from the nearer of h_{t-1} and g_t to the other.
 
     With the smaller of z and 1 - z as weight, gates of exactly 0 and 1 copy without any rounding.
@@ -137,7 +137,7 @@ def min_gru_forward(preactivations, state, is_first, out, b0, b1, c0, c1):
     for b in range(b0, b1):
         for t in range(out.shape[1]):
             previous = state[b, c0:c1] if t == 0 else out[b, t - 1, c0:c1]
-            if is_first.shape[0] > 0 and is_first[b, t]:
+            if resets.shape[0] > 0 and resets[b, t]:
                 previous = nothing
             gate = preactivations[b, t, c0:c1]
             candidate = preactivations[b, t, channels + c0 : channels + c1]
@@ -160,7 +160,7 @@ def min_gru_forward(preactivations, state, is_first, out, b0, b1, c0, c1):
 
 @_kernel
 def min_gru_backward(
-    preactivations, state, is_first, out, d_out, d_preactivations, d_state, b0, b1, c0, c1
+    preactivations, state, resets, out, d_out, d_preactivations, d_state, b0, b1, c0, c1
 ):
     """Gradients of ``min_gru_forward``: one reverse scan that computes the gates again."""
     one = out.dtype.type(1.0)
@@ -171,7 +171,7 @@ def min_gru_backward(
         carry = d_state[b, c0:c1]
         carry[:] = nothing
         for t in range(out.shape[1] - 1, -1, -1):
-            reset = is_first.shape[0] > 0 and is_first[b, t]
+            reset = resets.shape[0] > 0 and resets[b, t]
             previous = state[b, c0:c1] if t == 0 else out[b, t - 1, c0:c1]
             if reset:
                 previous = nothing
@@ -204,7 +204,7 @@ def min_gru_backward(
 
 
 @_kernel
-def min_lstm_forward(preactivations, state, is_first, out, b0, b1, c0, c1):
+def min_lstm_forward(preactivations, state, resets, out, b0, b1, c0, c1):
     """h_t = f' h_{t-1} + i' g_t with f' = f / (f + i) and i' = i / (f + i).
 
     With m = max(-k_f, -k_i, 0) and u_k = e^-m + e^(-k-m) it is f' = u_i / (u_f + u_i): no exponent
@@ -217,7 +217,7 @@ def min_lstm_forward(preactivations, state, is_first, out, b0, b1, c0, c1):
     for b in range(b0, b1):
         for t in range(out.shape[1]):
             previous = state[b, c0:c1] if t == 0 else out[b, t - 1, c0:c1]
-            if is_first.shape[0] > 0 and is_first[b, t]:
+            if resets.shape[0] > 0 and resets[b, t]:
                 previous = nothing
             forget = preactivations[b, t, c0:c1]
             enter = preactivations[b, t, channels + c0 : channels + c1]
@@ -247,7 +247,7 @@ def min_lstm_forward(preactivations, state, is_first, out, b0, b1, c0, c1):
 
 @_kernel
 def min_lstm_backward(
-    preactivations, state, is_first, out, d_out, d_preactivations, d_state, b0, b1, c0, c1
+    preactivations, state, resets, out, d_out, d_preactivations, d_state, b0, b1, c0, c1
 ):
     """Gradients of ``min_lstm_forward``: one reverse scan that computes the gates again."""
     one = out.dtype.type(1.0)
@@ -258,7 +258,7 @@ def min_lstm_backward(
         carry = d_state[b, c0:c1]
         carry[:] = nothing
         for t in range(out.shape[1] - 1, -1, -1):
-            reset = is_first.shape[0] > 0 and is_first[b, t]
+            reset = resets.shape[0] > 0 and resets[b, t]
             previous = state[b, c0:c1] if t == 0 else out[b, t - 1, c0:c1]
             if reset:
                 previous = nothing

@@ -30,7 +30,7 @@ def min_gru_layer(
     weight: Tensor,
     bias: Tensor | None,
     initial_state: Tensor,
-    is_first: Tensor | None = None,
+    resets: Tensor | None = None,
     *,
     form: str = "auto",
     recompute: bool = False,
@@ -42,7 +42,7 @@ def min_gru_layer(
         weight: (2 * channels, features).
         bias: (2 * channels,) or None.
         initial_state: (batch, channels).
-        is_first: (batch, time) bool or None.
+        resets: (batch, time) bool or None.
         form: as for `min_gru_scan`; all but "auto" and "cpu" multiply once for all steps.
         recompute: multiply again in the backward pass instead of keeping the pre-activations.
 
@@ -52,7 +52,7 @@ def min_gru_layer(
     Raises:
         ValueError: as `min_gru_scan`.
     """
-    return _layer(2, x, weight, bias, initial_state, is_first, form, recompute)
+    return _layer(2, x, weight, bias, initial_state, resets, form, recompute)
 
 
 def min_lstm_layer(
@@ -60,13 +60,13 @@ def min_lstm_layer(
     weight: Tensor,
     bias: Tensor | None,
     initial_state: Tensor,
-    is_first: Tensor | None = None,
+    resets: Tensor | None = None,
     *,
     form: str = "auto",
     recompute: bool = False,
 ) -> Tensor:
     """`min_lstm_scan` of ``F.linear(x, weight, bias)``: as `min_gru_layer`, with 3 * channels."""
-    return _layer(3, x, weight, bias, initial_state, is_first, form, recompute)
+    return _layer(3, x, weight, bias, initial_state, resets, form, recompute)
 
 
 def _layer(
@@ -75,7 +75,7 @@ def _layer(
     weight: Tensor,
     bias: Tensor | None,
     state: Tensor,
-    is_first: Tensor | None,
+    resets: Tensor | None,
     form: str,
     recompute: bool,
 ) -> Tensor:
@@ -91,12 +91,12 @@ def _layer(
         or weight.shape != (gates * state.shape[-1], x.shape[-1])
         or state.shape[:-1] != x.shape[:1]
         or x.numel() == 0
-        or (is_first is not None and (is_first.dtype, is_first.shape) != (torch.bool, x.shape[:2]))
+        or (resets is not None and (resets.dtype, resets.shape) != (torch.bool, x.shape[:2]))
     )
     if plain:  # what is wrong with the input is said there
         scan = min_gru_scan if gates == 2 else min_lstm_scan
-        return scan(F.linear(x, weight, bias), state, is_first, form=form)
-    states: Tensor = _Layer.apply(gates, recompute, x, weight, bias_like, state, is_first)
+        return scan(F.linear(x, weight, bias), state, resets, form=form)
+    states: Tensor = _Layer.apply(gates, recompute, x, weight, bias_like, state, resets)
     return states
 
 
@@ -123,7 +123,7 @@ class _Layer(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         state: Tensor,
-        is_first: Tensor | None,
+        resets: Tensor | None,
     ) -> Tensor:
         assert cpu is not None
         x, state = x.contiguous(), state.contiguous()
@@ -137,12 +137,12 @@ class _Layer(torch.autograd.Function):
             scratch = None if keep else x.new_empty(_ROWS * weight.shape[0])
             for b, t in _pieces(rows, time):
                 p = _multiply(x[b, t], weight, bias, kept[b, t] if kept is not None else scratch)
-                resets = cpu._resets(None if is_first is None else is_first[b, t])
+                resets = cpu._resets(None if resets is None else resets[b, t])
                 tensors = [p, _before(states, state, b, t), resets, states[b, t]]
                 cpu._run(kernel, tensors, states[b, t])
 
         cpu.share_rows(scan, batch, states.numel())
-        ctx.save_for_backward(x, weight, bias, state, is_first, states, kept)
+        ctx.save_for_backward(x, weight, bias, state, resets, states, kept)
         ctx.gates = gates
         return states
 
@@ -156,7 +156,7 @@ class _Layer(torch.autograd.Function):
                 "the layer in pieces has no second derivative; pass form='two_level' or "
                 "form='reference', which have derivatives of any order."
             )
-        x, weight, bias, state, is_first, states, kept = ctx.saved_tensors
+        x, weight, bias, state, resets, states, kept = ctx.saved_tensors
         grad = grad.contiguous()
         batch, time, features = x.shape
         kernel = cpu.kernels.min_gru_backward if ctx.gates == 2 else cpu.kernels.min_lstm_backward
@@ -174,7 +174,7 @@ class _Layer(torch.autograd.Function):
                     piece = piece.clone()
                     piece[:, -1] += d_state[b]
                 d_p = buffer[: p.numel()].view(p.shape)
-                resets = cpu._resets(None if is_first is None else is_first[b, t])
+                resets = cpu._resets(None if resets is None else resets[b, t])
                 previous = _before(states, state, b, t)
                 tensors = [p, previous, resets, states[b, t], piece, d_p, d_state[b]]
                 cpu._run(kernel, tensors, states[b, t])

@@ -27,18 +27,18 @@ def _with_state(log_decay: Tensor, states: Tensor, initial_state: Tensor) -> Ten
     return states + log_decay.cumsum(dim=1).exp() * initial_state.unsqueeze(1)
 
 
-def _reset(log_decay: Tensor, is_first: Tensor | None) -> Tensor:
+def _reset(log_decay: Tensor, resets: Tensor | None) -> Tensor:
     # A finite logarithm of zero: it makes the past vanish, and is no larger than that, because it
     # costs the sums over time their digits.
-    if is_first is None:
+    if resets is None:
         return log_decay
     return log_decay.masked_fill(
-        is_first.unsqueeze(-1), 2 * math.log(torch.finfo(log_decay.dtype).eps)
+        resets.unsqueeze(-1), 2 * math.log(torch.finfo(log_decay.dtype).eps)
     )
 
 
 def linear_scan(
-    decay: Tensor, input: Tensor, initial_state: Tensor, is_first: Tensor | None
+    decay: Tensor, input: Tensor, initial_state: Tensor, resets: Tensor | None
 ) -> Tensor:
     """The log-space scan behind `agents.scan.linear_scan`; the decay must lie in [0, inf).
 
@@ -55,30 +55,30 @@ def linear_scan(
             f"form 'log_space' takes the logarithm of decay, whose smallest value is "
             f"{decay.min().item():g}; use form 'two_level' or 'reference' for a negative decay."
         )
-    log_decay = _reset(decay.clamp(min=torch.finfo(decay.dtype).tiny).log(), is_first)
+    log_decay = _reset(decay.clamp(min=torch.finfo(decay.dtype).tiny).log(), resets)
     offset = (2 * input.detach().abs().amax()).clamp(min=torch.finfo(input.dtype).tiny)
     shifted = _log_scan(log_decay, (input + offset).log())
     constant = _log_scan(log_decay, offset.log().expand_as(input))
     return _with_state(log_decay, shifted - constant, initial_state)
 
 
-def min_gru_scan(preactivations: Tensor, initial_state: Tensor, is_first: Tensor | None) -> Tensor:
+def min_gru_scan(preactivations: Tensor, initial_state: Tensor, resets: Tensor | None) -> Tensor:
     """The log-space scan behind `agents.scan.min_gru_scan`."""
     gate, candidate = min_gru_gates(preactivations)
-    return _min_scan(gate, candidate, initial_state, is_first)
+    return _min_scan(gate, candidate, initial_state, resets)
 
 
-def min_lstm_scan(preactivations: Tensor, initial_state: Tensor, is_first: Tensor | None) -> Tensor:
+def min_lstm_scan(preactivations: Tensor, initial_state: Tensor, resets: Tensor | None) -> Tensor:
     """The log-space scan behind `agents.scan.min_lstm_scan`."""
     gate, candidate = min_lstm_gates(preactivations)
-    return _min_scan(gate, candidate, initial_state, is_first)
+    return _min_scan(gate, candidate, initial_state, resets)
 
 
 def _min_scan(
-    gate: Tensor, candidate: Tensor, initial_state: Tensor, is_first: Tensor | None
+    gate: Tensor, candidate: Tensor, initial_state: Tensor, resets: Tensor | None
 ) -> Tensor:
     if gate.numel() == 0:
         return candidate.clone()
-    log_decay = _reset(F.logsigmoid(-gate), is_first)
+    log_decay = _reset(F.logsigmoid(-gate), resets)
     states = _log_scan(log_decay, F.logsigmoid(gate) + log_positive(candidate))
     return _with_state(log_decay, states, initial_state)

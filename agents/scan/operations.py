@@ -9,8 +9,8 @@ def register(forward: Any, backward: Any, count: int) -> None:
     """Give the custom operation ``forward`` its fake kernel and its gradient.
 
     Args:
-        forward: operation (sequence, ..., initial_state, is_first) -> states.
-        backward: operation (first sequence, initial_state, is_first, states, gradient of states)
+        forward: operation (sequence, ..., initial_state, resets) -> states.
+        backward: operation (first sequence, initial_state, resets, states, gradient of states)
             -> gradients of the sequences and of the initial state.
         count: how many sequences there are.
     """

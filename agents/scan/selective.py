@@ -32,7 +32,7 @@ def selective_scan(
     c: Tensor,
     a: Tensor,
     h: Tensor,
-    is_first: Tensor,
+    resets: Tensor,
     *,
     form: str = "auto",
 ) -> tuple[Tensor, Tensor]:
@@ -45,7 +45,7 @@ def selective_scan(
         c: (batch, time, d_state).
         a: (d_state, inner), below zero.
         h: (batch, d_state, inner), before the first step.
-        is_first: (batch, time) bool; true counts the previous state of that step as zero.
+        resets: (batch, time) bool; true counts the previous state of that step as zero.
         form: "chunks" in plain PyTorch; "auto" takes the kernel where it can run.
 
     Returns:
@@ -63,23 +63,23 @@ def selective_scan(
     )
     with torch.autocast(h.device.type, enabled=False):
         if fused:
-            y, h = _Selective.apply(*tensors, is_first)
+            y, h = _Selective.apply(*tensors, resets)
             return y, h
-        return _in_chunks(*tensors, is_first)
+        return _in_chunks(*tensors, resets)
 
 
 class _Selective(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         assert cpu is not None and selective_kernels is not None
-        *sequences, a, h, is_first = (tensor.contiguous() for tensor in inputs)
+        *sequences, a, h, resets = (tensor.contiguous() for tensor in inputs)
         h = h.clone()
         y = torch.empty_like(sequences[0])
         stretches = -(-y.shape[1] // selective_kernels.STRETCH)
         befores = h.new_empty(len(h), stretches, *a.shape)
-        tensors = [*sequences, a, is_first, h, befores, y]
+        tensors = [*sequences, a, resets, h, befores, y]
         cpu._run(selective_kernels.selective_forward, tensors, _work(y, a))
-        ctx.save_for_backward(*sequences, a, is_first, befores)
+        ctx.save_for_backward(*sequences, a, resets, befores)
         return y, h
 
     @staticmethod
@@ -90,13 +90,13 @@ class _Selective(torch.autograd.Function):
                 "the fused selective scan has no second derivative; pass form='chunks', which has "
                 "derivatives of any order."
             )
-        dt, dt_x, b, c, a, is_first, befores = ctx.saved_tensors
+        dt, dt_x, b, c, a, resets, befores = ctx.saved_tensors
         d_dt, d_dt_x = torch.zeros_like(dt), torch.zeros_like(dt_x)
         d_b, d_c = torch.empty_like(b), torch.empty_like(c)
         d_a = a.new_zeros(len(dt), *a.shape)
         d_h = d_h.clone(memory_format=torch.contiguous_format)
         gradients = [d_dt, d_dt_x, d_b, d_c, d_a, d_h]
-        tensors = [dt, dt_x, b, c, a, is_first, befores, d_y.contiguous(), *gradients]
+        tensors = [dt, dt_x, b, c, a, resets, befores, d_y.contiguous(), *gradients]
         cpu._run(selective_kernels.selective_backward, tensors, _work(d_y, a))
         return d_dt, d_dt_x, d_b, d_c, d_a.sum(0), d_h, None
 
@@ -107,12 +107,12 @@ def _work(y: Tensor, a: Tensor) -> Tensor:
 
 
 def _in_chunks(
-    dt: Tensor, dt_x: Tensor, b: Tensor, c: Tensor, a: Tensor, h: Tensor, is_first: Tensor
+    dt: Tensor, dt_x: Tensor, b: Tensor, c: Tensor, a: Tensor, h: Tensor, resets: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Each chunk computes its states a second time for its gradient; only its inputs are kept."""
     length = max(1, _CHUNK // h.numel())
     outputs = []
-    sequences = (sequence.split(length, dim=1) for sequence in (dt, dt_x, b, c, is_first))
+    sequences = (sequence.split(length, dim=1) for sequence in (dt, dt_x, b, c, resets))
     for chunk in zip(*sequences, strict=True):
         y, h = checkpoint(_scan_chunk, *chunk, a, h, use_reentrant=False, preserve_rng_state=False)
         outputs.append(y)
@@ -120,12 +120,12 @@ def _in_chunks(
 
 
 def _scan_chunk(
-    dt: Tensor, dt_x: Tensor, b: Tensor, c: Tensor, is_first: Tensor, a: Tensor, h: Tensor
+    dt: Tensor, dt_x: Tensor, b: Tensor, c: Tensor, resets: Tensor, a: Tensor, h: Tensor
 ) -> tuple[Tensor, Tensor]:
     # Channels innermost, d_state beside time: long rows for the kernels of PyTorch and the scan.
     decay = (dt.unsqueeze(2) * a).exp_()
     value = b.unsqueeze(-1) * dt_x.unsqueeze(2)
-    states = linear_scan(decay.flatten(2), value.flatten(2), h.flatten(1), is_first)
+    states = linear_scan(decay.flatten(2), value.flatten(2), h.flatten(1), resets)
     states = states.view_as(decay)
     # A copy of the last: as a part of them it would keep all in memory.
     return (c.unsqueeze(2) @ states).squeeze(2), states[:, -1].clone()

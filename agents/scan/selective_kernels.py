@@ -49,7 +49,7 @@ def _decay_gradients(carry, before, decay, a, dt, d_dt, d_a):
 
 
 @_kernel
-def selective_forward(dt, dt_x, b, c, a, is_first, h, befores, y, b0, b1, c0, c1):
+def selective_forward(dt, dt_x, b, c, a, resets, h, befores, y, b0, b1, c0, c1):
     """y_t = C_t h_t with h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t; h is overwritten.
 
     ``befores`` (batch, stretches, d_state, inner) receives the state before each stretch.
@@ -57,7 +57,7 @@ def selective_forward(dt, dt_x, b, c, a, is_first, h, befores, y, b0, b1, c0, c1
     d_state, inner = a.shape
     for row in range(b0, b1):
         for t in range(y.shape[1]):
-            reset = is_first.shape[0] > 0 and is_first[row, t]
+            reset = resets.shape[0] > 0 and resets[row, t]
             for channel in range(inner):
                 y[row, t, channel] = y.dtype.type(0.0)
             for n in range(d_state):
@@ -73,7 +73,7 @@ def selective_forward(dt, dt_x, b, c, a, is_first, h, befores, y, b0, b1, c0, c1
 
 @_kernel
 def selective_backward(
-    dt, dt_x, b, c, a, is_first, befores, d_y, d_dt, d_dt_x, d_b, d_c, d_a, d_h, b0, b1, c0, c1
+    dt, dt_x, b, c, a, resets, befores, d_y, d_dt, d_dt_x, d_b, d_c, d_a, d_h, b0, b1, c0, c1
 ):
     """Gradients of ``selective_forward``.
 
@@ -93,7 +93,7 @@ def selective_backward(
             states[0] = befores[row, stretch]
             for s in range(length):
                 t = begin + s
-                reset = is_first.shape[0] > 0 and is_first[row, t]
+                reset = resets.shape[0] > 0 and resets[row, t]
                 for n in range(d_state):
                     before = nothing if reset else states[s, n]
                     _advance(
@@ -102,7 +102,7 @@ def selective_backward(
                     )  # fmt: skip
             for s in range(length - 1, -1, -1):
                 t = begin + s
-                reset = is_first.shape[0] > 0 and is_first[row, t]
+                reset = resets.shape[0] > 0 and resets[row, t]
                 for n in range(d_state):
                     carry = d_h[row, n]
                     _add_multiple(c[row, t, n], d_y[row, t], carry)

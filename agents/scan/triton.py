@@ -118,7 +118,7 @@ def _backward_kernel(
     tl.store(d_state_ptr + b * channels + c, carry, mask=real)
 
 
-def _launch(kernel: Any, kind: Any, state: Tensor, is_first: Tensor | None, args: Any) -> None:
+def _launch(kernel: Any, kind: Any, state: Tensor, resets: Tensor | None, args: Any) -> None:
     """``args``: the tensors before and after the resets in the kernel's order, and the time."""
     if not state.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(
@@ -127,21 +127,21 @@ def _launch(kernel: Any, kind: Any, state: Tensor, is_first: Tensor | None, args
         )
     before, after, time = args
     batch, channels = state.shape
-    resets = state if is_first is None else is_first.contiguous().view(torch.uint8)
+    resets = state if resets is None else resets.contiguous().view(torch.uint8)
     wide = tl.float64 if state.dtype == torch.float64 else tl.float32
     grid = (batch, triton.cdiv(channels, _BLOCK))
     kernel[grid](
         *before, resets, *after, time, channels,
-        KIND=kind, RESETS=is_first is not None, WIDE=wide, BLOCK=_BLOCK,
+        KIND=kind, RESETS=resets is not None, WIDE=wide, BLOCK=_BLOCK,
     )  # fmt: skip
 
 
-def _forward(kind: Any, sequences: list[Tensor], state: Tensor, is_first: Tensor | None) -> Tensor:
+def _forward(kind: Any, sequences: list[Tensor], state: Tensor, resets: Tensor | None) -> Tensor:
     time = sequences[0].shape[1]
     states = state.new_empty((state.shape[0], time, state.shape[1]))
     if states.numel():
         first, last, start = (x.contiguous() for x in (sequences[0], sequences[-1], state))
-        _launch(_forward_kernel, kind, state, is_first, ((first, last, start), (states,), time))
+        _launch(_forward_kernel, kind, state, resets, ((first, last, start), (states,), time))
     return states
 
 
@@ -149,7 +149,7 @@ def _backward(
     kind: Any,
     sequence: Tensor,
     state: Tensor,
-    is_first: Tensor | None,
+    resets: Tensor | None,
     states: Tensor,
     grad: Tensor,
     count: int = 1,
@@ -159,61 +159,61 @@ def _backward(
     if states.numel():
         before = (sequence.contiguous(), state.contiguous())
         after = (states, grad.contiguous(), gradients[0], gradients[-1], d_state)
-        _launch(_backward_kernel, kind, state, is_first, (before, after, states.shape[1]))
+        _launch(_backward_kernel, kind, state, resets, (before, after, states.shape[1]))
     return (*gradients, d_state)
 
 
 @torch.library.custom_op("decision_minrnn::linear_scan_triton", mutates_args=())
 def linear_scan(
-    decay: Tensor, input: Tensor, initial_state: Tensor, is_first: Tensor | None
+    decay: Tensor, input: Tensor, initial_state: Tensor, resets: Tensor | None
 ) -> Tensor:
     """The fused operation behind `agents.scan.linear_scan`."""
-    return _forward(LINEAR, [decay, input], initial_state, is_first)
+    return _forward(LINEAR, [decay, input], initial_state, resets)
 
 
 @torch.library.custom_op("decision_minrnn::linear_scan_triton_backward", mutates_args=())
 def _linear_scan_backward(
-    decay: Tensor, initial_state: Tensor, is_first: Tensor | None, states: Tensor, grad: Tensor
+    decay: Tensor, initial_state: Tensor, resets: Tensor | None, states: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     d_decay, d_input, d_state = _backward(
-        LINEAR, decay, initial_state, is_first, states, grad, count=2
+        LINEAR, decay, initial_state, resets, states, grad, count=2
     )
     return d_decay, d_input, d_state
 
 
 @torch.library.custom_op("decision_minrnn::min_gru_scan_triton", mutates_args=())
-def min_gru_scan(preactivations: Tensor, initial_state: Tensor, is_first: Tensor | None) -> Tensor:
+def min_gru_scan(preactivations: Tensor, initial_state: Tensor, resets: Tensor | None) -> Tensor:
     """The fused operation behind `agents.scan.min_gru_scan`."""
-    return _forward(MIN_GRU, [preactivations], initial_state, is_first)
+    return _forward(MIN_GRU, [preactivations], initial_state, resets)
 
 
 @torch.library.custom_op("decision_minrnn::min_gru_scan_triton_backward", mutates_args=())
 def _min_gru_scan_backward(
     preactivations: Tensor,
     initial_state: Tensor,
-    is_first: Tensor | None,
+    resets: Tensor | None,
     states: Tensor,
     grad: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    gradient, d_state = _backward(MIN_GRU, preactivations, initial_state, is_first, states, grad)
+    gradient, d_state = _backward(MIN_GRU, preactivations, initial_state, resets, states, grad)
     return gradient, d_state
 
 
 @torch.library.custom_op("decision_minrnn::min_lstm_scan_triton", mutates_args=())
-def min_lstm_scan(preactivations: Tensor, initial_state: Tensor, is_first: Tensor | None) -> Tensor:
+def min_lstm_scan(preactivations: Tensor, initial_state: Tensor, resets: Tensor | None) -> Tensor:
     """The fused operation behind `agents.scan.min_lstm_scan`."""
-    return _forward(MIN_LSTM, [preactivations], initial_state, is_first)
+    return _forward(MIN_LSTM, [preactivations], initial_state, resets)
 
 
 @torch.library.custom_op("decision_minrnn::min_lstm_scan_triton_backward", mutates_args=())
 def _min_lstm_scan_backward(
     preactivations: Tensor,
     initial_state: Tensor,
-    is_first: Tensor | None,
+    resets: Tensor | None,
     states: Tensor,
     grad: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    gradient, d_state = _backward(MIN_LSTM, preactivations, initial_state, is_first, states, grad)
+    gradient, d_state = _backward(MIN_LSTM, preactivations, initial_state, resets, states, grad)
     return gradient, d_state
 
 

@@ -52,30 +52,30 @@ class _LinearScan(torch.autograd.Function):
 
 
 def linear_scan(
-    decay: Tensor, input: Tensor, initial_state: Tensor, is_first: Tensor | None
+    decay: Tensor, input: Tensor, initial_state: Tensor, resets: Tensor | None
 ) -> Tensor:
     """The block scan behind `agents.scan.linear_scan`."""
     if input.shape[1] == 0:
         return input.clone()
-    if is_first is not None:
-        decay = decay.masked_fill(is_first.unsqueeze(-1), 0.0)
+    if resets is not None:
+        decay = decay.masked_fill(resets.unsqueeze(-1), 0.0)
     first = torch.addcmul(input[:, 0], decay[:, 0], initial_state)
     states: Tensor = _LinearScan.apply(decay, torch.cat((first.unsqueeze(1), input[:, 1:]), dim=1))
     return states
 
 
-def min_gru_scan(preactivations: Tensor, initial_state: Tensor, is_first: Tensor | None) -> Tensor:
+def min_gru_scan(preactivations: Tensor, initial_state: Tensor, resets: Tensor | None) -> Tensor:
     """The block scan behind `agents.scan.min_gru_scan`."""
     gate, candidate = min_gru_gates(preactivations)
     # sigmoid(-x) and not 1 - sigmoid(x), which loses the digits of a small decay
     return linear_scan(
-        (-gate).sigmoid(), gate.sigmoid() * positive(candidate), initial_state, is_first
+        (-gate).sigmoid(), gate.sigmoid() * positive(candidate), initial_state, resets
     )
 
 
-def min_lstm_scan(preactivations: Tensor, initial_state: Tensor, is_first: Tensor | None) -> Tensor:
+def min_lstm_scan(preactivations: Tensor, initial_state: Tensor, resets: Tensor | None) -> Tensor:
     """The block scan behind `agents.scan.min_lstm_scan`."""
     gate, candidate = min_lstm_gates(preactivations)
     return linear_scan(
-        (-gate).sigmoid(), gate.sigmoid() * positive(candidate), initial_state, is_first
+        (-gate).sigmoid(), gate.sigmoid() * positive(candidate), initial_state, resets
     )

@@ -128,7 +128,7 @@ class FusedPolicy:
         return_to_go: Tensor,
         previous_action: Tensor,
         timestep: Tensor,
-        is_first: Tensor,
+        resets: Tensor,
         state: State,
     ) -> tuple[Tensor, State]:
         """Answers one step as `ReturnConditionedPolicy.step` does.
@@ -136,7 +136,7 @@ class FusedPolicy:
         Raises:
             ValueError: An argument has another shape or dtype.
         """
-        first = _array("is_first", is_first, is_first.shape, _BOOL)
+        first = _array("resets", resets, resets.shape, _BOOL)
         left = _array("return_to_go", return_to_go, first.shape, _FLOAT)
         time = _array("timestep", timestep, first.shape, _INT)
         return self._answer(observation, left, previous_action, time, first, state)
@@ -147,12 +147,12 @@ class FusedPolicy:
         return_to_go: np.ndarray,
         previous_action: Tensor,
         timestep: np.ndarray,
-        is_first: np.ndarray,
+        resets: np.ndarray,
         state: State,
     ) -> tuple[Tensor, State]:
         batch = len(observation)
-        if is_first.shape != (batch,):
-            raise ValueError(f"is_first has the shape {is_first.shape}; expected ({batch},).")
+        if resets.shape != (batch,):
+            raise ValueError(f"resets has the shape {resets.shape}; expected ({batch},).")
         backbone = torch.stack(cast("tuple[Tensor, ...]", state))
         shape = (self._layers, batch, self._channels)
         inputs = (
@@ -160,7 +160,7 @@ class FusedPolicy:
             return_to_go,
             _array("previous_action", previous_action, (batch, self.action_dim), _FLOAT),
             timestep,
-            is_first,
+            resets,
             _array("state", backbone, shape, _FLOAT),
         )
         # Made anew at each step: the caller may keep what it is given.

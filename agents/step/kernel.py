@@ -23,7 +23,7 @@ from agents.step.products import BLOCK, add_product
 
 # Of kernels.py and products.py, as a test demands: the machine code on disk holds them too, and
 # Numba makes it anew only when the text of this file changes.
-_INLINED = "45a357a4"
+_INLINED = "2942d537"
 
 
 @njit(**_OPTIONS)
@@ -72,7 +72,7 @@ def policy_step(
     return_to_go,
     action,
     timestep,
-    is_first,
+    resets,
     state,
     return_scale,
     epsilon,
@@ -118,7 +118,7 @@ def policy_step(
     layers, _, channels = state.shape
     batch = end - begin
     observation, return_to_go = observation[begin:end], return_to_go[begin:end]
-    action, timestep, is_first = action[begin:end], timestep[begin:end], is_first[begin:end]
+    action, timestep, resets = action[begin:end], timestep[begin:end], resets[begin:end]
     next_action = next_action[begin:end]
     d, width, gates = embedding.shape[1], up.shape[2], projection.shape[2]
     observed = observation.shape[1]
@@ -138,7 +138,7 @@ def policy_step(
     resets = np.empty((0, 0), np.bool_)  # done below
 
     for b in range(batch):
-        first = is_first[b]
+        first = resets[b]
         for layer in range(layers if first else 0):
             _copy(start[layer, 0], state[layer, begin + b])
         inputs[b, 0] = return_to_go[b] / return_scale

@@ -14,11 +14,16 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from agents import distributed
-from configs.launch.overrides import FOLDER, ConfigError, check, to_dataclass
+from common.errors import UserError
+from configs.launch.overrides import (
+    FOLDER,
+    check,
+    to_dataclass,
+)
 from configs.launch.sweep import Program, Stopped, run_sweep
 from configs.schema import register
 
-__all__ = ["ConfigError", "Program", "Stopped", "check", "run"]
+__all__ = ["Program", "Stopped", "UserError", "check", "run"]
 SWEEP = {"-m", "--multirun"}
 
 
@@ -36,7 +41,7 @@ def run(name: str, program: Program) -> None:
         runs = check(arguments, name)
         if flags and flags <= SWEEP:
             if distributed.launched():
-                raise ConfigError(
+                raise UserError(
                     "torchrun makes one run with several processes; start the runs of a sweep "
                     "without it: python train.py -m ..."
                 )
@@ -44,8 +49,8 @@ def run(name: str, program: Program) -> None:
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             sys.exit(run_sweep(name, program, runs, arguments))
         if len(runs) > 1 and not flags:
-            raise ConfigError(f"{len(runs)} runs are asked for; start a sweep with -m.")
-    except (ConfigError, *program.errors) as error:
+            raise UserError(f"{len(runs)} runs are asked for; start a sweep with -m.")
+    except UserError as error:
         _fail(error)
 
     @hydra.main(version_base="1.3", config_path=str(FOLDER), config_name=name)
@@ -54,7 +59,7 @@ def run(name: str, program: Program) -> None:
             program.main(to_dataclass(config), list(HydraConfig.get().overrides.task))
         except Stopped as stop:
             print(stop)
-        except program.errors as error:
+        except UserError as error:
             _fail(error)
         except Exception:
             if distributed.fails_first():

@@ -18,14 +18,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from common.errors import UserError
+
 FOLDER = Path(__file__).resolve().parents[1]
 GROUPS = ("dataset", "backbone", "experiment")
 # Launchers of sweeps besides Hydra's own, and the extra of this project that brings each.
 LAUNCHERS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; its message is one sentence for the user."""
 
 
 def check(arguments: list[str], name: str) -> list[tuple[list[str], Any]]:
@@ -40,7 +38,7 @@ def check(arguments: list[str], name: str) -> list[tuple[list[str], Any]]:
         sweep, of the only one.
 
     Raises:
-        ConfigError: What is wrong, and what there is instead.
+        UserError: What is wrong, and what there is instead.
     """
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
@@ -62,7 +60,7 @@ def parse(arguments: list[str]) -> list[Override]:
     """Parses overrides; Hydra must be initialised.
 
     Raises:
-        ConfigError: One cannot be read.
+        UserError: One cannot be read.
     """
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     overrides = []
@@ -73,7 +71,7 @@ def parse(arguments: list[str]) -> list[Override]:
             how = "a sweep is key=a,b or 'key=range(3)' or 'key=glob(a*)', quoted for the shell"
             if "=" not in argument and not argument.startswith("~"):
                 how = "write key=value"
-            raise ConfigError(f"'{argument}' is not an override; {how}.") from error
+            raise UserError(f"'{argument}' is not an override; {how}.") from error
     return overrides
 
 
@@ -86,15 +84,15 @@ def to_dataclass(config: DictConfig) -> Any:
     """Turns a composed configuration into its dataclass.
 
     Raises:
-        ConfigError: A value is missing or not allowed.
+        UserError: A value is missing or not allowed.
     """
     try:
         return OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         key = error.full_key or "a key"
-        raise ConfigError(f"{key} has no value; give one as {key}=VALUE.") from error
+        raise UserError(f"{key} has no value; give one as {key}=VALUE.") from error
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 def _check_launcher(override: Override) -> None:
@@ -103,7 +101,7 @@ def _check_launcher(override: Override) -> None:
     name = override.value()
     installed = GlobalHydra.instance().config_loader().get_group_options("hydra/launcher")
     if name in LAUNCHERS and name not in installed:
-        raise ConfigError(
+        raise UserError(
             f"hydra/launcher={name} needs an extra that is not installed: "
             f'pip install -e ".[{LAUNCHERS[name]}]"'
         )
@@ -117,16 +115,16 @@ def _values(override: Override, groups: dict[str, list[str]]) -> list[str]:
         return [text]
     options = groups.get(override.key_or_group)
     if override.value_type == ValueType.GLOB_CHOICE_SWEEP and options is None:
-        raise ConfigError(f"{text} cannot be used: only {', '.join(groups)} have choices to match.")
+        raise UserError(f"{text} cannot be used: only {', '.join(groups)} have choices to match.")
     if not override.is_discrete_sweep():
-        raise ConfigError(f"{text} has no list of values; a sweep is a,b or range(3) or glob(a*).")
+        raise UserError(f"{text} has no list of values; a sweep is a,b or range(3) or glob(a*).")
     try:
         values = list(override.sweep_string_iterator())
     except ValueError as error:
-        raise ConfigError(f"{text} cannot be swept: {error}.") from error
+        raise UserError(f"{text} cannot be swept: {error}.") from error
     if not values:
         there = f"; there are: {', '.join(options)}" if options else ""
-        raise ConfigError(f"{text} is a sweep over nothing: no value matches{there}.")
+        raise UserError(f"{text} is a sweep over nothing: no value matches{there}.")
     return [f"{override.get_key_element()}={value}" for value in values]
 
 
@@ -136,7 +134,7 @@ def _compose(run: list[str], name: str, groups: dict[str, list[str]]) -> Any:
     except (HydraException, OmegaConfBaseException) as error:
         _explain(run, name, groups)
         reason = str(error.__cause__ or error).splitlines()[0].rstrip(".")
-        raise ConfigError(f"{' '.join(run)} cannot be used: {reason}.") from error
+        raise UserError(f"{' '.join(run)} cannot be used: {reason}.") from error
 
 
 def _explain(run: list[str], name: str, groups: dict[str, list[str]]) -> None:
@@ -147,7 +145,7 @@ def _explain(run: list[str], name: str, groups: dict[str, list[str]]) -> None:
     except HydraException as error:
         reason = str(error.__cause__ or error).splitlines()
         detail = next((line for line in reason if line.startswith("Key ")), reason[0])
-        raise ConfigError(f"{' '.join(chosen)} do not go together: {detail}.") from error
+        raise UserError(f"{' '.join(chosen)} do not go together: {detail}.") from error
     for text in run:
         if text not in chosen:
             _check_key(text, known)
@@ -159,7 +157,7 @@ def _check_choice(text: str, groups: dict[str, list[str]]) -> None:
     key, _, value = text.partition("=")
     options = groups.get(key.lstrip("+"))
     if options is not None and value not in (*options, "null"):
-        raise ConfigError(
+        raise UserError(
             f"{key} '{value}' does not exist{_nearest(value, options)}; there are: "
             f"{', '.join(options)}."
         )
@@ -174,9 +172,7 @@ def _check_key(text: str, known: DictConfig) -> None:
             where = f" in {'.'.join(path)}" if path else ""
             names = [str(name) for name in node] if isinstance(node, DictConfig) else []
             there = f"there are: {', '.join(names)}" if names else f"{'.'.join(path)} has no keys"
-            raise ConfigError(
-                f"key '{part}' does not exist{where}{_nearest(part, names)}; {there}."
-            )
+            raise UserError(f"key '{part}' does not exist{where}{_nearest(part, names)}; {there}.")
         path.append(part)
         node = None if OmegaConf.is_missing(node, part) else node[part]
 
@@ -187,7 +183,7 @@ def _check_value(text: str, name: str, chosen: list[str]) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
         reason = str(cause).splitlines()[0].rstrip(".")
-        raise ConfigError(f"{text} cannot be used: {reason}.") from error
+        raise UserError(f"{text} cannot be used: {reason}.") from error
 
 
 def _nearest(word: str, options: list[str]) -> str:

@@ -29,7 +29,13 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from configs.launch.overrides import FOLDER, ConfigError, is_of_hydra, parse, to_dataclass
+from common.errors import UserError
+from configs.launch.overrides import (
+    FOLDER,
+    is_of_hydra,
+    parse,
+    to_dataclass,
+)
 from configs.launch.ray import RayLauncher
 
 ROOT = FOLDER.parent
@@ -49,15 +55,13 @@ class Program:
 
     Attributes:
         main: Makes the run.
-        errors: Exceptions whose message is meant for the user; they end the run.
         folder: Names the folder of the run, which no other run of a sweep may have.
         prepare: Looks at it before any run of a sweep is started: returns one line if nothing is
-            left to do, and raises one of the errors if the run cannot be made in its folder.
+            left to do, and raises UserError if the run cannot be made in its folder.
         result: Returns one line on a finished run; None if it is not finished.
     """
 
     main: Callable[[Any, list[str]], None]
-    errors: tuple[type[Exception], ...]
     folder: Callable[[Any, list[str]], Path | None] = _nothing
     prepare: Callable[[Any, list[str]], str | None] = _nothing
     result: Callable[[Any, list[str]], str | None] = _nothing
@@ -78,7 +82,7 @@ def run_sweep(
         The exit status: 0 if every run is finished, else 1.
 
     Raises:
-        ConfigError: Two runs have one folder, or the launcher has no such key.
+        UserError: Two runs have one folder, or the launcher has no such key.
     """
     _check_folders([(program.folder(config, run), run) for run, config in runs])
     left = []
@@ -94,7 +98,7 @@ def run_sweep(
         if left:
             task = Task(program, os.getcwd(), os.getpid())
             outcomes = launch(name, [run for run, _ in left], task, arguments)
-    except ConfigError:
+    except UserError:
         raise
     except (KeyboardInterrupt, Exception) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -115,7 +119,7 @@ def _check_folders(runs: list[tuple[Path | None, list[str]]]) -> None:
     taken: dict[Path, list[str]] = {}
     for folder, run in runs:
         if folder is not None and folder in taken:
-            raise ConfigError(
+            raise UserError(
                 f"two runs of the sweep have the run folder {folder}: {' '.join(taken[folder])}, "
                 f"and {' '.join(run)}; leave out run_dir, or what does not tell runs apart."
             )
@@ -159,7 +163,7 @@ class Task:
         except Stopped as stop:
             _stopped = True  # nor does this process begin another run
             return str(stop)
-        except (ConfigError, *self.program.errors) as error:
+        except UserError as error:
             problem = str(error)
         except Exception as error:
             traceback.print_exc()
@@ -185,7 +189,7 @@ def launch(name: str, runs: list[list[str]], task: Task, arguments: list[str]) -
         What the task returned for each run.
 
     Raises:
-        ConfigError: The launcher has no such key.
+        UserError: The launcher has no such key.
     """
     # Processes that launchers start import the same code, whether it is installed or not.
     paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
@@ -198,7 +202,7 @@ def launch(name: str, runs: list[list[str]], task: Task, arguments: list[str]) -
             config = hydra.compose_config(name, about, run_mode=RunMode.MULTIRUN)
         except HydraException as error:
             reason = " ".join(str(error.__cause__ or error).splitlines()[:1]).rstrip(".")
-            raise ConfigError(f"{' '.join(about)} cannot be used: {reason}.") from error
+            raise UserError(f"{' '.join(about)} cannot be used: {reason}.") from error
         context = HydraContext(hydra.config_loader, Callbacks(config))
         launcher: Launcher
         if config.hydra.launcher._target_ == RayLauncher.TARGET:

@@ -16,10 +16,12 @@ import numpy as np
 from minari.storage import get_dataset_path
 
 from common.arguments import parse_arguments, run_command
+from common.errors import UserError
 from common.terminal import steps_bar
 from envs.behaviors import RECIPES, Recipe, find_recipe
-from envs.behaviors.policy import Behavior, BehaviorError
-from envs.data.episodes import DatasetError
+from envs.behaviors.policy import (
+    Behavior,
+)
 from envs.data.store import store_trajectories
 from envs.data.trajectories import Trajectory
 from envs.simulation.simulators import Simulators
@@ -152,10 +154,10 @@ def make_dataset(recipe: Recipe, steps: int, seed: int, *, overwrite: bool = Fal
         overwrite: Whether a data set of this id is made anew; if not, it is left alone.
 
     Raises:
-        DatasetError: The number of steps is not positive, or the store cannot be written.
+        UserError: The number of steps is not positive, or the store cannot be written.
     """
     if steps < 1:
-        raise DatasetError(f"steps={steps}: a data set needs at least one step")
+        raise UserError(f"steps={steps}: a data set needs at least one step")
     task = recipe.task
     description = (
         f"At least {steps} steps of {task.environment_id} with sampled actions of SAC policies "
@@ -205,17 +207,17 @@ def main(arguments: list[str]) -> None:
     """Makes one built-in data set from the command line.
 
     Raises:
-        ArgumentError: An argument is wrong.
-        DatasetError: The data set is unknown, exists already, or cannot be stored.
+        UserError: An argument is wrong.
+        UserError: The data set is unknown, exists already, or cannot be stored.
     """
     config = parse_arguments(CollectConfig, arguments)
     recipe = find_recipe(config.dataset)
     if recipe is None:
-        raise DatasetError(
+        raise UserError(
             f"there is no built-in data set '{config.dataset}'; there are: {', '.join(RECIPES)}"
         )
     if get_dataset_path(recipe.dataset_id).exists() and not config.overwrite:
-        raise DatasetError(
+        raise UserError(
             f"{recipe.dataset_id} exists already in {get_dataset_path()}; "
             "add overwrite=true to replace it"
         )
@@ -228,4 +230,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, BehaviorError, DatasetError, interrupted="interrupted; nothing was stored")
+    run_command(main, interrupted="interrupted; nothing was stored")

@@ -11,9 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from common.arguments import ArgumentError, parse_arguments, run_command
+from common.arguments import (
+    parse_arguments,
+    run_command,
+)
+from common.errors import UserError
 from envs.behaviors.collect import run_episodes
-from envs.behaviors.policy import Behavior, BehaviorError, load_behavior
+from envs.behaviors.policy import (
+    Behavior,
+    load_behavior,
+)
 from envs.data.trajectories import Trajectory
 from envs.simulation.simulators import Simulators
 from envs.tasks import TASKS, Task
@@ -107,8 +114,8 @@ def main(arguments: list[str]) -> None:
     """Measures every policy in a directory.
 
     Raises:
-        ArgumentError: An argument is wrong, or the directory holds no policy.
-        BehaviorError: A file is not a behaviour policy.
+        UserError: An argument is wrong, or the directory holds no policy.
+        UserError: A file is not a behaviour policy.
     """
     config = parse_arguments(MeasureConfig, arguments)
     directory = Path(config.directory)
@@ -126,7 +133,7 @@ def main(arguments: list[str]) -> None:
                 )
                 print(describe(measurements[-1]), flush=True)
     if not measurements:
-        raise ArgumentError(
+        raise UserError(
             f"directory={directory}: there is no TASK/step_NNNNNNN.safetensors below it, with "
             f"TASK one of {', '.join(TASKS)}"
         )
@@ -134,4 +141,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, BehaviorError)
+    run_command(main)

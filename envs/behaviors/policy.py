@@ -7,6 +7,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from common.errors import UserError
+
 LAYERS = ("hidden_0", "hidden_1", "mean", "log_std")
 
 # Bounds of the log standard deviation in SAC (Haarnoja et al., arXiv 1801.01290; the values are
@@ -16,10 +18,6 @@ LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 # Rows in one matrix product. So few rows keep BLAS from starting threads, which cost more than
 # they bring at this size, and make an action independent of the other rows of its batch.
 _ROWS = 4
-
-
-class BehaviorError(ValueError):
-    """A file that does not hold a behaviour policy; the message is meant for the user."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,19 +70,19 @@ def load_behavior(path: Path) -> Behavior:
     """Reads a behaviour policy.
 
     Raises:
-        BehaviorError: The file is missing, is no safetensors file or lacks a layer.
+        UserError: The file is missing, is no safetensors file or lacks a layer.
     """
     try:
         with safe_open(path, framework="numpy") as file:
             weights = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
     except FileNotFoundError:
-        raise BehaviorError(f"{path}: no such behaviour policy") from None
+        raise UserError(f"{path}: no such behaviour policy") from None
     except (SafetensorError, OSError) as error:
-        raise BehaviorError(f"{path} cannot be read as safetensors: {error}") from None
+        raise UserError(f"{path} cannot be read as safetensors: {error}") from None
     expected = {f"{layer}.{kind}" for layer in LAYERS for kind in ("weight", "bias")}
     if set(weights) != expected:
-        raise BehaviorError(
+        raise UserError(
             f"{path} holds {sorted(weights)}, not the layers {sorted(expected)} of a SAC actor"
         )
     return Behavior(weights, metadata)

@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING
 
 import gymnasium as gym
 
-from common.arguments import ArgumentError, parse_arguments, run_command
+from common.arguments import (
+    parse_arguments,
+    run_command,
+)
+from common.errors import UserError
 from envs.behaviors import snapshot_path
 from envs.behaviors.measure import Measurement, describe, measure, write_returns
 from envs.behaviors.policy import Behavior, load_behavior
@@ -75,16 +79,16 @@ def train(config: TrainBehaviorConfig) -> list[Measurement]:
     """Trains, saves the snapshots, measures them and writes returns.csv after each.
 
     Raises:
-        ArgumentError: The task is unknown, a number is not positive, or stable-baselines3 is not
+        UserError: The task is unknown, a number is not positive, or stable-baselines3 is not
             installed.
     """
     if config.env not in TASKS:
-        raise ArgumentError(f"there is no task env={config.env}; there are: {', '.join(TASKS)}")
+        raise UserError(f"there is no task env={config.env}; there are: {', '.join(TASKS)}")
     for key in ("steps", "every", "episodes"):
         if getattr(config, key) < 1:
-            raise ArgumentError(f"{key}={getattr(config, key)} must be at least 1")
+            raise UserError(f"{key}={getattr(config, key)} must be at least 1")
     if find_spec("stable_baselines3") is None:
-        raise ArgumentError(
+        raise UserError(
             "training a behaviour policy needs stable-baselines3; "
             "install it with: pip install 'decision-minrnn[behavior]'"
         )

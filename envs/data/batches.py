@@ -15,7 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.data.episodes import DatasetError, Episodes
+from common.errors import UserError
+from envs.data.episodes import (
+    Episodes,
+)
 from envs.data.mapped import release, too_large
 
 
@@ -24,10 +27,10 @@ class ProtocolConfig:
     """How episodes become batches.
 
     Attributes:
-        name: `carried` (whole episodes packed end to end), `streamed` (pieces of episodes in
+        name: `whole_episodes` (whole episodes packed end to end), `streamed` (pieces of episodes in
             many streams, the state carried from piece to piece) or `windowed` (context windows
             from the initial state).
-        batch_steps: Steps in a batch, over all its rows; `carried` takes whole episodes until
+        batch_steps: Steps in a batch, over all its rows; `whole_episodes` takes whole episodes until
             it has at least these.
         context_length: Steps in a row of a batch (`streamed`, `windowed`).
         restart: Probability that a piece begins from the initial state, as only the first of an
@@ -82,17 +85,17 @@ class Batches:
     """The data on a device, and a position in an endless random order of it.
 
     Batches are dictionaries of `observations` (batch, time, observation_dim), `actions` (batch,
-    time, action_dim), `returns_to_go`, `timesteps`, `is_first` and `mask` (batch, time).
+    time, action_dim), `returns_to_go`, `timesteps`, `resets` and `mask` (batch, time).
 
     Processes that share the batches draw the same ones, and each gathers its own part of them: so
     a position is the same for all, whatever their number.
 
     Attributes:
-        carries_state: Whether a row goes on where the same row of the batch before ended.
+        continues: Whether row i continues row i of the previous batch.
         own_rows: Which of a batch's rows are this process's (`streamed`, `windowed`).
     """
 
-    carries_state = False
+    continues = False
 
     def __init__(
         self,
@@ -110,7 +113,7 @@ class Batches:
         self.lengths = np.asarray(episodes.lengths)
         self.starts = np.asarray(episodes.offsets[:-1])
         if config.batch_steps < self._least_steps():
-            raise DatasetError(
+            raise UserError(
                 f"protocol.batch_steps is {config.batch_steps}, too few for {ranks} processes to "
                 f"share; raise it to at least {self._least_steps()}, or start fewer processes."
             )
@@ -132,7 +135,7 @@ class Batches:
         """Returns the steps in a batch from which on every process has a part of it."""
         return self.ranks * self.config.context_length
 
-    def _gather(self, index: np.ndarray, is_first: np.ndarray, mask: np.ndarray | None) -> dict:
+    def _gather(self, index: np.ndarray, resets: np.ndarray, mask: np.ndarray | None) -> dict:
         batch = {
             name: values[torch.as_tensor(index).to(values.device)].to(self.device)
             for name, values in self.data.items()
@@ -140,7 +143,7 @@ class Batches:
         release(*self.too_large)
         episode = np.searchsorted(self.starts, index, side="right") - 1
         batch["timesteps"] = torch.as_tensor(index - self.starts[episode]).to(self.device)
-        batch["is_first"] = torch.as_tensor(is_first).to(self.device)
+        batch["resets"] = torch.as_tensor(resets).to(self.device)
         if mask is None:
             mask = np.ones(index.shape, dtype=bool)
         batch["mask"] = torch.as_tensor(mask).to(self.device)
@@ -187,7 +190,7 @@ class EpisodeOrder:
 
 
 class WholeEpisodes(Batches):
-    """`carried`: one row of whole episodes, end to end, at least batch_steps long."""
+    """`whole_episodes`: one row of whole episodes, end to end, at least batch_steps long."""
 
     def __init__(self, episodes: Episodes, config: ProtocolConfig, **kwargs: Any) -> None:
         super().__init__(episodes, config, **kwargs)
@@ -206,8 +209,8 @@ class WholeEpisodes(Batches):
         index = np.concatenate(
             [np.arange(self.starts[e], self.starts[e] + self.lengths[e]) for e in own]
         )
-        is_first = np.isin(index, self.starts[own])
-        return self._gather(index[None], is_first[None], None)
+        resets = np.isin(index, self.starts[own])
+        return self._gather(index[None], resets[None], None)
 
     def _share(self, episodes: list[int]) -> list[int]:
         """Deals episodes out, each to the process that has the fewest steps so far."""
@@ -237,7 +240,7 @@ class Streams(Batches):
     initial state: without that it is seen once an episode, too seldom to act well in it.
     """
 
-    carries_state = True
+    continues = True
 
     def __init__(self, episodes: Episodes, config: ProtocolConfig, **kwargs: Any) -> None:
         super().__init__(episodes, config, **kwargs)
@@ -258,21 +261,21 @@ class Streams(Batches):
     def next(self) -> dict[str, Tensor]:
         """Returns a batch (rows, context_length) that continues the one before."""
         index = np.empty((self.config.rows, self.config.context_length), dtype=np.int64)
-        is_first = np.zeros(index.shape, dtype=bool)
-        is_first[:, 0] = self.generator.random(self.config.rows) < self.config.restart
-        is_first[:, 0] |= self.fresh
+        resets = np.zeros(index.shape, dtype=bool)
+        resets[:, 0] = self.generator.random(self.config.rows) < self.config.restart
+        resets[:, 0] |= self.fresh
         for row in range(self.config.rows):
             filled = 0
             while filled < self.config.context_length:
                 if self.position[row] == self.end[row]:
                     self._enter_next_episode(row)
-                    is_first[row, filled] = True
+                    resets[row, filled] = True
                 count = min(self.config.context_length - filled, self.end[row] - self.position[row])
                 index[row, filled : filled + count] = self.position[row] + np.arange(count)
                 self.position[row] += count
                 filled += count
         self.fresh = False
-        return self._gather(index[self.own_rows], is_first[self.own_rows], None)
+        return self._gather(index[self.own_rows], resets[self.own_rows], None)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the position of every stream."""
@@ -316,15 +319,15 @@ class Windows(Batches):
         first = np.maximum(last - (length - 1), 0)
         index = first[:, None] + np.arange(length)
         mask = index < np.minimum(last + 1, self.lengths[episode])[:, None]
-        is_first = np.zeros(index.shape, dtype=bool)
-        is_first[:, 0] = True
+        resets = np.zeros(index.shape, dtype=bool)
+        resets[:, 0] = True
         index = self.starts[episode][:, None] + np.where(mask, index, first[:, None])
         mask[first > 0, : self.config.burn_in] = False
-        return self._gather(index, is_first, mask)
+        return self._gather(index, resets, mask)
 
 
 BATCHES: dict[str, type[Batches]] = {
-    "carried": WholeEpisodes,
+    "whole_episodes": WholeEpisodes,
     "streamed": Streams,
     "windowed": Windows,
 }
@@ -350,6 +353,6 @@ def make_batches(
         ranks: How many processes share each batch.
 
     Raises:
-        DatasetError: A batch is too small for each process to have a part of it.
+        UserError: A batch is too small for each process to have a part of it.
     """
     return BATCHES[config.name](episodes, config, seed=seed, device=device, rank=rank, ranks=ranks)

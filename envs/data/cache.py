@@ -20,9 +20,12 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import UserError
 from common.files import hidden_directory, only_process, put_in_place
 from common.terminal import steps_bar
-from envs.data.episodes import DatasetError, Episodes
+from envs.data.episodes import (
+    Episodes,
+)
 from envs.data.mapped import RESIDENT_BYTES, open_array
 
 logger = logging.getLogger(__name__)
@@ -56,7 +59,7 @@ class Reading:
         observation_dim: Dimensions of an observation.
         action_dim: Dimensions of an action.
         rows: Consecutive pieces of the arrays of TYPES, of any size and type, together as long as
-            all episodes. Errors of the source are raised as DatasetError.
+            all episodes. Errors of the source are raised as UserError.
         notes: What the user should know of the reading, a sentence each; shown in every run.
     """
 
@@ -81,7 +84,7 @@ def load_cached(
         read: Begins to read the source.
 
     Raises:
-        DatasetError: The source cannot be read, or does not hold valid episodes.
+        UserError: The source cannot be read, or does not hold valid episodes.
     """
     bounds = (attributes["action_low"], attributes["action_high"])
     entry = _directory(files) / _fingerprint(files, bounds)
@@ -242,7 +245,7 @@ def _converted(name: str, reading: Reading) -> Iterator[dict[str, np.ndarray]]:
                 values = rows[key]
                 expected = (count, *shapes[key][1:])
                 if values.shape != expected or values.dtype.kind not in "biuf":
-                    raise DatasetError(
+                    raise UserError(
                         f"{name}: {key} from step {row} on are {values.dtype} of shape "
                         f"{values.shape}, not numbers of shape {expected}"
                     )
@@ -254,7 +257,7 @@ def _converted(name: str, reading: Reading) -> Iterator[dict[str, np.ndarray]]:
             yield converted
             show(row)
     if row != steps:
-        raise DatasetError(f"{name}: {row} steps were read, not {steps}; the source has changed")
+        raise UserError(f"{name}: {row} steps were read, not {steps}; the source has changed")
 
 
 def _remove_others(entry: Path) -> None:

@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import UserError
 from envs.data.cache import TYPES, Reading, lay_out
-from envs.data.episodes import DatasetError, Episodes
+from envs.data.episodes import (
+    Episodes,
+)
 from envs.data.mapped import PIECE_BYTES, pieces, release
 
 logger = logging.getLogger(__name__)
@@ -62,10 +65,10 @@ def best(episodes: Episodes, fraction: float) -> Episodes:
     """Returns the best fraction of the episodes by return, at least one.
 
     Raises:
-        DatasetError: The fraction is not above 0 and at most 1.
+        UserError: The fraction is not above 0 and at most 1.
     """
     if not 0 < fraction <= 1:
-        raise DatasetError(f"top_fraction is {fraction}; it must be above 0 and at most 1")
+        raise UserError(f"top_fraction is {fraction}; it must be above 0 and at most 1")
     count = max(1, round(fraction * episodes.n_episodes))
     chosen = np.sort(np.argsort(-episodes.returns, kind="stable")[:count])
     return select(episodes, chosen, f"{episodes.dataset_id} (best {100 * fraction:g} %)")
@@ -79,11 +82,11 @@ def limit(
     A smaller choice is part of every larger one.
 
     Raises:
-        DatasetError: A limit is less than 1, or less than the steps of the first episode drawn.
+        UserError: A limit is less than 1, or less than the steps of the first episode drawn.
     """
     for name, value in (("max_episodes", max_episodes), ("max_steps", max_steps)):
         if value is not None and value < 1:
-            raise DatasetError(f"{name} is {value}; it must be at least 1")
+            raise UserError(f"{name} is {value}; it must be at least 1")
     order = np.random.default_rng(_SEED).permutation(episodes.n_episodes)[:max_episodes]
     name = episodes.dataset_id
     if max_episodes is not None:
@@ -92,7 +95,7 @@ def limit(
         name += f" (at most {max_steps:,} steps)"
         count = np.searchsorted(np.cumsum(episodes.lengths[order]), max_steps, side="right")
         if not count:
-            raise DatasetError(
+            raise UserError(
                 f"{name}: the first episode drawn has {episodes.lengths[order[0]]} steps, and "
                 "episodes are kept whole; raise max_steps"
             )
@@ -112,12 +115,12 @@ def hold_out(episodes: Episodes, fraction: float, seed: int) -> tuple[Episodes, 
         The episodes to train on and those held out.
 
     Raises:
-        DatasetError: The fraction is not between 0 and 1, or there is only one episode.
+        UserError: The fraction is not between 0 and 1, or there is only one episode.
     """
     if not 0 < fraction < 1:
-        raise DatasetError(f"the held-out fraction is {fraction}; it must be between 0 and 1")
+        raise UserError(f"the held-out fraction is {fraction}; it must be between 0 and 1")
     if episodes.n_episodes < 2:
-        raise DatasetError(f"{episodes.dataset_id} has one episode only: none can be held out")
+        raise UserError(f"{episodes.dataset_id} has one episode only: none can be held out")
     count = min(max(1, round(fraction * episodes.n_episodes)), episodes.n_episodes - 1)
     order = np.random.default_rng(seed).permutation(episodes.n_episodes)
     name = episodes.dataset_id
@@ -131,14 +134,14 @@ def concatenate(parts: Sequence[Episodes]) -> Episodes:
     """Lays data sets of one environment end to end.
 
     Raises:
-        DatasetError: There is no part, or they differ in environment, dimensions or action bounds.
+        UserError: There is no part, or they differ in environment, dimensions or action bounds.
     """
     if not parts:
-        raise DatasetError("a mix needs parts: dataset.parts=[hopper-medium,hopper-medium-expert]")
+        raise UserError("a mix needs parts: dataset.parts=[hopper-medium,hopper-medium-expert]")
     first = parts[0]
     for other in parts[1:]:
         if other.environment_id != first.environment_id:
-            raise DatasetError(
+            raise UserError(
                 f"{first.dataset_id} is of {first.environment_id}, but {other.dataset_id} of "
                 f"{other.environment_id}; mix data of one environment, or say in which one to "
                 "evaluate, as dataset.environment=Hopper-v5"
@@ -146,13 +149,13 @@ def concatenate(parts: Sequence[Episodes]) -> Episodes:
         for name in ("observations", "actions"):
             found = [getattr(part, name).shape[1] for part in (first, other)]
             if found[0] != found[1]:
-                raise DatasetError(
+                raise UserError(
                     f"the {name} of {first.dataset_id} have {found[0]} dimensions, those of "
                     f"{other.dataset_id} {found[1]}; mix data of one environment"
                 )
         for name in ("action_low", "action_high"):
             if not np.array_equal(getattr(first, name), getattr(other, name)):
-                raise DatasetError(
+                raise UserError(
                     f"{first.dataset_id} and {other.dataset_id} differ in {name}: "
                     f"{getattr(first, name)} and {getattr(other, name)}"
                 )

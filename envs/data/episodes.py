@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+from common.errors import UserError
 from envs.data.mapped import pieces, release
 
 # A dimension that hardly varies in the data must not blow up when a rollout leaves the data; the
@@ -15,10 +16,6 @@ OBSERVATION_STD_FLOOR = 1e-3
 
 # Room for the rounding of bounds and actions that were stored in different precisions.
 ACTION_TOLERANCE = 1e-5
-
-
-class DatasetError(ValueError):
-    """A data set that cannot be made, found, read or used; the message is meant for the user."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +43,7 @@ class Episodes:
         check: Whether the arrays are checked; not if they were, as those in the cache.
 
     Raises:
-        DatasetError: The arrays do not hold valid episodes.
+        UserError: The arrays do not hold valid episodes.
     """
 
     observations: np.ndarray
@@ -106,10 +103,10 @@ class Episodes:
             reference_source: As in the class.
 
         Raises:
-            DatasetError: There is no episode, or the arrays do not hold valid episodes.
+            UserError: There is no episode, or the arrays do not hold valid episodes.
         """
         if not len(rewards):
-            raise DatasetError(f"{dataset_id}: there is no episode; at least one is needed")
+            raise UserError(f"{dataset_id}: there is no episode; at least one is needed")
         lengths = [len(episode) for episode in rewards]
         for name, arrays in (
             ("observations", observations),
@@ -119,7 +116,7 @@ class Episodes:
         ):
             for i, (array, length) in enumerate(zip(arrays, lengths, strict=True)):
                 if len(array) != length:
-                    raise DatasetError(
+                    raise UserError(
                         f"{dataset_id}: episode {i} has {len(array)} {name} for {length} rewards; "
                         "each step needs one of each"
                     )
@@ -143,7 +140,7 @@ class Episodes:
         """Checks shapes, borders, finiteness and action bounds.
 
         Raises:
-            DatasetError: With the array, the first bad index and what was expected.
+            UserError: With the array, the first bad index and what was expected.
         """
         for name, dimensions in (("observations", 2), ("actions", 2), ("rewards", 1)):
             if getattr(self, name).ndim != dimensions:
@@ -208,7 +205,7 @@ class Episodes:
             self._fail(f"{name}[{where}] = {value} (episode {episode}) {message}")
 
     def _fail(self, message: str) -> None:
-        raise DatasetError(f"{self.dataset_id}: {message}")
+        raise UserError(f"{self.dataset_id}: {message}")
 
     @property
     def n_steps(self) -> int:

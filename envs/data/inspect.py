@@ -22,11 +22,16 @@ from rich.console import Console
 from rich.table import Table
 
 from common.arguments import parse_arguments, run_command
-from envs.behaviors.policy import BehaviorError
-from envs.data.episodes import OBSERVATION_STD_FLOOR, DatasetError, Episodes
+from common.errors import UserError
+from envs.data.episodes import (
+    OBSERVATION_STD_FLOOR,
+    Episodes,
+)
 from envs.data.mapped import pieces, release, too_large
 from envs.data.sources import load_named
-from reports.scores import ScoreError, normalized_score
+from reports.scores import (
+    normalized_score,
+)
 
 QUANTILES = (0, 10, 25, 50, 75, 90, 100)
 
@@ -214,12 +219,12 @@ def save_figure(episodes: Episodes, path: Path) -> None:
     """Draws histograms of return and length, and the reward summed up over some episodes.
 
     Raises:
-        DatasetError: Matplotlib is not installed, or the file cannot be written.
+        UserError: Matplotlib is not installed, or the file cannot be written.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise DatasetError(
+        raise UserError(
             'png=... needs matplotlib, which is not installed: pip install -e ".[plots]"'
         ) from error
     figure = Figure(figsize=(12, 3.8), layout="constrained")
@@ -246,7 +251,7 @@ def save_figure(episodes: Episodes, path: Path) -> None:
     try:
         figure.savefig(path, dpi=110, format="png")
     except OSError as error:
-        raise DatasetError(f"{path} cannot be written ({error.strerror})") from error
+        raise UserError(f"{path} cannot be written ({error.strerror})") from error
 
 
 @dataclass
@@ -270,9 +275,9 @@ def main(arguments: list[str]) -> None:
     """Inspects one data set from the command line.
 
     Raises:
-        ArgumentError: An argument is wrong.
-        DatasetError: The data set cannot be used, or the figure cannot be made.
-        ScoreError: The reference scores of the data set are not in order.
+        UserError: An argument is wrong.
+        UserError: The data set cannot be used, or the figure cannot be made.
+        UserError: The reference scores of the data set are not in order.
     """
     config = parse_arguments(InspectConfig, arguments)
     episodes = load_named(config.dataset, config.environment)
@@ -288,4 +293,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, BehaviorError, DatasetError, ScoreError)
+    run_command(main)

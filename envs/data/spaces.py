@@ -5,7 +5,7 @@ import warnings
 import gymnasium as gym
 import numpy as np
 
-from envs.data.episodes import DatasetError
+from common.errors import UserError
 from envs.simulation.simulators import quiet_model_files
 
 
@@ -13,7 +13,7 @@ def environment_spaces(environment_id: str) -> tuple[gym.spaces.Box, gym.spaces.
     """Returns the observation and the action space of an environment, flattened.
 
     Raises:
-        DatasetError: It does not exist, cannot be made, or has spaces of another kind.
+        UserError: It does not exist, cannot be made, or has spaces of another kind.
     """
     with warnings.catch_warnings(), quiet_model_files():
         warnings.simplefilter("ignore", DeprecationWarning)  # v4, which is asked for on purpose
@@ -21,7 +21,7 @@ def environment_spaces(environment_id: str) -> tuple[gym.spaces.Box, gym.spaces.
             environment = gym.make(environment_id)
         except (gym.error.Error, ImportError) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
-            raise DatasetError(
+            raise UserError(
                 f"environment '{environment_id}' cannot be made ({reason}); "
                 "give the Gymnasium id of one that is installed, such as Hopper-v5"
             ) from error
@@ -46,11 +46,11 @@ def require_dimensions(
         dimensions: observation_dim and action_dim of the data.
 
     Raises:
-        DatasetError: They differ.
+        UserError: They differ.
     """
     for kind, space, found in zip(("observations", "actions"), spaces, dimensions, strict=True):
         if space.shape != (found,):
-            raise DatasetError(
+            raise UserError(
                 f"{name}: the {kind} have {found} dimensions, but those of {environment_id} "
                 f"{space.shape[0]}; give the environment that the data come from"
             )
@@ -65,7 +65,7 @@ def require_vectors(name: str, observations: gym.Space, actions: gym.Space) -> N
         actions: The action space.
 
     Raises:
-        DatasetError: They are images, discrete or of another kind.
+        UserError: They are images, discrete or of another kind.
     """
     for kind, space in (("observations", observations), ("actions", actions)):
         parts = [space]
@@ -73,12 +73,12 @@ def require_vectors(name: str, observations: gym.Space, actions: gym.Space) -> N
             parts = _leaves(space)
         for part in parts:
             if not isinstance(part, gym.spaces.Box):
-                raise DatasetError(
+                raise UserError(
                     f"{name}: the {kind} are {space}, not boxes of numbers; a policy here sees "
                     "and gives vectors of real numbers"
                 )
             if part.dtype == np.uint8 and len(part.shape) > 1:
-                raise DatasetError(
+                raise UserError(
                     f"{name}: the {kind} hold images ({part}); there is no encoder for images "
                     "here, only vectors of real numbers can be used"
                 )

@@ -23,8 +23,11 @@ from minari.namespace import create_namespace, list_local_namespaces
 from minari.storage import get_dataset_path
 
 from common.arguments import parse_arguments, run_command
+from common.errors import UserError
 from common.files import hidden_directory, only_process, put_in_place
-from envs.data.episodes import DatasetError, Episodes
+from envs.data.episodes import (
+    Episodes,
+)
 from envs.data.spaces import environment_spaces, require_dimensions
 from envs.data.trajectories import Trajectory, trajectories_from_npz
 from envs.simulation.simulators import quiet_model_files
@@ -77,7 +80,7 @@ def store_trajectories(
             ``code_permalink``, ``description``, ``requirements``.
 
     Raises:
-        DatasetError: The episodes are not valid, an argument is missing or does not fit them, a
+        UserError: The episodes are not valid, an argument is missing or does not fit them, a
             data set of this id exists already, or the store cannot be written.
     """
     _check_id(dataset_id)
@@ -87,7 +90,7 @@ def store_trajectories(
             if place.exists() and not overwrite:
                 if exist_ok:
                     return
-                raise DatasetError(
+                raise UserError(
                     f"{dataset_id} exists already in {store}; add overwrite=true to replace it"
                 )
             with hidden_directory(store) as hidden:
@@ -109,7 +112,7 @@ def _check_id(dataset_id: str) -> None:
     try:
         minari.dataset.minari_dataset.parse_dataset_id(dataset_id)
     except (ValueError, TypeError):  # TypeError is what Minari makes of an id without a version
-        raise DatasetError(
+        raise UserError(
             f"'{dataset_id}' is not a Minari id, which is like mine/hopper-v0, version included"
         ) from None
 
@@ -121,7 +124,7 @@ def _explained(dataset_id: str) -> Iterator[None]:
     except OSError as error:
         store = os.environ.get("MINARI_DATASETS_PATH", "~/.minari/datasets")
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise DatasetError(
+        raise UserError(
             f"{dataset_id} cannot be stored below {store} ({reason}); make room or give write "
             "permission there, or set MINARI_DATASETS_PATH to another directory"
         ) from error
@@ -141,13 +144,13 @@ def _check(
         action_low = spaces[1].low if action_low is None else action_low
         action_high = spaces[1].high if action_high is None else action_high
     if action_low is None or action_high is None:
-        raise DatasetError(
+        raise UserError(
             f"{dataset_id}: the bounds of the actions are unknown; give action_low and "
             "action_high, or the environment"
         )
     for i, trajectory in enumerate(trajectories):
         if len(trajectory.observations) != len(trajectory.rewards) + 1:
-            raise DatasetError(
+            raise UserError(
                 f"{dataset_id}: episode {i} has {len(trajectory.observations)} observations for "
                 f"{len(trajectory.rewards)} rewards; one more than there are rewards is needed"
             )
@@ -178,10 +181,10 @@ def _reference(
     reference_max: float | None,
 ) -> dict[str, Any]:
     if (reference_min is None) != (reference_max is None):
-        raise DatasetError(f"{dataset_id}: give both of reference_min and reference_max, or none")
+        raise UserError(f"{dataset_id}: give both of reference_min and reference_max, or none")
     if reference_min is not None and reference_max is not None:
         if not reference_max > reference_min:
-            raise DatasetError(
+            raise UserError(
                 f"{dataset_id}: reference_max is {reference_max}, not above reference_min, which "
                 f"is {reference_min}; the first scores 100, the second 0"
             )
@@ -290,8 +293,8 @@ def main(arguments: list[str]) -> None:
     """Stores one .npz file from the command line.
 
     Raises:
-        ArgumentError: An argument is wrong.
-        DatasetError: The file or an argument cannot be used, or the data set cannot be stored.
+        UserError: An argument is wrong.
+        UserError: The file or an argument cannot be used, or the data set cannot be stored.
     """
     config = parse_arguments(StoreConfig, arguments)
     trajectories = trajectories_from_npz(Path(config.file))
@@ -313,4 +316,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, DatasetError, interrupted="interrupted; nothing was stored")
+    run_command(main, interrupted="interrupted; nothing was stored")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from envs.data.episodes import DatasetError
+from common.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ def trajectories_from_arrays(
             the second one.
 
     Raises:
-        DatasetError: The lengths disagree, or the last episode has no end.
+        UserError: The lengths disagree, or the last episode has no end.
     """
     rewards = one_number_per_step("rewards", rewards)
     terminations = one_flag_per_step("terminations", terminations)
@@ -66,15 +66,15 @@ def trajectories_from_arrays(
     }
     for name, array in arrays.items():
         if len(array) != len(rewards):
-            raise DatasetError(
+            raise UserError(
                 f"there are {len(array)} {name} for {len(rewards)} rewards; "
                 "each step needs one of each"
             )
     if not len(rewards):
-        raise DatasetError("there is no step; at least one episode of one step is needed")
+        raise UserError("there is no step; at least one episode of one step is needed")
     ends = terminations | truncations
     if not ends[-1]:
-        raise DatasetError(
+        raise UserError(
             f"the last episode has no end: neither terminations[{len(ends) - 1}] nor "
             f"truncations[{len(ends) - 1}] is true; mark its last step as truncated, or remove it"
         )
@@ -98,13 +98,13 @@ def one_number_per_step(name: str, array: np.ndarray) -> np.ndarray:
     """Returns an array (steps,) of one that is (steps,) or (steps, 1).
 
     Raises:
-        DatasetError: It is neither.
+        UserError: It is neither.
     """
     array = np.asarray(array)
     if array.ndim == 2 and array.shape[1] == 1:
         return array[:, 0]
     if array.ndim != 1:
-        raise DatasetError(f"{name} has shape {array.shape}, not (steps,) or (steps, 1)")
+        raise UserError(f"{name} has shape {array.shape}, not (steps,) or (steps, 1)")
     return array
 
 
@@ -112,12 +112,12 @@ def one_flag_per_step(name: str, array: np.ndarray) -> np.ndarray:
     """Returns an array (steps,) of bool of one that is (steps,) or (steps, 1), of 0 and 1.
 
     Raises:
-        DatasetError: It is neither, or holds other numbers: NaN would count as true.
+        UserError: It is neither, or holds other numbers: NaN would count as true.
     """
     array = one_number_per_step(name, array)
     wrong = np.flatnonzero((array != 0) & (array != 1))
     if len(wrong):
-        raise DatasetError(f"{name}[{wrong[0]}] = {array[wrong[0]]}; it must be 0 or 1, or bool")
+        raise UserError(f"{name}[{wrong[0]}] = {array[wrong[0]]}; it must be 0 or 1, or bool")
     return array.astype(bool)
 
 
@@ -125,30 +125,30 @@ def trajectories_from_npz(path: Path) -> list[Trajectory]:
     """Reads the flat arrays of an .npz file; see `trajectories_from_arrays`.
 
     Raises:
-        DatasetError: It is not such a file, an array is missing, or the arrays are no episodes.
+        UserError: It is not such a file, an array is missing, or the arrays are no episodes.
     """
     needed = ("observations", "actions", "rewards", "terminations", "truncations")
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in needed if name not in file]
             if missing:
-                raise DatasetError(
+                raise UserError(
                     f"{path} has no array '{missing[0]}'; it has {', '.join(file) or 'none'}, "
                     f"and needs {', '.join(needed)}"
                 )
             optional = ("next_observations",) if "next_observations" in file else ()
             arrays = {name: file[name] for name in (*needed, *optional)}
-    except DatasetError:
+    except UserError:
         raise
     except (OSError, AttributeError, EOFError, TypeError) as error:
         # numpy loads a single array, .npy, too, and gives it no names.
-        raise DatasetError(f"{path} is not an .npz file that can be read ({error})") from error
+        raise UserError(f"{path} is not an .npz file that can be read ({error})") from error
     except Exception as error:  # a damaged archive has an error of zipfile, zlib or numpy
-        raise DatasetError(
+        raise UserError(
             f"{path} cannot be read ({str(error).splitlines()[0]}); write it again with "
             "numpy.savez, of arrays of plain numbers"
         ) from error
     try:
         return trajectories_from_arrays(**arrays)
-    except DatasetError as error:
-        raise DatasetError(f"{path}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from envs.simulation.rollout import Actor, RolloutError
+from common.errors import UserError
+from envs.simulation.rollout import (
+    Actor,
+)
 
 
 class PerturbedActor:
@@ -28,7 +31,7 @@ class PerturbedActor:
         seed: Of the noise.
 
     Raises:
-        RolloutError: The noise or the delay is negative.
+        UserError: The noise or the delay is negative.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class PerturbedActor:
             ("action_delay", action_delay),
         ):
             if not value >= 0:
-                raise RolloutError(f"{name} is {value}, but must be at least 0.")
+                raise UserError(f"{name} is {value}, but must be at least 0.")
         self.actor = actor
         self.scale = observation_noise * observation_std.cpu()
         self.action_delay = action_delay

@@ -17,15 +17,12 @@ import gymnasium
 import numpy as np
 import torch
 
+from common.errors import UserError
 from envs.simulation.envpool import EnvPoolSimulators
 from envs.simulation.simulators import Simulators, with_flat_observations
 
 DEFAULT_N_ENVS = 100
 ENGINES = ("gymnasium", "envpool")
-
-
-class RolloutError(ValueError):
-    """A rollout that cannot be run as asked; the message is one sentence for the user."""
 
 
 class Actor(Protocol):
@@ -117,7 +114,7 @@ def rollout(
         The returns and lengths in the order of the episodes.
 
     Raises:
-        RolloutError: The environment does not exist or cannot be made, the policy does not fit it
+        UserError: The environment does not exist or cannot be made, the policy does not fit it
             or chose an action that is not finite, or a number is out of range.
     """
     for name, value, least in (
@@ -127,9 +124,9 @@ def rollout(
         ("horizon", horizon, 1),
     ):
         if value is not None and value < least:
-            raise RolloutError(f"{name} is {value}, but must be at least {least}.")
+            raise UserError(f"{name} is {value}, but must be at least {least}.")
     if engine not in ENGINES:
-        raise RolloutError(f"engine '{engine}' does not exist; there are: {', '.join(ENGINES)}.")
+        raise UserError(f"engine '{engine}' does not exist; there are: {', '.join(ENGINES)}.")
     started = time.perf_counter()
     options = {} if start_noise is None else {"reset_noise_scale": start_noise}
     with closing(make_environment(environment_id, **options)) as environment:
@@ -214,7 +211,7 @@ def _make_envpool(
     try:
         return EnvPoolSimulators(environment_id, n_envs, seeds, horizon=horizon, options=options)
     except ValueError as error:
-        raise RolloutError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 def start_seeds(seed: int, episodes: np.ndarray) -> np.ndarray:
@@ -235,16 +232,16 @@ def bounded_actions(actions: torch.Tensor, space: gymnasium.spaces.Box) -> np.nd
     """Returns a policy's actions as the environment takes them: (batch, action_dim), in bounds.
 
     Raises:
-        RolloutError: An action is not finite, or the shape is not the environment's.
+        UserError: An action is not finite, or the shape is not the environment's.
     """
     array = actions.detach().float().cpu().numpy()
     if array.ndim != 2 or array.shape[1:] != space.shape:
-        raise RolloutError(
+        raise UserError(
             f"The policy returned actions of shape {array.shape}, but the environment takes"
             f" (batch, {space.shape[0]})."
         )
     if not np.isfinite(array).all():
-        raise RolloutError(
+        raise UserError(
             "The policy returned an action that is not finite (NaN or infinite); its parameters"
             " or its observation normaliser are likely not finite either."
         )
@@ -259,7 +256,7 @@ def make_environment(environment_id: str, **options: Any) -> gymnasium.Env:
         **options: Passed to ``gymnasium.make``.
 
     Raises:
-        RolloutError: There is none of that id, it cannot be made here, or its spaces don't fit.
+        UserError: There is none of that id, it cannot be made here, or its spaces don't fit.
     """
     try:
         with warnings.catch_warnings():
@@ -268,16 +265,16 @@ def make_environment(environment_id: str, **options: Any) -> gymnasium.Env:
     except gymnasium.error.UnregisteredEnv as error:
         near = difflib.get_close_matches(environment_id, list(gymnasium.registry), n=2, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else "."
-        raise RolloutError(f"Environment '{environment_id}' does not exist{hint}") from error
+        raise UserError(f"Environment '{environment_id}' does not exist{hint}") from error
     except (gymnasium.error.Error, ImportError, TypeError) as error:
         reason = str(error).strip().rstrip(".")
-        raise RolloutError(f"Environment '{environment_id}' cannot be made: {reason}.") from error
+        raise UserError(f"Environment '{environment_id}' cannot be made: {reason}.") from error
     environment = with_flat_observations(environment)
     for kind in ("observation", "action"):
         space = getattr(environment, f"{kind}_space")
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
             environment.close()
-            raise RolloutError(
+            raise UserError(
                 f"Environment '{environment_id}' has the {kind} space {space}, but a rollout"
                 " needs a flat, continuous one (a Box of one dimension)."
             )
@@ -290,12 +287,12 @@ def check_dimensions(
     """Compares the dimensions that an actor declares, if it does, with the environment's.
 
     Raises:
-        RolloutError: They differ.
+        UserError: They differ.
     """
     for kind, found in (("observation", observation_dim), ("action", action_dim)):
         expected = getattr(actor, f"{kind}_dim", found)
         if expected != found:
-            raise RolloutError(
+            raise UserError(
                 f"The policy was made for {expected} {kind} dimensions, but {environment_id} has"
                 f" {found}: evaluate it in the environment that its data came from."
             )

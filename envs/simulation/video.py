@@ -19,9 +19,9 @@ import torch
 from gymnasium.envs.mujoco import MujocoEnv
 from PIL import Image, ImageDraw, ImageFont
 
+from common.errors import UserError
 from envs.simulation.rollout import (
     Actor,
-    RolloutError,
     bounded_actions,
     check_dimensions,
     make_environment,
@@ -66,12 +66,12 @@ def record_episodes(
         The returns and the lengths in steps, (episodes,) each.
 
     Raises:
-        RolloutError: The environment or the policy is at fault as in ``rollout``, this machine
+        UserError: The environment or the policy is at fault as in ``rollout``, this machine
             cannot draw, the extra ``video`` is missing, or the file cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() != ".mp4":
-        raise RolloutError(f"The video '{path}' must have a name that ends in .mp4.")
+        raise UserError(f"The video '{path}' must have a name that ends in .mp4.")
     ffmpeg = _import_ffmpeg()
     os.environ["MUJOCO_GL"] = offscreen_backend(os.environ.get("MUJOCO_GL"))
     # ffmpeg takes the format from the ending.
@@ -90,7 +90,7 @@ def record_episodes(
             unfinished.replace(path)
         except OSError as error:
             reason = error.strerror or str(error).splitlines()[0]
-            raise RolloutError(f"The video '{path}' cannot be written: {reason}.") from error
+            raise UserError(f"The video '{path}' cannot be written: {reason}.") from error
         finally:
             with suppress(OSError):
                 unfinished.unlink()
@@ -104,27 +104,27 @@ def offscreen_backend(chosen: str | None = None) -> str:
         chosen: The value of ``MUJOCO_GL``; if given, no other one is tried.
 
     Raises:
-        RolloutError: None works; says what to install or set.
+        UserError: None works; says what to install or set.
     """
     backends = ("egl", "osmesa", "glfw") if sys.platform == "linux" else ("glfw",)
     if not chosen:
         for backend in backends:
             if _draws(backend):
                 return backend
-        raise RolloutError(
+        raise UserError(
             f"MuJoCo cannot draw on this machine (tried {', '.join(backends)}): install an"
             " off-screen OpenGL, for example `apt-get install libegl1 libgl1-mesa-dri`"
             " or `apt-get install libosmesa6`."
         )
     if chosen not in backends:
-        raise RolloutError(
+        raise UserError(
             f"The environment variable MUJOCO_GL is '{chosen}', but a video needs"
             f" {' or '.join(backends)}: set one of them, or unset it."
         )
     if not _draws(chosen):
         package = {"egl": "libegl1", "osmesa": "libosmesa6"}.get(chosen)
         remedy = f"install it (`apt-get install {package}`) or " if package else ""
-        raise RolloutError(
+        raise UserError(
             f"MuJoCo cannot draw with MUJOCO_GL={chosen} on this machine: {remedy}unset"
             " MUJOCO_GL to have the others tried."
         )
@@ -152,7 +152,7 @@ def _import_ffmpeg() -> ModuleType:
     try:
         return importlib.import_module("imageio_ffmpeg")
     except ImportError as error:
-        raise RolloutError(
+        raise UserError(
             "A video needs the extra 'video', which is not installed:"
             " pip install 'decision-minrnn[video]'."
         ) from error

@@ -8,7 +8,6 @@ import torch
 
 from agents.backbones import MIXERS
 from agents.checkpoint import (
-    CheckpointError,
     RunDescription,
     claim_run_folder,
     load_policy,
@@ -19,6 +18,7 @@ from agents.checkpoint import (
     write_bytes,
 )
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
+from common.errors import UserError
 
 CONFIG = MIXERS["min_lstm"][0](d_model=16, n_layer=2, name="min_lstm")
 
@@ -61,7 +61,7 @@ def test_a_checkpoint_gives_back_all_that_acting_needs(folder):
 @pytest.mark.parametrize("missing", ["config.json", "policy.safetensors"])
 def test_a_folder_without_a_checkpoint_is_refused(folder, missing):
     (folder / missing).unlink()
-    with pytest.raises(CheckpointError, match=f"holds no checkpoint: {missing} is missing"):
+    with pytest.raises(UserError, match=f"holds no checkpoint: {missing} is missing"):
         load_policy(folder)
 
 
@@ -70,7 +70,7 @@ def test_truncated_weights_are_refused(folder, keep):
     path = folder / "policy.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
-    with pytest.raises(CheckpointError, match=r"policy\.safetensors is truncated or damaged"):
+    with pytest.raises(UserError, match=r"policy\.safetensors is truncated or damaged"):
         load_policy(folder)
 
 
@@ -82,7 +82,7 @@ def test_any_flipped_bit_in_the_weights_is_noticed(folder):
         damaged = bytearray(content)
         damaged[position] ^= 1 << (position % 8)
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointError):
+        with pytest.raises(UserError):
             load_policy(folder)
 
 
@@ -91,7 +91,7 @@ def test_any_flipped_bit_in_the_weights_is_noticed(folder):
 )
 def test_a_damaged_description_is_refused(folder, content):
     (folder / "config.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"config\.json does not describe a policy"):
+    with pytest.raises(UserError, match=r"config\.json does not describe a policy"):
         load_policy(folder)
 
 
@@ -99,7 +99,7 @@ def test_weights_of_another_policy_are_refused(folder):
     content = json.loads((folder / "config.json").read_text())
     content["observation_dim"] = 5
     (folder / "config.json").write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match="does not fit the policy"):
+    with pytest.raises(UserError, match="does not fit the policy"):
         load_policy(folder)
 
 
@@ -115,7 +115,7 @@ def test_a_damaged_training_state_is_refused(tmp_path):
     damaged[content.index(torch.ones(1000).numpy().tobytes()) + 1234] ^= 1
     for bad in (bytes(damaged), content[:-10], content[:100], b""):
         path.write_bytes(bad)
-        with pytest.raises(CheckpointError, match=r"training_state\.pt is truncated or damaged"):
+        with pytest.raises(UserError, match=r"training_state\.pt is truncated or damaged"):
             load_training_state(tmp_path)
 
 
@@ -123,7 +123,8 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from agents.checkpoint import CheckpointError, save_training_state, write_bytes
+from agents.checkpoint import save_training_state, write_bytes
+from common.errors import UserError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 folder = Path(sys.argv[1])
@@ -133,7 +134,7 @@ for save in (
 ):
     try:
         save()
-    except CheckpointError as error:
+    except UserError as error:
         print(error)
 """
 
@@ -156,9 +157,9 @@ def test_a_full_disk_costs_nothing_that_was_saved(tmp_path):
 
 def test_a_path_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"run folder .* cannot be made"):
+    with pytest.raises(UserError, match=r"run folder .* cannot be made"):
         claim_run_folder(tmp_path / "file" / "run", "", resume=False, overwrite=False)
-    with pytest.raises(CheckpointError, match="could not be written"):
+    with pytest.raises(UserError, match="could not be written"):
         write_bytes(tmp_path / "missing" / "x", b"1")
 
 
@@ -168,13 +169,11 @@ def test_a_run_folder_is_never_taken_over_silently(tmp_path):
     (folder / "policy.safetensors").write_text("precious")
     (folder / "notes.txt").write_text("mine")
     same = "seed: 0\ntrainer:\n  warmup: 5\n"
-    with pytest.raises(
-        CheckpointError, match=r"already holds a run: resume=true .* overwrite=true"
-    ):
+    with pytest.raises(UserError, match=r"already holds a run: resume=true .* overwrite=true"):
         claim_run_folder(folder, same, resume=False, overwrite=False)
     claim_run_folder(folder, same, resume=True, overwrite=False)
     other = "seed: 0\ntrainer:\n  warmup: 6\n"
-    with pytest.raises(CheckpointError, match=r"trainer\.warmup is 5 there and 6 here"):
+    with pytest.raises(UserError, match=r"trainer\.warmup is 5 there and 6 here"):
         claim_run_folder(folder, other, resume=True, overwrite=False)
     assert (folder / "policy.safetensors").read_text() == "precious"
     claim_run_folder(folder, other, resume=False, overwrite=True)

@@ -47,7 +47,7 @@ def make_batch(batch: int, time: int, seed: int = 1) -> dict[str, torch.Tensor]:
         "actions": torch.tanh(normal(batch, time, ACTION_DIM)),
         "returns_to_go": normal(batch, time).cumsum(1),
         "timesteps": torch.arange(time).expand(batch, time).contiguous(),
-        "is_first": torch.zeros(batch, time, dtype=torch.bool),
+        "resets": torch.zeros(batch, time, dtype=torch.bool),
         "mask": torch.ones(batch, time, dtype=torch.bool),
     }
 
@@ -115,7 +115,7 @@ def test_packed_episodes_do_not_leak(variant):
     """The loss of two episodes in one row is that of each alone, and so are its gradients."""
     policy = make_policy(**VARIANTS[variant])
     batch = make_batch(1, 14)
-    batch["is_first"][0, [0, 6]] = True
+    batch["resets"][0, [0, 6]] = True
     batch["timesteps"][0, 6:] -= 6
 
     def losses_and_gradients(parts) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -139,8 +139,8 @@ def test_packed_episodes_do_not_leak(variant):
 def test_pieces_of_a_stream_equal_the_whole(variant):
     policy = make_policy(**VARIANTS[variant])
     batch = make_batch(2, 12)
-    batch["is_first"][:, 0] = True
-    batch["is_first"][1, 7] = True
+    batch["resets"][:, 0] = True
+    batch["resets"][1, 7] = True
     whole, end = policy.loss(**batch)
     state, total = None, 0.0
     for part in (slice(0, 5), slice(5, 6), slice(6, 12)):
@@ -175,7 +175,7 @@ def test_padding_changes_neither_loss_nor_gradient():
 def test_the_loss_is_the_mean_squared_error_of_the_real_steps():
     policy = make_policy()
     batch = make_batch(1, 4)
-    batch["is_first"][0, 0] = True
+    batch["resets"][0, 0] = True
     batch["mask"][0, 3] = False
     loss, _ = policy.loss(**batch)
     previous = torch.cat([torch.zeros(1, 1, ACTION_DIM), batch["actions"][:, :-1]], 1)
@@ -184,7 +184,7 @@ def test_the_loss_is_the_mean_squared_error_of_the_real_steps():
         batch["returns_to_go"],
         previous,
         batch["timesteps"],
-        batch["is_first"],
+        batch["resets"],
         policy.backbone.initial_state(1),
     )
     error = (predicted - batch["actions"])[0, :3].square().mean()
@@ -195,7 +195,7 @@ def test_actions_stay_inside_the_bounds():
     policy = make_policy()
     batch = make_batch(4, 6)
     observations = 1e4 * batch["observations"]
-    actions = play(policy, observations, batch["returns_to_go"], batch["is_first"])
+    actions = play(policy, observations, batch["returns_to_go"], batch["resets"])
     assert (actions >= policy.action_low).all() and (actions <= policy.action_high).all()
     assert (actions > 1).any()  # the second action's bounds are wider than [-1, 1]
 

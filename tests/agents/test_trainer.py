@@ -10,9 +10,17 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents.backbones import MIXERS
-from agents.checkpoint import CheckpointError, RunDescription, load_policy, save_description
+from agents.checkpoint import (
+    RunDescription,
+    load_policy,
+    save_description,
+)
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
-from agents.trainer import Trainer, TrainerConfig, TrainingError
+from agents.trainer import (
+    Trainer,
+    TrainerConfig,
+)
+from common.errors import UserError
 
 CONFIG = MIXERS["min_gru"][0](d_model=16, n_layer=1)
 
@@ -20,7 +28,7 @@ CONFIG = MIXERS["min_gru"][0](d_model=16, n_layer=1)
 class RandomBatches:
     """Random batches from a generator whose state is the position."""
 
-    carries_state = True
+    continues = True
     own_rows = slice(None)
 
     def __init__(self) -> None:
@@ -39,7 +47,7 @@ class RandomBatches:
             "actions": actions,
             "returns_to_go": torch.randn(4, 6, generator=self.generator),
             "timesteps": torch.arange(6).expand(4, 6),
-            "is_first": torch.rand(4, 6, generator=self.generator) < 0.1,
+            "resets": torch.rand(4, 6, generator=self.generator) < 0.1,
             "mask": torch.ones(4, 6, dtype=torch.bool),
         }
 
@@ -161,7 +169,7 @@ def test_records_after_the_last_save_are_not_kept_twice(tmp_path):
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.batches.spoil_after = 14
-    with pytest.raises(TrainingError, match="not finite at update 15"):
+    with pytest.raises(UserError, match="not finite at update 15"):
         trainer.run()
     policy, _, step = load_policy(tmp_path)
     assert step == 10
@@ -199,7 +207,7 @@ def test_a_save_that_fails_keeps_the_one_before(tmp_path, monkeypatch):
     trainer.save()
     trainer.update()
     (tmp_path / "training_state.pt.tmp").mkdir()  # what the save would write first
-    with pytest.raises(CheckpointError, match=r"training_state\.pt could not be written"):
+    with pytest.raises(UserError, match=r"training_state\.pt could not be written"):
         trainer.save()
     (tmp_path / "training_state.pt.tmp").rmdir()
     again = make_trainer(tmp_path)

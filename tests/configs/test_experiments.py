@@ -47,7 +47,7 @@ PUBLISHED = {
         "policy.tokens": 1,
         "policy.timestep_embedding": False,
         "policy.token_norm": False,
-        "protocol.name": "carried",
+        "protocol.name": "whole_episodes",
         "protocol.batch_steps": 2048,
         "rollout": "carried",
     },

@@ -13,7 +13,7 @@ import pytest
 from test_entry_points import SMALL
 
 import train
-from agents.checkpoint import CheckpointError
+from common.errors import UserError
 from configs.launch import command
 from configs.launch.sweep import run_sweep
 from configs.schema import register
@@ -75,7 +75,7 @@ def test_a_killed_sweep_makes_only_what_is_missing(start, tmp_path, monkeypatch)
 
     # Without resume, nothing is started.
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match=r"seed0\S+ already holds a run: resume=true goes"):
+    with pytest.raises(UserError, match=r"seed0\S+ already holds a run: resume=true goes"):
         run_sweep("train", PROGRAM, runs_of(*sweep), sweep)
 
     status, output, errors = end(start("-m", *sweep, "resume=true"))
@@ -218,13 +218,13 @@ WRONG = {
 
 @pytest.mark.parametrize("override", WRONG)
 def test_a_sweep_that_cannot_be_made_is_refused_before_it_starts(override):
-    with pytest.raises(command.ConfigError, match=WRONG[override]):
+    with pytest.raises(UserError, match=WRONG[override]):
         runs_of(override)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
 def test_a_launcher_that_is_not_installed_says_how_to_get_it():
-    with pytest.raises(command.ConfigError, match=r'pip install -e "\.\[ray\]"$'):
+    with pytest.raises(UserError, match=r'pip install -e "\.\[ray\]"$'):
         runs_of("hydra/launcher=ray")
 
 
@@ -238,7 +238,7 @@ REFUSED = {
 @pytest.mark.parametrize("arguments", REFUSED)
 def test_a_sweep_without_its_own_folders_or_launcher_is_refused(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(command.ConfigError, match=REFUSED[arguments]):
+    with pytest.raises(UserError, match=REFUSED[arguments]):
         run_sweep("train", PROGRAM, runs_of(*arguments.split()), arguments.split())
     assert not list(tmp_path.iterdir())
 

@@ -7,10 +7,14 @@ from run_folders import damage, make_run
 
 import compare
 from agents.policy import PolicyConfig
+from common.errors import UserError
 from configs.schema import EvaluationConfig
 from reports.comparison import compare_runs
 from reports.names import name_runs
-from reports.runs import RunFolderError, find_run_folders, read_run
+from reports.runs import (
+    find_run_folders,
+    read_run,
+)
 
 
 def compared(*folders, by_folder=False):
@@ -60,10 +64,10 @@ def test_the_plainest_configuration_is_the_centre_not_the_one_in_the_middle(tmp_
 
 
 def test_of_two_configurations_neither_is_the_usual_one(tmp_path):
-    make_run(tmp_path / "a", protocol={"name": "carried"})
+    make_run(tmp_path / "a", protocol={"name": "whole_episodes"})
     make_run(tmp_path / "b")
     assert compared(tmp_path).rows == [
-        "min_gru protocol=carried",
+        "min_gru protocol=whole_episodes",
         "min_gru protocol=streamed",
     ]
 
@@ -175,7 +179,7 @@ def test_rows_are_named_after_their_folders_if_one_asks_for_it(tmp_path):
     make_run(tmp_path / "hopper-medium" / "min_gru-seed0", rollout="rolling")
     assert compared(tmp_path, by_folder=True).baselines == ["min_gru"]
     make_run(tmp_path / "hopper-medium" / "bc-seed2", seed=2)
-    with pytest.raises(RunFolderError, match=r"bc-seed2 and .*bc-seed0 have the same name but"):
+    with pytest.raises(UserError, match=r"bc-seed2 and .*bc-seed0 have the same name but"):
         compared(tmp_path, by_folder=True)
 
 

@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 
 from common import files as atomic
+from common.errors import UserError
 from envs.simulation.rollout import RolloutResult
 from envs.tasks import TASKS
 from reports.scores import (
-    ScoreError,
     make_score,
     normalized_score,
     print_scores,
@@ -84,7 +84,7 @@ def test_normalized_score_by_hand():
 
 @pytest.mark.parametrize("pair", [(1.0, 1.0), (2.0, 1.0), (0.0, float("nan"))])
 def test_a_reference_pair_out_of_order_is_refused(pair):
-    with pytest.raises(ScoreError, match=r"must be above.*metadata"):
+    with pytest.raises(UserError, match=r"must be above.*metadata"):
         normalized_score(1.0, *pair)
 
 
@@ -167,16 +167,16 @@ def test_a_full_disk_keeps_the_old_file(score, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(atomic.os, "fsync", full)
-    with pytest.raises(ScoreError, match=r"scores\.json' cannot be written: No space left"):
+    with pytest.raises(UserError, match=r"scores\.json' cannot be written: No space left"):
         write_scores(path, [score, score])
     assert read_scores(path) == [score]
     assert os.listdir(tmp_path) == ["scores.json"]
 
 
 def test_a_place_that_cannot_be_written_or_read_is_one_sentence(score, tmp_path):
-    with pytest.raises(ScoreError, match=r"cannot be written: No such file"):
+    with pytest.raises(UserError, match=r"cannot be written: No such file"):
         write_scores(tmp_path / "missing" / "scores.json", [score])
-    with pytest.raises(ScoreError, match=r"cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"cannot be read: No such file"):
         read_scores(tmp_path / "scores.json")
 
 
@@ -192,14 +192,14 @@ def test_a_place_that_cannot_be_written_or_read_is_one_sentence(score, tmp_path)
 def test_a_damaged_file_is_one_sentence(tmp_path, text, words):
     path = tmp_path / "scores.json"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(ScoreError, match=words):
+    with pytest.raises(UserError, match=words):
         read_scores(path)
 
 
 def test_an_unknown_key_is_named(score, tmp_path):
     path = tmp_path / "scores.json"
     path.write_text(json.dumps([{**asdict(score), "retrun_mean": 1.0}]))
-    with pytest.raises(ScoreError, match="retrun_mean"):
+    with pytest.raises(UserError, match="retrun_mean"):
         read_scores(path)
 
 

@@ -4,9 +4,12 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from common.errors import UserError
 from envs.behaviors import find_recipe
 from envs.data.combine import best, concatenate, limit
-from envs.data.episodes import DatasetError, Episodes
+from envs.data.episodes import (
+    Episodes,
+)
 from envs.data.sources.builtin import load_builtin
 from envs.data.sources.d4rl import NAMES, download_d4rl, load_d4rl
 from envs.data.sources.minari import load_minari
@@ -62,7 +65,7 @@ def load_episodes(config: DatasetConfig) -> Episodes:
     """Loads a data set; a built-in one is made first if it is not there yet.
 
     Raises:
-        DatasetError: There is no such source or data set, or it cannot be made, read or used.
+        UserError: There is no such source or data set, or it cannot be made, read or used.
     """
     episodes = _load(config)
     if config.top_fraction is not None:
@@ -81,20 +84,20 @@ def load_named(name: str, environment: str | None = None) -> Episodes:
         environment: As in `DatasetConfig`.
 
     Raises:
-        DatasetError: There is none of that name, or it cannot be made, read or used.
+        UserError: There is none of that name, or it cannot be made, read or used.
     """
     return load_episodes(replace(_config_of(name), environment=environment))
 
 
 def _load(config: DatasetConfig) -> Episodes:
     if config.source not in SOURCES:
-        raise DatasetError(
+        raise UserError(
             f"there is no data source '{config.source}'; there are: {', '.join(SOURCES)}"
         )
     keys = SOURCES[config.source]
     for key in ("id", "path", "name", "parts"):
         if getattr(config, key) and key not in keys:
-            raise DatasetError(
+            raise UserError(
                 f"dataset.{key} is given, but a data set of source '{config.source}' has "
                 f"dataset.{' or dataset.'.join(keys)}; leave the one or change the other"
             )
@@ -102,14 +105,14 @@ def _load(config: DatasetConfig) -> Episodes:
         return concatenate([_load(_part_of(config, name)) for name in config.parts])
     if config.source == "d4rl":
         if (config.path is None) == (config.name is None):
-            raise DatasetError(
+            raise UserError(
                 "give either dataset.path=FILE.hdf5 or dataset.name=hopper-medium-v2, which is "
                 "downloaded"
             )
         path = Path(config.path) if config.path is not None else download_d4rl(str(config.name))
         return load_d4rl(path, config.environment)
     if config.id is None:
-        raise DatasetError("dataset.id has no value; give one as dataset.id=VALUE")
+        raise UserError("dataset.id has no value; give one as dataset.id=VALUE")
     if config.source == "builtin":
         return load_builtin(config.id, config.steps, config.seed, config.environment)
     return load_minari(config.id, config.environment)
@@ -131,7 +134,7 @@ def _config_of(name: str) -> DatasetConfig:
     if name in NAMES:
         return DatasetConfig("d4rl", name=name)
     if re.search(r"-v\d+$", name) is None:
-        raise DatasetError(
+        raise UserError(
             f"there is no data set '{name}'; give the name of a built-in one, such as "
             "hopper-medium, a Minari id with its version, or a D4RL file or name"
         )

@@ -4,10 +4,12 @@ import logging
 
 import minari
 
+from common.errors import UserError
 from envs.behaviors import RECIPES, find_recipe
 from envs.behaviors.collect import make_dataset
-from envs.behaviors.policy import BehaviorError
-from envs.data.episodes import DatasetError, Episodes
+from envs.data.episodes import (
+    Episodes,
+)
 from envs.data.sources.minari import is_local, load_minari
 
 logger = logging.getLogger(__name__)
@@ -23,18 +25,16 @@ def load_builtin(name: str, steps: int, seed: int, environment_id: str | None = 
         environment_id: Gymnasium id to evaluate in instead of the one that it was made in.
 
     Raises:
-        DatasetError: There is no such data set, or it cannot be made or read.
+        UserError: There is no such data set, or it cannot be made or read.
     """
     recipe = find_recipe(name)
     if recipe is None:
-        raise DatasetError(
-            f"there is no built-in data set '{name}'; there are: {', '.join(RECIPES)}"
-        )
+        raise UserError(f"there is no built-in data set '{name}'; there are: {', '.join(RECIPES)}")
     if not is_local(recipe.dataset_id):
         try:
             make_dataset(recipe, steps, seed)
-        except BehaviorError as error:
-            raise DatasetError(f"{recipe.dataset_id} cannot be made: {error}") from error
+        except UserError as error:
+            raise UserError(f"{recipe.dataset_id} cannot be made: {error}") from error
     episodes = load_minari(recipe.dataset_id, environment_id)
     metadata = minari.load_dataset(recipe.dataset_id).storage.metadata
     made = metadata.get("collected_steps"), metadata.get("collected_seed")

@@ -15,8 +15,11 @@ from typing import Any
 import h5py
 import numpy as np
 
+from common.errors import UserError
 from envs.data.cache import Reading, load_cached
-from envs.data.episodes import DatasetError, Episodes
+from envs.data.episodes import (
+    Episodes,
+)
 from envs.data.sources.download import download
 from envs.data.spaces import environment_spaces, require_dimensions
 from envs.data.trajectories import one_flag_per_step, one_number_per_step
@@ -52,11 +55,11 @@ def load_d4rl(path: Path, environment_id: str | None = None) -> Episodes:
             that the file's name begins with.
 
     Raises:
-        DatasetError: The file cannot be read, is incomplete, does not hold valid episodes, or its
+        UserError: The file cannot be read, is incomplete, does not hold valid episodes, or its
             environment is unknown.
     """
     if not path.is_file():
-        raise DatasetError(f"there is no file {path}; give the path of a D4RL HDF5 file")
+        raise UserError(f"there is no file {path}; give the path of a D4RL HDF5 file")
     if environment_id is None:
         environment_id = _environment_of(path)
     dataset_id = f"d4rl/{path.stem.replace('_', '-')}"
@@ -88,10 +91,10 @@ def download_d4rl(name: str) -> Path:
     downloaded if it is not there.
 
     Raises:
-        DatasetError: There is no such set, or it cannot be downloaded.
+        UserError: There is no such set, or it cannot be downloaded.
     """
     if name not in NAMES:
-        raise DatasetError(f"there is no D4RL set '{name}'; there are: {', '.join(NAMES)}")
+        raise UserError(f"there is no D4RL set '{name}'; there are: {', '.join(NAMES)}")
     stem, version = name.rsplit("-", 1)
     task, quality = stem.split("-", 1)
     file_name = f"{task}_{quality.replace('-', '_')}-{version}.hdf5"
@@ -101,7 +104,7 @@ def download_d4rl(name: str) -> Path:
         download(URL + file_name, path)
         if not h5py.is_hdf5(path):  # a page that asks for a login, say
             path.unlink()
-            raise DatasetError(f"what {URL + file_name} sent is not an HDF5 file; it was removed")
+            raise UserError(f"what {URL + file_name} sent is not an HDF5 file; it was removed")
     return path
 
 
@@ -110,7 +113,7 @@ def _environment_of(path: Path) -> str:
     for task in TASKS.values():
         if stem.startswith(task.name):
             return f"{task.environment_id.rsplit('-v', 1)[0]}-{EVALUATION_VERSION}"
-    raise DatasetError(
+    raise UserError(
         f"the name of {path.name} does not begin with {', '.join(TASKS)}, so its environment is "
         "unknown; give one, such as dataset.environment=Hopper-v4"
     )
@@ -121,13 +124,13 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     """Opens a file, and explains what goes wrong while it is read."""
     try:
         if not h5py.is_hdf5(path):
-            raise DatasetError(f"{path} is not an HDF5 file; give the path of a D4RL HDF5 file")
+            raise UserError(f"{path} is not an HDF5 file; give the path of a D4RL HDF5 file")
         with h5py.File(path, "r") as file:
             yield file
-    except DatasetError:
+    except UserError:
         raise
     except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-        raise DatasetError(
+        raise UserError(
             f"{path} is damaged or cut short ({error}); download or copy it again"
         ) from error
 
@@ -137,7 +140,7 @@ def _read(path: Path) -> Reading:
         sizes = {}
         for name in ("observations", "actions", "rewards", "terminals"):
             if not isinstance(file.get(name), h5py.Dataset):
-                raise DatasetError(
+                raise UserError(
                     f"{path} has no array '{name}'; it has {', '.join(file) or 'nothing'}"
                 )
             sizes[name] = len(file[name])
@@ -145,13 +148,13 @@ def _read(path: Path) -> Reading:
             sizes["timeouts"] = len(file["timeouts"])
         for name, size in sizes.items():
             if size != sizes["rewards"]:
-                raise DatasetError(
+                raise UserError(
                     f"{path} has {size} {name} for {sizes['rewards']} rewards; each step needs "
                     "one of each"
                 )
         for name in ("observations", "actions"):
             if file[name].ndim != 2:
-                raise DatasetError(
+                raise UserError(
                     f"{path}: {name} has shape {file[name].shape}, not (steps, dimensions)"
                 )
         flags = {
@@ -162,12 +165,12 @@ def _read(path: Path) -> Reading:
         dimensions = file["observations"].shape[1], file["actions"].shape[1]
     steps = sizes["rewards"]
     if not steps:
-        raise DatasetError(f"{path} is empty; at least one episode of one step is needed")
+        raise UserError(f"{path} is empty; at least one episode of one step is needed")
     terminals = flags["terminals"]
     truncations = flags["timeouts"] if "timeouts" in flags else _cut(terminals)
     ends = np.flatnonzero(terminals | truncations) + 1
     if not len(ends):
-        raise DatasetError(
+        raise UserError(
             f"{path}: none of its {steps} steps ends an episode, by terminals, timeouts or length"
         )
     notes = []
@@ -190,8 +193,8 @@ def _of_steps(
 ) -> np.ndarray:
     try:
         return kind(name, array)
-    except DatasetError as error:
-        raise DatasetError(f"{path}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _cut(terminals: np.ndarray) -> np.ndarray:

@@ -18,8 +18,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from common.errors import UserError
 from common.files import only_process
-from envs.data.episodes import DatasetError
 
 _BLOCK_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 30
@@ -38,7 +38,7 @@ def download(url: str, path: Path) -> None:
         path: Where it goes; its directory is made.
 
     Raises:
-        DatasetError: The file cannot be had, has another size than the server says, or cannot be
+        UserError: The file cannot be had, has another size than the server says, or cannot be
             stored.
     """
     part = path.with_name(path.name + ".part")
@@ -49,7 +49,7 @@ def download(url: str, path: Path) -> None:
                 _complete(url, part)
                 os.replace(part, path)
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError, too
-        raise DatasetError(
+        raise UserError(
             f"{url} could not be downloaded to {path} ({error or type(error).__name__}); "
             f"{_size(part):,} bytes are kept, and the next attempt goes on from there"
         ) from error

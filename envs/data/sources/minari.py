@@ -12,8 +12,11 @@ import minari
 import numpy as np
 from minari.storage import get_dataset_path
 
+from common.errors import UserError
 from envs.data.cache import Reading, load_cached
-from envs.data.episodes import DatasetError, Episodes
+from envs.data.episodes import (
+    Episodes,
+)
 from envs.data.spaces import environment_spaces, require_dimensions, require_vectors
 from envs.tasks import task_of_environment
 
@@ -41,7 +44,7 @@ def load_minari(dataset_id: str, environment_id: str | None = None) -> Episodes:
         environment_id: Gymnasium id to evaluate in instead of the data set's own.
 
     Raises:
-        DatasetError: There is no such data set, it cannot be read, or is of another kind.
+        UserError: There is no such data set, it cannot be read, or is of another kind.
     """
     dataset = _open(dataset_id)
     require_vectors(dataset_id, dataset.observation_space, dataset.action_space)
@@ -73,18 +76,18 @@ def _open(dataset_id: str) -> minari.MinariDataset:
     try:
         return minari.load_dataset(dataset_id, download=True)
     except TypeError:  # what Minari makes of an id without a version
-        raise DatasetError(
+        raise UserError(
             f"'{dataset_id}' has no version; a Minari id ends in -v0, -v1, ..."
         ) from None
     except Exception as error:  # the storages and download clients share no base class
         if local:
-            raise DatasetError(
+            raise UserError(
                 f"{dataset_id} cannot be read from {get_dataset_path(dataset_id)}: "
                 f"{_first_line(error)}; delete that directory and make or download the data set "
                 "again, or update Minari if a newer one wrote it"
             ) from error
         found = ", ".join(minari.list_local_datasets()) or "none"
-        raise DatasetError(
+        raise UserError(
             f"the Minari data set '{dataset_id}' is not in the local store and could not be "
             f"downloaded ({_first_line(error)}); local data sets: {found}"
         ) from error
@@ -141,7 +144,7 @@ def _rows(dataset: minari.MinariDataset) -> Iterator[dict[str, np.ndarray]]:
             steps = len(rows["rewards"])
             for name, extra in (("observations", 1), ("actions", 0)):
                 if len(rows[name]) != steps + extra:
-                    raise DatasetError(
+                    raise UserError(
                         f"{dataset.spec.dataset_id}: episode {i} has {len(rows[name])} {name} for "
                         f"{steps} rewards; Minari keeps one more observation than there are rewards"
                     )
@@ -177,10 +180,10 @@ def _flatten(space: gym.Space, values: Any) -> np.ndarray:
 def _damage_explained(dataset: minari.MinariDataset) -> Iterator[None]:
     try:
         yield
-    except DatasetError:
+    except UserError:
         raise
     except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-        raise DatasetError(
+        raise UserError(
             f"{dataset.spec.dataset_id} is damaged in {dataset.spec.data_path} "
             f"({_first_line(error)}); delete that directory, and make or download the data set "
             "again"

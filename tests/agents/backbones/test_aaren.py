@@ -28,9 +28,9 @@ def attention(mixer: Aaren) -> nn.MultiheadAttention:
     return peer.to(mixer.query_token.dtype)
 
 
-def attend(peer: nn.MultiheadAttention, token, x, is_first) -> torch.Tensor:
+def attend(peer: nn.MultiheadAttention, token, x, resets) -> torch.Tensor:
     """Softmax over the steps of the own episode up to each step, the token as every query."""
-    episode = is_first.cumsum(1)
+    episode = resets.cumsum(1)
     causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
     hidden = ~(causal & (episode.unsqueeze(2) == episode.unsqueeze(1)))
     mask = hidden.repeat_interleave(peer.num_heads, dim=0)
@@ -45,10 +45,10 @@ def test_values_and_gradients_are_those_of_softmax_attention(n_head, sharpness):
     token = mixer.query_token.detach().clone().requires_grad_()
     torch.manual_seed(1)
     x = torch.randn(3, 70, D_MODEL, dtype=torch.float64)
-    is_first = torch.rand(3, 70) < 0.06
+    resets = torch.rand(3, 70) < 0.06
     own, other = x.clone().requires_grad_(), x.clone().requires_grad_()
-    y, _ = mixer(own, mixer.initial_state(3), is_first)
-    expected = attend(peer, token, other, is_first)
+    y, _ = mixer(own, mixer.initial_state(3), resets)
+    expected = attend(peer, token, other, resets)
     torch.testing.assert_close(y, expected)
 
     weight = torch.randn_like(y)
@@ -71,12 +71,12 @@ def test_gradients_flow_through_a_carried_state():
     mixer = make(2, sharpness=20.0)
     torch.manual_seed(1)
     x = torch.randn(2, 30, D_MODEL, dtype=torch.float64)
-    is_first = torch.zeros(2, 30, dtype=torch.bool)
+    resets = torch.zeros(2, 30, dtype=torch.bool)
     gradients = []
     for pieces in ([30], [11, 19], [1] * 30):
         own = x.clone().requires_grad_()
         state, outputs = mixer.initial_state(2), []
-        for part, first in zip(own.split(pieces, 1), is_first.split(pieces, 1), strict=True):
+        for part, first in zip(own.split(pieces, 1), resets.split(pieces, 1), strict=True):
             y, state = mixer(part, state, first)
             outputs.append(y)
         torch.cat(outputs, 1)[:, 12:].pow(3).sum().backward()
@@ -91,12 +91,12 @@ def test_float32_is_exact_over_long_sequences_of_far_apart_scores():
     exact, short = make(1, sharpness=2000.0), make(1, torch.float32, sharpness=2000.0)
     torch.manual_seed(2)
     x = torch.randn(1, 20_000, D_MODEL).double()
-    is_first = torch.zeros(1, 20_000, dtype=torch.bool)
-    is_first[0, 12_345] = True
+    resets = torch.zeros(1, 20_000, dtype=torch.bool)
+    resets[0, 12_345] = True
     scores, _ = exact._scores_and_values(x, torch.float64)
     assert scores.abs().max() > 500
-    expected, _ = exact(x, exact.initial_state(1), is_first)
-    found, _ = short(x.float(), short.initial_state(1), is_first)
+    expected, _ = exact(x, exact.initial_state(1), resets)
+    found, _ = short(x.float(), short.initial_state(1), resets)
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)
 
 
@@ -130,10 +130,10 @@ def test_only_the_query_token_is_added_to_a_transformer_layer():
 
 def test_under_autocast_the_state_stays_in_float32():
     mixer = make(2, torch.float32)
-    x, is_first = torch.randn(2, 40, D_MODEL), torch.zeros(2, 40, dtype=torch.bool)
-    expected, _ = mixer(x, mixer.initial_state(2), is_first)
+    x, resets = torch.randn(2, 40, D_MODEL), torch.zeros(2, 40, dtype=torch.bool)
+    expected, _ = mixer(x, mixer.initial_state(2), resets)
     with torch.autocast("cpu", torch.bfloat16):
-        found, state = mixer(x, mixer.initial_state(2), is_first)
+        found, state = mixer(x, mixer.initial_state(2), resets)
     assert all(part.dtype == torch.float32 for part in state)
     torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.02)
 

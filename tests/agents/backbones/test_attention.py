@@ -23,13 +23,13 @@ def make_mixer(n_head: int, context_length: int, dropout: float = 0.0) -> Attent
     return Attention(config).double()
 
 
-def masked_softmax(mixer: Attention, x: torch.Tensor, is_first: torch.Tensor) -> torch.Tensor:
+def masked_softmax(mixer: Attention, x: torch.Tensor, resets: torch.Tensor) -> torch.Tensor:
     """Attention as its definition says: each token on its own, a softmax over what it sees."""
     weight, bias = mixer.projection.weight, mixer.projection.bias
     query, key, value = (x @ weight.T + bias).split(8, dim=-1)
     rows = []
     for row in range(len(x)):
-        episode = is_first[row].cumsum(0)
+        episode = resets[row].cumsum(0)
         for t in range(x.shape[1]):
             seen = [
                 j
@@ -59,17 +59,17 @@ def test_a_plain_masked_softmax_agrees(n_head, context_length, batch, time, cut,
     mixer = make_mixer(n_head, context_length)
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, time, 8, generator=generator, dtype=torch.float64, requires_grad=True)
-    is_first = torch.rand(batch, time, generator=generator) < resets
+    resets = torch.rand(batch, time, generator=generator) < resets
     weights = torch.randn(batch, time, 8, generator=generator, dtype=torch.float64)
     leaves = [x, *mixer.parameters()]
-    expected = masked_softmax(mixer, x, is_first)
+    expected = masked_softmax(mixer, x, resets)
     wanted = torch.autograd.grad((expected * weights).sum(), leaves)
 
     # In two pieces, the second with the keys and values that the first left behind.
     state, pieces = mixer.initial_state(batch), []
     for part in (slice(0, min(cut, time)), slice(min(cut, time), time)):
         if x[:, part].shape[1]:
-            y, state = mixer(x[:, part], state, is_first[:, part])
+            y, state = mixer(x[:, part], state, resets[:, part])
             pieces.append(y)
     y = torch.cat(pieces, 1)
     torch.testing.assert_close(y, expected)
@@ -79,7 +79,7 @@ def test_a_plain_masked_softmax_agrees(n_head, context_length, batch, time, cut,
 
     state, steps = mixer.initial_state(batch), []
     for t in range(time):
-        y, state = mixer.step(x[:, t], state, is_first[:, t])
+        y, state = mixer.step(x[:, t], state, resets[:, t])
         steps.append(y)
     torch.testing.assert_close(torch.stack(steps, 1), expected)
 
@@ -87,9 +87,9 @@ def test_a_plain_masked_softmax_agrees(n_head, context_length, batch, time, cut,
 def test_the_state_holds_the_own_episode_and_no_more():
     mixer = make_mixer(2, 4)
     x = torch.randn(2, 9, 8, dtype=torch.float64)
-    is_first = torch.zeros(2, 9, dtype=torch.bool)
-    is_first[1, 7] = True
-    _, (keys, values, length) = mixer(x, mixer.initial_state(2), is_first)
+    resets = torch.zeros(2, 9, dtype=torch.bool)
+    resets[1, 7] = True
+    _, (keys, values, length) = mixer(x, mixer.initial_state(2), resets)
     assert length.tolist() == [4, 2]
     for part in (keys, values):
         assert part.shape == (2, 4, 8)
@@ -98,10 +98,10 @@ def test_the_state_holds_the_own_episode_and_no_more():
 
 def test_dropout_of_attention_weights_is_for_training_only():
     mixer, x = make_mixer(2, 4, dropout=0.5), torch.randn(2, 6, 8, dtype=torch.float64)
-    is_first = torch.zeros(2, 6, dtype=torch.bool)
-    first, second = (mixer.train()(x, mixer.initial_state(2), is_first)[0] for _ in range(2))
+    resets = torch.zeros(2, 6, dtype=torch.bool)
+    first, second = (mixer.train()(x, mixer.initial_state(2), resets)[0] for _ in range(2))
     assert not torch.allclose(first, second)
-    first, second = (mixer.eval()(x, mixer.initial_state(2), is_first)[0] for _ in range(2))
+    first, second = (mixer.eval()(x, mixer.initial_state(2), resets)[0] for _ in range(2))
     assert torch.equal(first, second)
 
 
@@ -201,20 +201,20 @@ def test_a_window_has_the_actions_and_gradients_of_transformers(decision_transfo
     actions = torch.tanh(torch.randn(3, steps, ACTION_DIM, generator=generator)).double()
     returns_to_go = 3600.0 * torch.rand(3, steps, generator=generator).double()
     timesteps = torch.tensor([[0], [333], [980]]) + torch.arange(steps)
-    is_first = torch.zeros(3, steps, dtype=torch.bool)
-    is_first[:, 0] = True
+    resets = torch.zeros(3, steps, dtype=torch.bool)
+    resets[:, 0] = True
     mask = torch.ones(3, steps, dtype=torch.bool)
 
     expected = ask(peer, policy, observations, actions, returns_to_go, timesteps)
     before = torch.cat([torch.full_like(actions[:, :1], 9.0), actions[:, :-1]], 1)
     blank = policy.backbone.initial_state(3)
-    found, _ = policy(observations, returns_to_go, before, timesteps, is_first, blank)
+    found, _ = policy(observations, returns_to_go, before, timesteps, resets, blank)
     torch.testing.assert_close(found, expected)
     assert found.std() > 0.1  # far from constant
 
     policy.zero_grad()
     peer.zero_grad()
-    loss, _ = policy.loss(observations, actions, returns_to_go, timesteps, is_first, mask)
+    loss, _ = policy.loss(observations, actions, returns_to_go, timesteps, resets, mask)
     loss.backward()
     (expected.float() - actions).square().mean().backward()
     wanted = counterparts(peer, lambda parameter: parameter.grad)

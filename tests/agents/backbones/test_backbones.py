@@ -70,22 +70,22 @@ def assert_same_state(left, right) -> None:
 )
 def test_forward_equals_chunks_equals_steps(name, batch, time, seed, cut):
     backbone = make(name)
-    x, is_first = inputs(batch, time, seed)
+    x, resets = inputs(batch, time, seed)
     state = lived_state(backbone, batch)
-    whole, whole_end = backbone(x, state, is_first)
+    whole, whole_end = backbone(x, state, resets)
 
     chunks, chunk_state = [], state
     at = max(1, min(time - 1, round(cut * time)))
     for part in (slice(0, at), slice(at, time)):
         if x[:, part].shape[1]:
-            y, chunk_state = backbone(x[:, part], chunk_state, is_first[:, part])
+            y, chunk_state = backbone(x[:, part], chunk_state, resets[:, part])
             chunks.append(y)
     torch.testing.assert_close(torch.cat(chunks, 1), whole)
     assert_same_state(chunk_state, whole_end)
 
     steps, step_state = [], state
     for t in range(time):
-        y, step_state = backbone.step(x[:, t], step_state, is_first[:, t])
+        y, step_state = backbone.step(x[:, t], step_state, resets[:, t])
         steps.append(y)
     torch.testing.assert_close(torch.stack(steps, 1), whole)
     assert_same_state(step_state, whole_end)
@@ -94,39 +94,39 @@ def test_forward_equals_chunks_equals_steps(name, batch, time, seed, cut):
 @ALL
 def test_the_future_cannot_change_the_past(name):
     backbone = make(name)
-    x, is_first = inputs(2, 12)
-    y, _ = backbone(x, backbone.initial_state(2), is_first)
+    x, resets = inputs(2, 12)
+    y, _ = backbone(x, backbone.initial_state(2), resets)
     later = x.clone()
     later[:, 7:] = 100.0
-    changed, _ = backbone(later, backbone.initial_state(2), is_first)
+    changed, _ = backbone(later, backbone.initial_state(2), resets)
     assert torch.equal(changed[:, :7], y[:, :7])
     assert not torch.allclose(changed[:, 7:], y[:, 7:])
 
 
 @ALL
-def test_is_first_isolates_the_episodes_of_one_row(name):
+def test_resets_isolate_the_episodes_of_one_row(name):
     backbone = make(name)
     x, _ = inputs(1, 14)
-    is_first = torch.zeros(1, 14, dtype=torch.bool)
-    is_first[0, 6] = True
-    packed, end = backbone(x, lived_state(backbone, 1), is_first)
-    alone, alone_end = backbone(x[:, 6:], backbone.initial_state(1), is_first[:, 6:])
+    resets = torch.zeros(1, 14, dtype=torch.bool)
+    resets[0, 6] = True
+    packed, end = backbone(x, lived_state(backbone, 1), resets)
+    alone, alone_end = backbone(x[:, 6:], backbone.initial_state(1), resets[:, 6:])
     torch.testing.assert_close(packed[:, 6:], alone)
     assert_same_state(end, alone_end)
     # The state does matter to the steps before the reset, or the test would prove nothing.
-    blank, _ = backbone(x, backbone.initial_state(1), is_first)
+    blank, _ = backbone(x, backbone.initial_state(1), resets)
     assert not torch.allclose(blank[:, :6], packed[:, :6])
 
 
 @ALL
 def test_rows_of_a_batch_are_independent(name):
     backbone = make(name)
-    x, is_first = inputs(3, 9)
+    x, resets = inputs(3, 9)
     state = lived_state(backbone, 3)
-    y, _ = backbone(x, state, is_first)
+    y, _ = backbone(x, state, resets)
     for row in range(3):
         own = map_state(lambda t, row=row: t[row : row + 1], state)
-        alone, _ = backbone(x[row : row + 1], own, is_first[row : row + 1])
+        alone, _ = backbone(x[row : row + 1], own, resets[row : row + 1])
         torch.testing.assert_close(alone, y[row : row + 1])
 
 
@@ -135,13 +135,13 @@ def test_rows_of_a_batch_are_independent(name):
 def test_gradients_are_finite_and_reach_every_parameter_and_the_state(name, time):
     backbone = make(name, torch.float32)
     x = inputs(2, time)[0].float()
-    is_first = torch.zeros(2, time, dtype=torch.bool)
-    is_first[0, 0] = True  # one row begins, the other goes on
+    resets = torch.zeros(2, time, dtype=torch.bool)
+    resets[0, 0] = True  # one row begins, the other goes on
     state = map_state(
         lambda t: t.float().requires_grad_() if t.is_floating_point() else t,
         lived_state(make(name), 2),
     )
-    y, _ = backbone(x, state, is_first)
+    y, _ = backbone(x, state, resets)
     y.square().mean().backward()
     carried = [t for t in tensors_of(state) if t.requires_grad]
     for parameter in [*backbone.parameters(), *carried]:
@@ -153,9 +153,9 @@ def test_gradients_are_finite_and_reach_every_parameter_and_the_state(name, time
 @ALL
 def test_float32_agrees_with_float64(name):
     exact, short = make(name), make(name, torch.float32)
-    x, is_first = inputs(2, 200)
-    expected, _ = exact(x, exact.initial_state(2), is_first)
-    found, _ = short(x.float(), short.initial_state(2), is_first)
+    x, resets = inputs(2, 200)
+    expected, _ = exact(x, exact.initial_state(2), resets)
+    found, _ = short(x.float(), short.initial_state(2), resets)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -165,9 +165,9 @@ def test_state_dict_round_trip(name):
     for parameter in other.parameters():
         torch.nn.init.normal_(parameter)
     other.load_state_dict(backbone.state_dict())
-    x, is_first = inputs(2, 5)
-    y, _ = backbone(x, backbone.initial_state(2), is_first)
-    again, _ = other(x, other.initial_state(2), is_first)
+    x, resets = inputs(2, 5)
+    y, _ = backbone(x, backbone.initial_state(2), resets)
+    again, _ = other(x, other.initial_state(2), resets)
     assert torch.equal(y, again)
 
 
@@ -187,14 +187,14 @@ def test_a_step_costs_the_same_at_any_time(name):
 @pytest.mark.parametrize("name", [name for name in VARIANTS if "learned start" in name])
 def test_the_gradient_of_a_learned_start_is_exact_and_zeros_are_as_without(name):
     backbone = make(name)
-    x, is_first = inputs(2, 9)
-    is_first[0, 0] = is_first[1, 4] = True
+    x, resets = inputs(2, 9)
+    resets[0, 0] = resets[1, 4] = True
     state = lived_state(backbone, 2)
     learned = starts(backbone)
 
     def run(*values):
         chosen = dict(zip(learned, values, strict=True))
-        y, end = torch.func.functional_call(backbone, chosen, (x, state, is_first))
+        y, end = torch.func.functional_call(backbone, chosen, (x, state, resets))
         return y, *tensors_of(end)
 
     assert torch.autograd.gradcheck(run, tuple(learned.values()), fast_mode=True)
@@ -203,7 +203,7 @@ def test_the_gradient_of_a_learned_start_is_exact_and_zeros_are_as_without(name)
         torch.nn.init.zeros_(start)
     plain = make(name.replace(", learned start", ""))
     for found, expected in zip(
-        run(*learned.values()), tensors_of(plain(x, state, is_first)), strict=True
+        run(*learned.values()), tensors_of(plain(x, state, resets)), strict=True
     ):
         torch.testing.assert_close(found, expected)
 
@@ -228,14 +228,14 @@ def test_a_wrong_state_is_one_sentence(name, wrong):
     backbone = make(name)
     other = make("gru" if name.startswith("lstm") else "lstm")
     state = WRONG_STATES[wrong](backbone, other)
-    x, is_first = inputs(2, 3)
+    x, resets = inputs(2, 3)
     sentence = (
         rf"the state given to backbone '{name.split(',')[0]}' is .+; expected \(+2, .+: take it "
         r"from initial_state\(2\) of the same backbone, or from its step before\."
     )
     for run in (
-        lambda: backbone(x, state, is_first),
-        lambda: backbone.step(x[:, 0], state, is_first[:, 0]),
+        lambda: backbone(x, state, resets),
+        lambda: backbone.step(x[:, 0], state, resets[:, 0]),
     ):
         with pytest.raises(ValueError) as raised:
             run()

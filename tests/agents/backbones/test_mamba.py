@@ -57,19 +57,19 @@ def test_kernel_chunks_and_steps_have_the_same_values_and_gradients(resets, monk
     mixer = make(torch.float64)
     torch.manual_seed(1)
     x = torch.randn(2, 23, D_MODEL, dtype=torch.float64)
-    is_first = torch.rand(2, 23) < resets
+    resets = torch.rand(2, 23) < resets
     start = [torch.randn_like(part) for part in mixer.initial_state(2)]
     weight = torch.randn_like(x)
 
     def by_steps(x, state):
         outputs = []
         for t in range(23):
-            y, state = mixer.step(x[:, t], state, is_first[:, t])
+            y, state = mixer.step(x[:, t], state, resets[:, t])
             outputs.append(y)
         return torch.stack(outputs, 1), state
 
     def whole(x, state):
-        return mixer(x, state, is_first)
+        return mixer(x, state, resets)
 
     results = []
     # The kernel, then without it: one chunk, chunks of 5 steps, chunks of 1 step although that is
@@ -96,12 +96,12 @@ def test_threads_change_no_bit_of_the_kernel():
     dt, dt_x = torch.rand(3, 40, 64), torch.randn(3, 40, 64)
     b, c, a, h = (torch.randn(s) for s in [(3, 40, 16), (3, 40, 16), (16, 64), (3, 16, 64)])
     tensors = [t.requires_grad_() for t in (dt, dt_x, b, c, -a.abs(), h)]
-    is_first = torch.rand(3, 40) < 0.1
+    resets = torch.rand(3, 40) < 0.1
     results, before = [], torch.get_num_threads()
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            y, end = selective_scan(*tensors, is_first)
+            y, end = selective_scan(*tensors, resets)
             results.append([y, end, *torch.autograd.grad(y.sum() + end.sum(), tensors)])
     finally:
         torch.set_num_threads(before)
@@ -120,17 +120,17 @@ def test_the_convolution_does_not_look_across_an_episodes_border():
     """Whatever the three steps before a border are, in the row or in the state's window."""
     mixer = make()
     x = torch.randn(1, 9, D_MODEL)
-    is_first = torch.zeros(1, 9, dtype=torch.bool)
-    is_first[0, 4] = True
+    resets = torch.zeros(1, 9, dtype=torch.bool)
+    resets[0, 4] = True
     changed = x.clone()
     changed[:, :4] += 1.0
-    y, end = mixer(x, mixer.initial_state(1), is_first)
-    other, other_end = mixer(changed, mixer.initial_state(1), is_first)
+    y, end = mixer(x, mixer.initial_state(1), resets)
+    other, other_end = mixer(changed, mixer.initial_state(1), resets)
     assert not torch.allclose(y[:, :4], other[:, :4])
     assert torch.equal(y[:, 4:], other[:, 4:])
     assert all(torch.equal(a, b) for a, b in zip(end, other_end, strict=True))
     # Two steps after a border, the window's oldest place is from before it: zeros.
-    _, (window, _) = mixer(x[:, :6], mixer.initial_state(1), is_first[:, :6])
+    _, (window, _) = mixer(x[:, :6], mixer.initial_state(1), resets[:, :6])
     assert not window[:, 0].any() and window[:, 1:].all()
 
 
@@ -169,10 +169,10 @@ def test_a_long_row_saves_less_than_its_states():
 
 def test_under_autocast_the_state_stays_in_float32():
     mixer = make()
-    x, is_first = torch.randn(2, 40, D_MODEL), torch.zeros(2, 40, dtype=torch.bool)
-    expected, _ = mixer(x, mixer.initial_state(2), is_first)
+    x, resets = torch.randn(2, 40, D_MODEL), torch.zeros(2, 40, dtype=torch.bool)
+    expected, _ = mixer(x, mixer.initial_state(2), resets)
     with torch.autocast("cpu", torch.bfloat16):
-        found, state = mixer(x, mixer.initial_state(2), is_first)
+        found, state = mixer(x, mixer.initial_state(2), resets)
         found.sum().backward()
     assert all(part.dtype == torch.float32 for part in state)
     torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.02)

@@ -41,13 +41,13 @@ def flat(state) -> list[torch.Tensor]:
     return list(state) if isinstance(state, tuple) else [state]
 
 
-def run_episodes(peer, x, state, is_first):
+def run_episodes(peer, x, state, resets):
     """What torch's layer answers to each episode of each row, one after the other."""
     rows, ends = [], []
     for row in range(len(x)):
-        borders = [0, *(t for t in range(1, x.shape[1]) if is_first[row, t]), x.shape[1]]
+        borders = [0, *(t for t in range(1, x.shape[1]) if resets[row, t]), x.shape[1]]
         now = map_state(lambda part, row=row: part[row : row + 1].unsqueeze(0), state)
-        if is_first[row, 0]:
+        if resets[row, 0]:
             now = map_state(torch.zeros_like, now)
         outputs = []
         for begin, end in pairwise(borders):
@@ -62,10 +62,10 @@ def run_episodes(peer, x, state, is_first):
     return torch.cat(rows), torch.cat(ends, 1)[0]
 
 
-def run_steps(mixer, x, state, is_first):
+def run_steps(mixer, x, state, resets):
     outputs = []
     for t in range(x.shape[1]):
-        y, state = mixer.step(x[:, t], state, is_first[:, t])
+        y, state = mixer.step(x[:, t], state, resets[:, t])
         outputs.append(y)
     return torch.stack(outputs, 1), state
 
@@ -89,14 +89,14 @@ def test_torch_on_each_episode_alone_agrees_in_value_and_gradient(name, resets, 
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, time, CHANNELS, generator=generator, dtype=torch.float64)
     x.requires_grad_()
-    is_first = torch.rand(batch, time, generator=generator) < resets
+    resets = torch.rand(batch, time, generator=generator) < resets
     state = random_state(name, batch, generator)
 
-    expected, expected_end = run_episodes(peer, x, state, is_first)
+    expected, expected_end = run_episodes(peer, x, state, resets)
     inputs = [x, *flat(state)]
     wanted = gradients(expected, expected_end, [*inputs, *peer.parameters()])
     for run in (mixer, lambda *arguments: run_steps(mixer, *arguments)):
-        y, end = run(x, state, is_first)
+        y, end = run(x, state, resets)
         torch.testing.assert_close(y, expected)
         for part, expected_part in zip(flat(end), flat(expected_end), strict=True):
             torch.testing.assert_close(part, expected_part)
@@ -110,27 +110,27 @@ def test_calls_of_the_kernel_do_not_grow_with_time(name):
     mixer, lengths = make_mixer(name), []
     mixer.rnn.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[:2]))
     x = torch.zeros(3, 40, CHANNELS, dtype=torch.float64)
-    is_first = torch.zeros(3, 40, dtype=torch.bool)
-    is_first[:, 0] = True
-    mixer(x, mixer.initial_state(3), is_first)
+    resets = torch.zeros(3, 40, dtype=torch.bool)
+    resets[:, 0] = True
+    mixer(x, mixer.initial_state(3), resets)
     assert lengths == [(3, 40)]
     # Three tokens a step: the episode begins at the second.
     lengths.clear()
-    mixer(x, mixer.initial_state(3), is_first.roll(1, dims=1))
+    mixer(x, mixer.initial_state(3), resets.roll(1, dims=1))
     assert lengths == [(6, 1), (3, 38)]
     lengths.clear()
-    is_first[:, 20] = True
-    mixer(x, mixer.initial_state(3), is_first)
+    resets[:, 20] = True
+    mixer(x, mixer.initial_state(3), resets)
     assert lengths == [(6, 20)]
 
 
 @BOTH
 def test_the_recurrence_stays_in_float32_under_mixed_precision(name):
     mixer = make_mixer(name).float()
-    x, is_first = torch.randn(2, 30, CHANNELS), torch.rand(2, 30) < 0.1
-    expected, _ = mixer(x, mixer.initial_state(2), is_first)
+    x, resets = torch.randn(2, 30, CHANNELS), torch.rand(2, 30) < 0.1
+    expected, _ = mixer(x, mixer.initial_state(2), resets)
     with torch.autocast("cpu", torch.bfloat16):
-        y, state = mixer(x.bfloat16(), mixer.initial_state(2), is_first)
+        y, state = mixer(x.bfloat16(), mixer.initial_state(2), resets)
     assert all(part.dtype == torch.float32 for part in flat(state))
     torch.testing.assert_close(y, expected, rtol=0.02, atol=0.02)
 
@@ -141,15 +141,15 @@ def test_an_expanded_state_is_wider_and_runs_in_both_forms(name):
     assert mixer.initial_state(2).shape == (2, 3 * CHANNELS)
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, 20, CHANNELS, generator=generator, dtype=torch.float64)
-    is_first = torch.rand(2, 20, generator=generator) < 0.1
+    resets = torch.rand(2, 20, generator=generator) < 0.1
     state = torch.rand(2, 3 * CHANNELS, generator=generator, dtype=torch.float64)
-    y, end = mixer(x, state, is_first)
+    y, end = mixer(x, state, resets)
     assert y.shape == x.shape
-    stepped, stepped_end = run_steps(mixer, x, state, is_first)
+    stepped, stepped_end = run_steps(mixer, x, state, resets)
     torch.testing.assert_close(stepped, y)
     torch.testing.assert_close(stepped_end, end)
     # The fused kernels, which float64 does not take.
-    short, _ = mixer.float()(x.float(), state.float(), is_first)
+    short, _ = mixer.float()(x.float(), state.float(), resets)
     torch.testing.assert_close(short.double(), y, rtol=1e-5, atol=1e-5)
 
     assert set(make_mixer(name).state_dict()) == {"projection.weight", "projection.bias"}

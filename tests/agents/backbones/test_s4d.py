@@ -25,7 +25,7 @@ def continuous(mixer: S4D) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return a, mixer.log_dt.exp().unsqueeze(-1), torch.view_as_complex(mixer.C)
 
 
-def convolve_directly(mixer: S4D, x: torch.Tensor, is_first: torch.Tensor) -> torch.Tensor:
+def convolve_directly(mixer: S4D, x: torch.Tensor, resets: torch.Tensor) -> torch.Tensor:
     """y_t = sum_s K_{t-s} u_s over the own episode, K_j = 2 Re(C (e^{dt A} - 1) / A e^{j dt A})."""
     time = x.shape[1]
     a, dt, c = continuous(mixer)
@@ -33,7 +33,7 @@ def convolve_directly(mixer: S4D, x: torch.Tensor, is_first: torch.Tensor) -> to
     modes = c * ((dt * a).exp() - 1) / a
     kernel = 2 * (modes.unsqueeze(-1) * (steps * (dt * a).unsqueeze(-1)).exp()).sum(1).real
     lag = steps.long().unsqueeze(1) - steps.long()
-    episode = is_first.cumsum(1)
+    episode = resets.cumsum(1)
     seen = (lag >= 0) & (episode.unsqueeze(2) == episode.unsqueeze(1))
     weights = kernel[:, lag.clamp(min=0)].unsqueeze(1) * seen
     y = (weights @ x.permute(2, 0, 1).unsqueeze(-1)).squeeze(-1).permute(1, 2, 0)
@@ -47,12 +47,12 @@ def test_values_and_gradients_are_those_of_the_convolution(init, time):
     mixer = make(init=init)
     torch.manual_seed(1)
     x = torch.randn(2, time, D_MODEL, dtype=torch.float64)
-    is_first = torch.rand(2, time) < 0.05
+    resets = torch.rand(2, time) < 0.05
     weight = torch.randn(2, time, D_MODEL, dtype=torch.float64)
     results = []
     for run in (
-        lambda x: mixer(x, mixer.initial_state(2), is_first)[0],
-        lambda x: convolve_directly(mixer, x, is_first),
+        lambda x: mixer(x, mixer.initial_state(2), resets)[0],
+        lambda x: convolve_directly(mixer, x, resets),
     ):
         own = x.clone().requires_grad_()
         mixer.zero_grad()
@@ -89,20 +89,20 @@ def test_chunks_of_any_number_and_filling_are_the_steps(time, resets, seed):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(2, time, D_MODEL, generator=generator, dtype=torch.float64)
     start = torch.randn(2, D_MODEL, 2, 2, generator=generator, dtype=torch.float64)
-    is_first = torch.rand(2, time, generator=generator) < resets
+    resets = torch.rand(2, time, generator=generator) < resets
     weight = torch.randn(2, time, D_MODEL, generator=generator, dtype=torch.float64)
 
     def by_steps(x, state):
         outputs = []
         for t in range(time):
-            y, state = mixer.step(x[:, t], state, is_first[:, t])
+            y, state = mixer.step(x[:, t], state, resets[:, t])
             outputs.append(y)
         return torch.stack(outputs, 1), state
 
     results = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(s4d, "_CHUNK", 7)
-        for run in (lambda x, state: mixer(x, state, is_first), by_steps):
+        for run in (lambda x, state: mixer(x, state, resets), by_steps):
             own, state = x.clone().requires_grad_(), start.clone().requires_grad_()
             mixer.zero_grad()
             y, end = run(own, state)
@@ -117,12 +117,12 @@ def test_float32_steps_agree_with_float32_chunks_at_the_highest_frequencies():
     mixer = make(torch.float32, init="inv")
     torch.manual_seed(1)
     x = torch.randn(1, 300, D_MODEL)
-    is_first = torch.zeros(1, 300, dtype=torch.bool)
+    resets = torch.zeros(1, 300, dtype=torch.bool)
     with torch.no_grad():
-        whole, end = mixer(x, mixer.initial_state(1), is_first)
+        whole, end = mixer(x, mixer.initial_state(1), resets)
         state, outputs = mixer.initial_state(1), []
         for t in range(300):
-            y, state = mixer.step(x[:, t], state, is_first[:, t])
+            y, state = mixer.step(x[:, t], state, resets[:, t])
             outputs.append(y)
     torch.testing.assert_close(torch.stack(outputs, 1), whole, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(state, end, rtol=1e-3, atol=1e-3)
@@ -163,10 +163,10 @@ def test_a_long_row_saves_less_than_its_states():
 
 def test_under_autocast_the_recurrence_stays_in_float32():
     mixer = make(torch.float32)
-    x, is_first = torch.randn(2, 100, D_MODEL), torch.zeros(2, 100, dtype=torch.bool)
-    expected, end = mixer(x, mixer.initial_state(2), is_first)
+    x, resets = torch.randn(2, 100, D_MODEL), torch.zeros(2, 100, dtype=torch.bool)
+    expected, end = mixer(x, mixer.initial_state(2), resets)
     with torch.autocast("cpu", torch.bfloat16):
-        found, state = mixer(x, mixer.initial_state(2), is_first)
+        found, state = mixer(x, mixer.initial_state(2), resets)
     torch.testing.assert_close(state, end)
     torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
 

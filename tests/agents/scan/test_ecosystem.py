@@ -32,7 +32,7 @@ def make(config, batch=4, time=9):
 def test_exports_with_a_free_batch_size(config):
     backbone, inputs = make(config)
     batch = {0: torch.export.Dim("batch", min=2)}
-    shapes = {"x": batch, "state": (batch,) * config.n_layer, "is_first": batch}
+    shapes = {"x": batch, "state": (batch,) * config.n_layer, "resets": batch}
     program = torch.export.export(backbone, inputs, dynamic_shapes=shapes)
     _, others = make(config, batch=7)
     torch.testing.assert_close(program.module()(*others), backbone(*others))
@@ -56,10 +56,10 @@ def train_on_a_share(rank: int, folder: str) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
     )
-    backbone, (x, state, is_first) = make(CONFIGS[0])
+    backbone, (x, state, resets) = make(CONFIGS[0])
     half = slice(2 * rank, 2 * rank + 2)
     network = DistributedDataParallel(backbone)
-    outputs, _ = network(x[half], tuple(s[half] for s in state), is_first[half])
+    outputs, _ = network(x[half], tuple(s[half] for s in state), resets[half])
     outputs.square().mean().backward()
     if rank == 0:
         torch.save([p.grad for p in backbone.parameters()], Path(folder, "gradients.pt"))

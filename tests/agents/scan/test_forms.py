@@ -11,7 +11,7 @@ SCANS = {"linear": (linear_scan, 1), "min_gru": (min_gru_scan, 2), "min_lstm": (
 
 
 def make_inputs(name, batch, time, channels, dtype=torch.float64, scale=3.0, resets=0.2, seed=0):
-    """Inputs of the scan, its initial state and is_first, drawn from ``seed``."""
+    """Inputs of the scan, its initial state and resets, drawn from ``seed``."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -23,13 +23,13 @@ def make_inputs(name, batch, time, channels, dtype=torch.float64, scale=3.0, res
     else:
         inputs = [scale * normal(batch, time, SCANS[name][1] * channels)]
     inputs.append(normal(batch, channels))
-    is_first = torch.rand(batch, time, generator=generator) < resets
-    return [x.to(dtype).requires_grad_() for x in inputs], is_first
+    resets = torch.rand(batch, time, generator=generator) < resets
+    return [x.to(dtype).requires_grad_() for x in inputs], resets
 
 
-def run(name, inputs, is_first, form, weight):
+def run(name, inputs, resets, form, weight):
     """States and the gradients of all inputs under the loss sum(weight * states)."""
-    states = SCANS[name][0](*inputs, is_first, form=form)
+    states = SCANS[name][0](*inputs, resets, form=form)
     # The loop over an empty time does not touch the state: no gradient is a gradient of zero
     gradients = torch.autograd.grad(
         states, inputs, weight.to(states.dtype), allow_unused=True, materialize_grads=True
@@ -54,8 +54,8 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 def test_agrees_with_the_loop(form, name, batch, time, channels):
     weight = torch.randn(batch, time, channels, dtype=torch.float64)
     for with_resets in (False, True):
-        inputs, is_first = make_inputs(name, batch, time, channels)
-        resets = is_first if with_resets else None
+        inputs, resets = make_inputs(name, batch, time, channels)
+        resets = resets if with_resets else None
         expected = run(name, inputs, resets, "reference", weight)
         for actual, wanted in zip(run(name, inputs, resets, form, weight), expected, strict=True):
             assert actual.dtype == wanted.dtype
@@ -69,39 +69,39 @@ def test_agrees_with_the_loop(form, name, batch, time, channels):
 @pytest.mark.parametrize("name", SCANS)
 def test_log_space_agrees_as_far_as_logarithms_can(name):
     inputs, _ = make_inputs(name, 3, 33, 5, scale=1.0)
-    is_first = torch.zeros(3, 33, dtype=torch.bool)
-    is_first[1, [0, 7]] = True
+    resets = torch.zeros(3, 33, dtype=torch.bool)
+    resets[1, [0, 7]] = True
     weight = torch.randn(3, 33, 5, dtype=torch.float64)
-    expected = run(name, inputs, is_first, "reference", weight)
+    expected = run(name, inputs, resets, "reference", weight)
     for actual, wanted in zip(
-        run(name, inputs, is_first, "log_space", weight), expected, strict=True
+        run(name, inputs, resets, "log_space", weight), expected, strict=True
     ):
         assert relative_error(actual, wanted) < 1e-8
     narrow = [x.detach().float().requires_grad_() for x in inputs]
-    states = run(name, narrow, is_first, "log_space", weight)[0]
+    states = run(name, narrow, resets, "log_space", weight)[0]
     assert relative_error(states, expected[0]) < 1e-4
 
 
 @pytest.mark.parametrize("form", ["reference", "log_space", *ACCURATE])
 @pytest.mark.parametrize("name", SCANS)
 def test_pieces_with_a_carried_state_equal_the_whole(form, name):
-    (*sequences, state), is_first = make_inputs(name, 2, 12, 6, scale=1.0)
+    (*sequences, state), resets = make_inputs(name, 2, 12, 6, scale=1.0)
     scan = SCANS[name][0]
-    whole = scan(*sequences, state, is_first, form=form)
+    whole = scan(*sequences, state, resets, form=form)
     pieces = []
     for start, stop in [(0, 1), (1, 6), (6, 12)]:
         piece = [x[:, start:stop] for x in sequences]
-        pieces.append(scan(*piece, state, is_first[:, start:stop], form=form))
+        pieces.append(scan(*piece, state, resets[:, start:stop], form=form))
         state = pieces[-1][:, -1]
     assert relative_error(torch.cat(pieces, dim=1), whole) < 1e-9
 
 
 @pytest.mark.parametrize(("name", "step"), [("min_gru", min_gru_step), ("min_lstm", min_lstm_step)])
 def test_steps_equal_the_scan(name, step):
-    (preactivations, state), is_first = make_inputs(name, 4, 9, 11)
-    states = SCANS[name][0](preactivations, state, is_first)
+    (preactivations, state), resets = make_inputs(name, 4, 9, 11)
+    states = SCANS[name][0](preactivations, state, resets)
     for t in range(9):
-        state = step(preactivations[:, t], state, is_first[:, t])
+        state = step(preactivations[:, t], state, resets[:, t])
         assert relative_error(state, states[:, t]) < 1e-12
 
 
@@ -160,12 +160,12 @@ def test_gates_of_exactly_0_and_1_copy_without_rounding(name):
 @pytest.mark.parametrize("name", ["min_gru", "min_lstm"])
 def test_nothing_crosses_a_reset_not_even_nan(form, name):
     (preactivations, state), _ = make_inputs(name, 2, 8, 5)
-    is_first = torch.zeros(2, 8, dtype=torch.bool)
-    is_first[:, 4] = True
-    clean = SCANS[name][0](preactivations, state, is_first, form=form)
+    resets = torch.zeros(2, 8, dtype=torch.bool)
+    resets[:, 4] = True
+    clean = SCANS[name][0](preactivations, state, resets, form=form)
     poisoned = preactivations.detach().clone()
     poisoned[:, 1] = torch.nan
-    states = SCANS[name][0](poisoned, state, is_first, form=form)
+    states = SCANS[name][0](poisoned, state, resets, form=form)
     assert states[:, 1:4].isnan().all()  # a NaN is shown, not swallowed
     if form != "two_level":  # its blocks carry products, where 0 * NaN is NaN
         assert torch.equal(states[:, 4:], clean[:, 4:])

@@ -18,8 +18,8 @@ def make(gates, batch, time, features=6, channels=16):
     x = torch.randn(batch, time, features)
     weight = torch.randn(gates * channels, features) / features**0.5
     bias, state = torch.randn(gates * channels), torch.randn(batch, channels)
-    is_first = torch.rand(batch, time) < 0.01
-    return [y.requires_grad_() for y in (x, weight, bias, state)], is_first
+    resets = torch.rand(batch, time) < 0.01
+    return [y.requires_grad_() for y in (x, weight, bias, state)], resets
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -28,8 +28,8 @@ def make(gates, batch, time, features=6, channels=16):
 @pytest.mark.parametrize(("batch", "time"), [(70, 60), (1, 2500), (3, 1100), (2, 1), (2, 0)])
 def test_layer_equals_linear_and_scan(name, recompute, batch, time):
     layer, scan, gates = LAYERS[name]
-    inputs, is_first = make(gates, batch, time)
-    for resets in (None, is_first):
+    inputs, resets = make(gates, batch, time)
+    for resets in (None, resets):
         actual = layer(*inputs, resets, recompute=recompute)
         x, weight, bias, state = inputs
         wide = scan(F.linear(x.double(), weight.double(), bias.double()), state.double(), resets)
@@ -58,11 +58,11 @@ def three_threads(monkeypatch):
 @pytest.mark.parametrize(("batch", "time"), [(70, 60), (4, 1100), (3, 1), (2, 50)])
 def test_threads_share_the_rows_of_a_layer(name, recompute, batch, time, three_threads):
     layer, _, gates = LAYERS[name]
-    inputs, is_first = make(gates, batch, time)
+    inputs, resets = make(gates, batch, time)
     weight_of_loss = torch.randn(batch, time, 16)
 
     def results():
-        states = layer(*inputs, is_first, recompute=recompute)
+        states = layer(*inputs, resets, recompute=recompute)
         return [states, *torch.autograd.grad(states, inputs, weight_of_loss)]
 
     shared, again = results(), results()

@@ -32,15 +32,15 @@ def make(name, batch=2, time=5, channels=4, dtype=torch.float64):
 
 @pytest.mark.parametrize("name", SCANS)
 def test_opcheck(name):
-    inputs, is_first = make(name)
-    torch.library.opcheck(OPERATIONS[name], (*inputs, is_first))
+    inputs, resets = make(name)
+    torch.library.opcheck(OPERATIONS[name], (*inputs, resets))
     torch.library.opcheck(OPERATIONS[name], (*inputs, None))
 
 
 @pytest.mark.parametrize("name", SCANS)
 def test_gradcheck(name):
-    inputs, is_first = make(name)
-    assert torch.autograd.gradcheck(lambda *x: SCANS[name][0](*x, is_first, form="cpu"), inputs)
+    inputs, resets = make(name)
+    assert torch.autograd.gradcheck(lambda *x: SCANS[name][0](*x, resets, form="cpu"), inputs)
 
 
 def test_a_second_derivative_is_refused_in_a_sentence():
@@ -56,11 +56,11 @@ def test_a_second_derivative_is_refused_in_a_sentence():
 
 
 def test_compiles_without_a_graph_break():
-    (p, state), is_first = make("min_gru", dtype=torch.float32)
+    (p, state), resets = make("min_gru", dtype=torch.float32)
     compiled = torch.compile(
-        lambda x, h: min_gru_scan(2 * x, h, is_first), backend="aot_eager", fullgraph=True
+        lambda x, h: min_gru_scan(2 * x, h, resets), backend="aot_eager", fullgraph=True
     )
-    expected = torch.autograd.grad(min_gru_scan(2 * p, state, is_first).square().sum(), (p, state))
+    expected = torch.autograd.grad(min_gru_scan(2 * p, state, resets).square().sum(), (p, state))
     actual = torch.autograd.grad(compiled(p, state).square().sum(), (p, state))
     torch.testing.assert_close(actual, expected)
 
@@ -106,13 +106,13 @@ def test_bfloat16_adds_up_in_float32(name):
 
 @pytest.mark.parametrize("name", SCANS)
 def test_strides_do_not_matter(name):
-    inputs, is_first = make(name, batch=5, time=7, dtype=torch.float32)
+    inputs, resets = make(name, batch=5, time=7, dtype=torch.float32)
     strided = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in inputs[:-1]]
     strided.append(inputs[-1].t().contiguous().t())
-    resets = is_first.t().contiguous().t()
+    resets = resets.t().contiguous().t()
     assert not strided[0].is_contiguous()
     actual = SCANS[name][0](*strided, resets, form="cpu")
-    assert torch.equal(actual, SCANS[name][0](*inputs, is_first, form="cpu"))
+    assert torch.equal(actual, SCANS[name][0](*inputs, resets, form="cpu"))
     # the gradient of a sum arrives expanded, with strides of zero
     for wanted in torch.autograd.grad(actual.sum(), inputs):
         assert wanted.isfinite().all()
@@ -121,12 +121,12 @@ def test_strides_do_not_matter(name):
 @pytest.mark.parametrize("shape", [(9, 120, 128), (1, 1500, 130)])
 def test_threads_change_nothing_and_repeat_to_the_bit(shape):
     before = torch.get_num_threads()
-    (p, state), is_first = make("min_lstm", *shape, dtype=torch.float32)
+    (p, state), resets = make("min_lstm", *shape, dtype=torch.float32)
     results = []
     try:
         for threads in (1, 2, 2, 3):
             torch.set_num_threads(threads)
-            states = min_lstm_scan(p, state, is_first, form="cpu")
+            states = min_lstm_scan(p, state, resets, form="cpu")
             results.append((states, *torch.autograd.grad(states.square().sum(), (p, state))))
     finally:
         torch.set_num_threads(before)
@@ -218,7 +218,7 @@ def test_bad_input_is_named():
         min_gru_scan(p[..., :6], state)
     with pytest.raises(ValueError, match="same floating-point dtype"):
         min_gru_scan(p.double(), state)
-    with pytest.raises(ValueError, match="is_first is float32"):
+    with pytest.raises(ValueError, match="resets is float32"):
         min_gru_scan(p, state, torch.zeros(2, 3))
     with pytest.raises(ValueError, match="'reference', 'log_space', 'two_level', 'cpu', 'triton'"):
         min_gru_scan(p, state, form="fast")

@@ -31,10 +31,10 @@ for batch, time, channels in [(2, 9, 5), (1, 2, 70), (1, 1, 3), (2, 0, 3), (0, 2
         narrow = [x.to(dtype).requires_grad_() for x in exact]
         exact = [x.requires_grad_() for x in exact]
         weight = torch.randn(batch, time, channels).to(dtype)
-        for is_first in (None, torch.rand(batch, time) < 0.3):
+        for resets in (None, torch.rand(batch, time) < 0.3):
             results = []
             for inputs, form in ((narrow, "triton"), (exact, "reference")):
-                states = scan(*inputs, is_first, form=form)
+                states = scan(*inputs, resets, form=form)
                 assert states.dtype == inputs[0].dtype
                 gradients = torch.autograd.grad(
                     states, inputs, weight.to(states.dtype), allow_unused=True,

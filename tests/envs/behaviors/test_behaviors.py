@@ -3,8 +3,12 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from common.errors import UserError
 from envs.behaviors import BEST_STEPS, RECIPES, REPLAY_STEPS, find_recipe
-from envs.behaviors.policy import Behavior, BehaviorError, load_behavior
+from envs.behaviors.policy import (
+    Behavior,
+    load_behavior,
+)
 from envs.simulation.simulators import Simulators
 from envs.tasks import TASKS
 
@@ -71,15 +75,15 @@ def test_a_saved_policy_acts_alike(tmp_path):
 
 
 def test_bad_files_are_one_sentence(tmp_path):
-    with pytest.raises(BehaviorError, match=r"missing\.safetensors: no such behaviour policy"):
+    with pytest.raises(UserError, match=r"missing\.safetensors: no such behaviour policy"):
         load_behavior(tmp_path / "missing.safetensors")
     garbage = tmp_path / "garbage.safetensors"
     garbage.write_bytes(b"\x10" + b"\0" * 7 + b"not a header at all")
-    with pytest.raises(BehaviorError, match="cannot be read as safetensors"):
+    with pytest.raises(UserError, match="cannot be read as safetensors"):
         load_behavior(garbage)
     other = tmp_path / "other.safetensors"
     save_file({"weight": np.zeros(3)}, other)
-    with pytest.raises(BehaviorError, match=r"holds \['weight'\], not the layers"):
+    with pytest.raises(UserError, match=r"holds \['weight'\], not the layers"):
         load_behavior(other)
 
 

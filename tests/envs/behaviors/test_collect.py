@@ -12,10 +12,9 @@ import minari
 import numpy as np
 import pytest
 
-from common.arguments import ArgumentError
+from common.errors import UserError
 from envs.behaviors import find_recipe
 from envs.behaviors.collect import collect, main, make_dataset, run_episodes
-from envs.data.episodes import DatasetError
 from envs.data.sources import DatasetConfig, load_episodes
 from envs.simulation.simulators import Simulators
 
@@ -137,7 +136,7 @@ def test_the_command_makes_keeps_and_replaces(store, capsys):
     main(["dataset=hopper-medium", "steps=300"])
     assert "builtin/hopper/medium-v0: " in capsys.readouterr().out
     before = minari.load_dataset(HOPPER.dataset_id).total_steps
-    with pytest.raises(DatasetError, match=r"exists already in .*add overwrite=true"):
+    with pytest.raises(UserError, match=r"exists already in .*add overwrite=true"):
         main(["dataset=hopper-medium", "steps=2000"])
     assert minari.load_dataset(HOPPER.dataset_id).total_steps == before
     main(["dataset=builtin/hopper/medium-v0", "steps=2000", "overwrite=true"])
@@ -148,16 +147,16 @@ def test_the_command_makes_keeps_and_replaces(store, capsys):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (["dataset=ant-medium"], DatasetError, "no built-in data set 'ant-medium'; there are: bui"),
-        (["dataset=hopper-medium", "steps=0"], DatasetError, "steps=0: .* at least one step"),
+        (["dataset=ant-medium"], UserError, "no built-in data set 'ant-medium'; there are: bui"),
+        (["dataset=hopper-medium", "steps=0"], UserError, "steps=0: .* at least one step"),
         (
             ["dataset=hopper-medium", "step=5"],
-            ArgumentError,
+            UserError,
             "no key 'step'; the keys are: dataset",
         ),
-        (["dataset=hopper-medium", "steps=many"], ArgumentError, "steps: Value 'many'.*Integer"),
-        (["hopper-medium"], ArgumentError, "'hopper-medium' is not of the form key=value"),
-        (["steps=5"], ArgumentError, r"dataset=\.\.\. must be given; the keys are: dataset, steps"),
+        (["dataset=hopper-medium", "steps=many"], UserError, "steps: Value 'many'.*Integer"),
+        (["hopper-medium"], UserError, "'hopper-medium' is not of the form key=value"),
+        (["steps=5"], UserError, r"dataset=\.\.\. must be given; the keys are: dataset, steps"),
     ],
 )
 def test_bad_arguments_are_one_sentence(store, arguments, error, message):
@@ -236,7 +235,7 @@ def test_no_write_permission_is_one_sentence(monkeypatch):
         if root:  # whom permissions do not stop
             os.seteuid(65534)
         try:
-            with pytest.raises(DatasetError, match=r"cannot be stored below .*Permission denied"):
+            with pytest.raises(UserError, match=r"cannot be stored below .*Permission denied"):
                 make_dataset(HOPPER, 300, seed=0)
         finally:
             if root:
@@ -247,5 +246,5 @@ def test_no_write_permission_is_one_sentence(monkeypatch):
 def test_a_store_below_a_file_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "file" / "store"))
-    with pytest.raises(DatasetError, match=r"cannot be stored below .*Not a directory"):
+    with pytest.raises(UserError, match=r"cannot be stored below .*Not a directory"):
         make_dataset(HOPPER, 300, seed=0)

@@ -5,12 +5,14 @@ import sys
 import numpy as np
 import pytest
 
-from common.arguments import ArgumentError
+from common.errors import UserError
 from envs.behaviors import BEST_STEPS, DIRECTORY, REPLAY_STEPS, snapshot_path
 from envs.behaviors.collect import run_episodes
 from envs.behaviors.measure import main as measure_main
 from envs.behaviors.measure import measure
-from envs.behaviors.policy import BehaviorError, load_behavior
+from envs.behaviors.policy import (
+    load_behavior,
+)
 from envs.behaviors.train import TrainBehaviorConfig, behavior_of, train
 from envs.simulation.simulators import Simulators
 from envs.tasks import TASKS
@@ -65,11 +67,11 @@ def test_the_measure_command_writes_what_it_measured(tmp_path, capsys):
 
 
 def test_nothing_to_measure_is_one_sentence(tmp_path):
-    with pytest.raises(ArgumentError, match=re.escape("there is no TASK/step_NNNNNNN")):
+    with pytest.raises(UserError, match=re.escape("there is no TASK/step_NNNNNNN")):
         measure_main([f"directory={tmp_path}"])
     (tmp_path / "hopper").mkdir()
     (tmp_path / "hopper" / "step_0000001.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(BehaviorError, match="cannot be read as safetensors"):
+    with pytest.raises(UserError, match="cannot be read as safetensors"):
         measure_main([f"directory={tmp_path}"])
 
 
@@ -82,13 +84,13 @@ def test_nothing_to_measure_is_one_sentence(tmp_path):
     ],
 )
 def test_bad_arguments_are_one_sentence(config, message):
-    with pytest.raises(ArgumentError, match=message):
+    with pytest.raises(UserError, match=message):
         train(config)
 
 
 def test_without_stable_baselines3_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)  # Python's own "not installed"
-    with pytest.raises(ArgumentError, match=r"pip install 'decision-minrnn\[behavior\]'"):
+    with pytest.raises(UserError, match=r"pip install 'decision-minrnn\[behavior\]'"):
         train(TrainBehaviorConfig("hopper"))
 
 

@@ -6,8 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.errors import UserError
 from envs.data.batches import BATCHES, ProtocolConfig, make_batches
-from envs.data.episodes import DatasetError, Episodes
+from envs.data.episodes import (
+    Episodes,
+)
 
 CPU = torch.device("cpu")
 
@@ -57,12 +60,12 @@ def test_every_batch_is_made_of_true_pieces_of_the_data(
     for _ in range(5):
         batch = batches.next()
         assert batch["mask"][:, 0].all()
-        for row, (is_first, mask) in zip(
-            rows(batch), zip(batch["is_first"], batch["mask"], strict=True), strict=True
+        for row, (resets, mask) in zip(
+            rows(batch), zip(batch["resets"], batch["mask"], strict=True), strict=True
         ):
             for position in range(1, len(row)):
                 (episode, step), (last_episode, last_step) = row[position], row[position - 1]
-                if is_first[position]:
+                if resets[position]:
                     assert step == 0 and last_step == lengths[last_episode] - 1
                 else:
                     assert (episode, step) == (last_episode, last_step + 1)
@@ -86,7 +89,7 @@ def test_streams_go_on_where_they_ended_and_enter_every_episode():
         batch = batches.next()
         for i, row in enumerate(rows(batch)):
             history[i] += row
-            firsts[i] += batch["is_first"][i].tolist()
+            firsts[i] += batch["resets"][i].tolist()
     for row, first in zip(history, firsts, strict=True):
         assert first[0]
         for before, now, begins in zip(row[:-1], row[1:], first[1:], strict=True):
@@ -106,10 +109,10 @@ def test_pieces_of_streams_restart_as_often_as_asked_and_go_on_in_the_data():
     restarts, last = 0, None
     for _ in range(100):
         batch = batches.next()
-        is_first, steps = batch["is_first"], batch["observations"][..., 1].long()
+        resets, steps = batch["is_first"], batch["observations"][..., 1].long()
         episode_begins = steps == 0
-        restarts += int((is_first & ~episode_begins)[:, 0].sum())
-        assert torch.equal(is_first[:, 1:], episode_begins[:, 1:])
+        restarts += int((resets & ~episode_begins)[:, 0].sum())
+        assert torch.equal(resets[:, 1:], episode_begins[:, 1:])
         if last is not None:
             assert torch.equal(steps[:, 0], (last + 1) % 10_000)
         last = steps[:, -1]
@@ -120,14 +123,14 @@ def test_pieces_of_streams_restart_as_often_as_asked_and_go_on_in_the_data():
 
 def test_whole_episodes_come_whole_and_equally_often():
     lengths = [7, 3, 5, 1]
-    _, batches = make("carried", lengths, 9, 4)
+    _, batches = make("whole_episodes", lengths, 9, 4)
     counts = np.zeros(4)
     for _ in range(200):
         batch = batches.next()
         (row,) = rows(batch)
         assert len(row) >= 9
         assert bool(batch["mask"].all())
-        begins = [i for i, first in enumerate(batch["is_first"][0].tolist()) if first]
+        begins = [i for i, first in enumerate(batch["resets"][0].tolist()) if first]
         for start, end in zip(begins, [*begins[1:], len(row)], strict=True):
             episode = row[start][0]
             assert row[start:end] == [(episode, t) for t in range(lengths[episode])]
@@ -159,7 +162,7 @@ def test_burn_in_leaves_out_only_steps_that_warm_the_state_up():
         warming = (batch["timesteps"][:, :1] > 0) & (torch.arange(6) < 2)
         assert torch.equal(batch["mask"], whole["mask"] & ~warming)
         assert torch.equal(batch["observations"], whole["observations"])
-        assert torch.equal(batch["is_first"], whole["is_first"])
+        assert torch.equal(batch["resets"], whole["is_first"])
 
 
 @pytest.mark.parametrize("name", sorted(BATCHES))
@@ -178,7 +181,9 @@ def test_the_position_can_be_saved_and_taken_back(name, tmp_path):
 
 
 def test_settings_that_make_no_batch_are_refused():
-    with pytest.raises(ValueError, match="'packed' does not exist; there are: carried, streamed"):
+    with pytest.raises(
+        ValueError, match="'packed' does not exist; there are: whole_episodes, streamed"
+    ):
         ProtocolConfig("packed")
     with pytest.raises(ValueError, match=r"protocol\.batch_steps is 10, less than one row"):
         ProtocolConfig("streamed", 10, 20)
@@ -203,13 +208,13 @@ def test_the_shares_of_several_processes_make_up_the_batch_of_one(name, ranks):
     for _ in range(9):
         batch, parts = whole.next(), [share.next() for share in shares]
         assert all(part["mask"].any() for part in parts)
-        if name == "carried":  # one row: its episodes are dealt out
+        if name == "whole_episodes":  # one row: its episodes are dealt out
             of_parts = [pair for part in parts for pair in next(rows(part))]
             assert sorted(of_parts) == sorted(next(rows(batch)))
             sizes = [part["mask"].sum() for part in parts]
             assert max(sizes) - min(sizes) <= 13
             for part in parts:
-                assert torch.equal(part["is_first"], part["timesteps"] == 0)
+                assert torch.equal(part["resets"], part["timesteps"] == 0)
         else:
             for key, value in batch.items():
                 assert torch.equal(torch.cat([part[key] for part in parts]), value)
@@ -226,6 +231,6 @@ def test_a_batch_too_small_for_all_processes_is_refused(name):
         config = ProtocolConfig(name, batch_steps, 10)
         return make_batches(make_episodes([13, 4]), config, seed=0, device=CPU, rank=3, ranks=4)
 
-    with pytest.raises(DatasetError, match=r"batch_steps is 39, too few .* at least 40,"):
+    with pytest.raises(UserError, match=r"batch_steps is 39, too few .* at least 40,"):
         share(39)
     assert share(40).next()["mask"].any()

@@ -15,8 +15,8 @@ import pytest
 from minari.storage import get_dataset_path
 
 import envs.data.cache
+from common.errors import UserError
 from envs.data.cache import Reading, cache_root, load_cached
-from envs.data.episodes import DatasetError
 from envs.data.sources.d4rl import load_d4rl
 from envs.data.sources.minari import load_minari
 from envs.data.store import store_trajectories
@@ -130,7 +130,7 @@ def test_spoilt_data_are_not_cached(path):
     with h5py.File(path, "a") as file:
         file["rewards"][3] = np.nan
     for _ in range(2):
-        with pytest.raises(DatasetError, match=r"rewards\[3\] = nan"):
+        with pytest.raises(UserError, match=r"rewards\[3\] = nan"):
             load_d4rl(path)
     assert not entries()
 
@@ -253,6 +253,6 @@ def test_a_source_that_breaks_its_word_is_one_sentence(tmp_path, rows, message):
         "dataset_id": "test/a-v0",
         "environment_id": "Test-v0",
     }
-    with pytest.raises(DatasetError, match="test/a-v0: .*" + message):
+    with pytest.raises(UserError, match="test/a-v0: .*" + message):
         load_cached([tmp_path / "file"], attributes, reading(rows))
     assert not entries()

@@ -5,8 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.errors import UserError
 from envs.data.combine import best, concatenate, hold_out, limit, select
-from envs.data.episodes import DatasetError, Episodes
+from envs.data.episodes import (
+    Episodes,
+)
 from envs.data.sources import DatasetConfig, load_episodes, load_named
 from envs.data.store import store_trajectories
 from envs.data.trajectories import Trajectory
@@ -103,9 +106,9 @@ def test_held_out_episodes_are_not_trained_on():
     assert hold_out(episodes, 0.99, seed=0)[0].n_episodes == 1
     assert train.dataset_id == "test/a-v0" and held_out.reference_max == 9.0
     for wrong in (0.0, 1.0):
-        with pytest.raises(DatasetError, match="it must be between 0 and 1"):
+        with pytest.raises(UserError, match="it must be between 0 and 1"):
             hold_out(episodes, wrong, seed=0)
-    with pytest.raises(DatasetError, match="has one episode only"):
+    with pytest.raises(UserError, match="has one episode only"):
         hold_out(make([3], [1.0]), 0.5, seed=0)
 
 
@@ -140,7 +143,7 @@ def test_the_scores_of_a_mix_are_those_of_the_part_that_has_some(caplog):
     ],
 )
 def test_parts_that_do_not_fit_are_one_sentence(changes, message):
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(UserError, match=message):
         concatenate([make([2], [1.0]), make([2], [1.0], "test/b-v0", **changes)])
 
 
@@ -156,7 +159,7 @@ def test_keys_mix_and_cut():
     hopper("mine/a-v0", [1.0, 2.0, 3.0])
     hopper("mine/b-v0", [10.0, 20.0], "Hopper-v4")
     parts = ["mine/a-v0", "mine/b-v0"]
-    with pytest.raises(DatasetError, match=r"dataset\.environment=Hopper-v5"):
+    with pytest.raises(UserError, match=r"dataset\.environment=Hopper-v5"):
         load_episodes(DatasetConfig("mix", parts=parts))
     config = DatasetConfig("mix", parts=parts, environment="Hopper-v4")
     mixed = load_episodes(config)
@@ -191,5 +194,5 @@ def test_keys_mix_and_cut():
 )
 def test_wrong_keys_are_one_sentence(config, message):
     hopper("mine/a-v0", [1.0])
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(UserError, match=message):
         load_episodes(config)

@@ -11,7 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from envs.data.episodes import OBSERVATION_STD_FLOOR, DatasetError
+from common.errors import UserError
+from envs.data.episodes import (
+    OBSERVATION_STD_FLOOR,
+)
 from envs.data.sources import DatasetConfig, load_episodes
 from envs.data.sources.d4rl import download_d4rl, load_d4rl
 
@@ -87,11 +90,11 @@ def test_the_task_is_that_of_the_file_name(tmp_path, name, environment):
 
 def test_the_environment_can_be_given(tmp_path):
     path = write(tmp_path / "mine.hdf5", hopper())
-    with pytest.raises(DatasetError, match=r"mine\.hdf5 does not begin with hopper, .*Hopper-v4"):
+    with pytest.raises(UserError, match=r"mine\.hdf5 does not begin with hopper, .*Hopper-v4"):
         load_d4rl(path)
     episodes = load_d4rl(path, "Hopper-v5")
     assert episodes.environment_id == "Hopper-v5" and episodes.reference_max == 3234.3
-    with pytest.raises(DatasetError, match="have 11 dimensions, but those of Walker2d-v4 17"):
+    with pytest.raises(UserError, match="have 11 dimensions, but those of Walker2d-v4 17"):
         load_d4rl(path, "Walker2d-v4")
 
 
@@ -160,21 +163,21 @@ def spoil(name, index, value):
 )
 def test_bad_files_are_one_sentence_and_leave_nothing(path, store, change, message):
     write(path, hopper() | change)
-    with pytest.raises(DatasetError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         load_d4rl(path)
     assert "\n" not in str(error.value)
     assert not list(store.rglob("*.npy"))
 
 
 def test_what_is_no_hdf5_file_or_half_of_one_is_one_sentence(path):
-    with pytest.raises(DatasetError, match=f"there is no file {path}"):
+    with pytest.raises(UserError, match=f"there is no file {path}"):
         load_d4rl(path)
     path.write_text("<html>")
-    with pytest.raises(DatasetError, match=r"v2\.hdf5 is not an HDF5 file; give the path"):
+    with pytest.raises(UserError, match=r"v2\.hdf5 is not an HDF5 file; give the path"):
         load_d4rl(path)
     write(path, hopper(steps=5000))
     path.write_bytes(path.read_bytes()[:100_000])
-    with pytest.raises(DatasetError, match=r"hdf5 is damaged or cut short .*copy it again"):
+    with pytest.raises(UserError, match=r"hdf5 is damaged or cut short .*copy it again"):
         load_d4rl(path)
 
 
@@ -187,7 +190,7 @@ def test_bytes_that_cannot_be_unpacked_are_one_sentence(path, store, name):
     content = bytearray(path.read_bytes())
     content[place : place + size] = bytes(size)
     path.write_bytes(content)
-    with pytest.raises(DatasetError, match=r"hdf5 is damaged or cut short .*copy it again"):
+    with pytest.raises(UserError, match=r"hdf5 is damaged or cut short .*copy it again"):
         load_d4rl(path)
     assert not list(store.rglob("*.npy"))
 
@@ -201,7 +204,7 @@ def test_bytes_that_cannot_be_unpacked_are_one_sentence(path, store, name):
     ],
 )
 def test_bad_keys_are_one_sentence(arguments, message):
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(UserError, match=message):
         load_episodes(DatasetConfig("d4rl", **arguments))
 
 
@@ -232,7 +235,7 @@ def test_any_flat_file_is_read_as_a_slow_plain_loop_reads_it(tmp_path, flags, co
             expected.append(episode)
             episode = []
     if not expected:
-        with pytest.raises(DatasetError, match="ends an episode"):
+        with pytest.raises(UserError, match="ends an episode"):
             load_d4rl(path)
         return
     episodes = load_d4rl(path)
@@ -329,7 +332,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(server, tmp_path, capfd
 
 def test_a_download_goes_on_in_the_next_run(server):
     server.break_after = [50_000] + [0] * 10
-    with pytest.raises(DatasetError, match=r"50,000 bytes are kept, and the next attempt goes on"):
+    with pytest.raises(UserError, match=r"50,000 bytes are kept, and the next attempt goes on"):
         download_d4rl("hopper-medium-v2")
     server.break_after, server.requests = [], []
     assert digest(download_d4rl("hopper-medium-v2")) == hashlib.sha256(server.content).hexdigest()
@@ -353,7 +356,7 @@ def test_a_server_without_ranges_sends_everything_again(server):
 
 def test_no_network_is_one_sentence(server):
     server.close()
-    with pytest.raises(DatasetError, match=r"could not be downloaded to .*; 0 bytes are kept") as e:
+    with pytest.raises(UserError, match=r"could not be downloaded to .*; 0 bytes are kept") as e:
         download_d4rl("hopper-medium-v2")
     assert "\n" not in str(e.value)
 
@@ -361,5 +364,5 @@ def test_no_network_is_one_sentence(server):
 def test_an_html_page_instead_of_the_file_is_one_sentence(server):
     server.content = b"<html>please log in</html>"
     for _ in range(2):
-        with pytest.raises(DatasetError, match="sent is not an HDF5 file; it was removed"):
+        with pytest.raises(UserError, match="sent is not an HDF5 file; it was removed"):
             load_episodes(DatasetConfig("d4rl", name="hopper-medium-v2"))

@@ -5,7 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.data.episodes import OBSERVATION_STD_FLOOR, DatasetError, Episodes
+from common.errors import UserError
+from envs.data.episodes import (
+    OBSERVATION_STD_FLOOR,
+    Episodes,
+)
 
 
 def make(rewards, offsets, **changes):
@@ -106,7 +110,7 @@ def test_statistics_of_many_steps_do_not_lose_precision():
 )
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_bad_arrays_are_one_sentence(changes, message):
-    with pytest.raises(DatasetError, match=re.escape(message)) as error:
+    with pytest.raises(UserError, match=re.escape(message)) as error:
         make(**({"rewards": [1.0, 2.0, 3.0], "offsets": [0, 2, 3]} | changes))
     assert str(error.value).startswith("test/data-v0: ")
     assert "\n" not in str(error.value)
@@ -121,13 +125,13 @@ def test_arrays_that_are_looked_at_in_pieces_are_the_same(monkeypatch):
     pieces = make(np.zeros(10), [0, 4, 10], **changes)
     np.testing.assert_allclose([pieces.observation_mean, pieces.observation_std], whole, rtol=1e-6)
     changes["actions"][8] = 2.0
-    with pytest.raises(DatasetError, match=r"actions\[8, 0\] = 2.0 \(episode 1\) is outside"):
+    with pytest.raises(UserError, match=r"actions\[8, 0\] = 2.0 \(episode 1\) is outside"):
         make(np.zeros(10), [0, 4, 10], **changes)
 
 
 def test_actions_may_leave_the_bounds_by_rounding_only():
     make([0.0], [0, 1], actions=[[1.0 + 9e-6]])
-    with pytest.raises(DatasetError, match="outside the bounds"):
+    with pytest.raises(UserError, match="outside the bounds"):
         make([0.0], [0, 1], actions=[[1.0 + 2e-5]])
 
 
@@ -152,7 +156,7 @@ def test_from_lists_rejects_uneven_and_missing_episodes():
     bounds = {"action_low": np.array([-1.0]), "action_high": np.array([1.0])}
     ids = {"dataset_id": "test/data-v0", "environment_id": "Test-v0"}
     one, two = np.zeros(1), np.zeros((2, 1))
-    with pytest.raises(DatasetError, match="episode 0 has 2 observations for 1 rewards"):
+    with pytest.raises(UserError, match="episode 0 has 2 observations for 1 rewards"):
         Episodes.from_lists([two], [one[:, None]], [one], [one], [one], **bounds, **ids)
-    with pytest.raises(DatasetError, match="there is no episode"):
+    with pytest.raises(UserError, match="there is no episode"):
         Episodes.from_lists([], [], [], [], [], **bounds, **ids)

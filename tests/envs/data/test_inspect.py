@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from common.arguments import ArgumentError
-from envs.data.episodes import DatasetError
+from common.errors import UserError
 from envs.data.inspect import main, print_summary, save_figure, summarize
 from envs.data.sources import load_named
 from envs.data.store import store_trajectories
@@ -120,7 +119,7 @@ def test_the_figure_shows_the_data(dataset, tmp_path):
     for third in np.array_split(image, 3, axis=1):  # each of the three has blue in it
         blue = (third[..., 2] - third[..., 0] > 30).sum()
         assert blue > 100
-    with pytest.raises(DatasetError, match=r"cannot be written .No such file"):
+    with pytest.raises(UserError, match=r"cannot be written .No such file"):
         save_figure(episodes, tmp_path / "nowhere" / "a.png")
 
 
@@ -133,7 +132,7 @@ def test_without_matplotlib_the_sentence_says_how_to_get_it(dataset, tmp_path, m
         return load(name, *arguments)
 
     monkeypatch.setattr("builtins.__import__", without)
-    with pytest.raises(DatasetError, match=r'needs matplotlib.*pip install -e "\.\[plots\]"'):
+    with pytest.raises(UserError, match=r'needs matplotlib.*pip install -e "\.\[plots\]"'):
         main([f"dataset={dataset}", f"png={tmp_path / 'a.png'}"])
 
 
@@ -141,7 +140,7 @@ def test_the_command_takes_mixes_and_explains_mistakes(dataset, capsys):
     main([f"dataset={dataset}+{dataset}", "json=true"])
     summary = json.loads(capsys.readouterr().out)
     assert (summary["episodes"], summary["duplicate_episodes"]) == (14, 8)
-    with pytest.raises(ArgumentError, match="there is no key 'data'; the keys are: dataset"):
+    with pytest.raises(UserError, match="there is no key 'data'; the keys are: dataset"):
         main(["data=a"])
     done = subprocess.run(
         [

@@ -14,7 +14,7 @@ from minari.data_collector import EpisodeBuffer
 from minari.storage import get_dataset_path
 from minari.storage.remotes.cloud_storage import CloudStorage
 
-from envs.data.episodes import DatasetError
+from common.errors import UserError
 from envs.data.sources import DatasetConfig, load_episodes
 from envs.data.sources.minari import load_minari
 
@@ -130,7 +130,7 @@ def drop_last_observation(i, episode):
     ],
 )
 def test_spoilt_data_are_one_sentence(change, message):
-    with pytest.raises(DatasetError, match="test/line-v0: " + message) as error:
+    with pytest.raises(UserError, match="test/line-v0: " + message) as error:
         load(write(change=change))
     assert "\n" not in str(error.value)
 
@@ -142,7 +142,7 @@ def test_an_empty_episode_is_one_sentence():
             values = dataset[: 1 if name == "observations" else 0]
             del file["episode_1"][name]
             file["episode_1"][name] = values
-    with pytest.raises(DatasetError, match=r"^test/line-v0: episode 1 is empty; remove it$"):
+    with pytest.raises(UserError, match=r"^test/line-v0: episode 1 is empty; remove it$"):
         load("test/line-v0")
 
 
@@ -150,7 +150,7 @@ def test_a_missing_array_and_an_empty_set_are_one_sentence():
     directory = get_dataset_path(write()) / "data"
     with h5py.File(directory / "main_data.hdf5", "a") as file:
         del file["episode_1/rewards"]
-    with pytest.raises(DatasetError, match=r"test/line-v0 is damaged .*object 'rewards' doesn't"):
+    with pytest.raises(UserError, match=r"test/line-v0 is damaged .*object 'rewards' doesn't"):
         load("test/line-v0")
     with h5py.File(directory / "main_data.hdf5", "a") as file:
         for i in range(len(LENGTHS)):
@@ -158,7 +158,7 @@ def test_a_missing_array_and_an_empty_set_are_one_sentence():
     metadata = json.loads((directory / "metadata.json").read_text())
     none = {"total_episodes": 0, "total_steps": 0}
     (directory / "metadata.json").write_text(json.dumps(metadata | none))
-    with pytest.raises(DatasetError, match="test/line-v0: there is no episode; at least one is"):
+    with pytest.raises(UserError, match="test/line-v0: there is no episode; at least one is"):
         load("test/line-v0")
 
 
@@ -167,10 +167,10 @@ def test_spaces_of_another_kind_are_one_sentence():
         episode["actions"] = np.zeros(len(episode["rewards"]), np.int64)
 
     dataset_id = write(action_space=gym.spaces.Discrete(3), change=discrete)
-    with pytest.raises(DatasetError, match=r"the actions are Discrete\(3\), not boxes of"):
+    with pytest.raises(UserError, match=r"the actions are Discrete\(3\), not boxes of"):
         load(dataset_id)
     dataset_id = write("test/unbounded-v0", action_space=gym.spaces.Box(-np.inf, np.inf, (1,)))
-    with pytest.raises(DatasetError, match=r"action_low is \[-inf\], not 1 finite numbers"):
+    with pytest.raises(UserError, match=r"action_low is \[-inf\], not 1 finite numbers"):
         load(dataset_id)
 
 
@@ -178,11 +178,11 @@ def test_a_damaged_file_is_one_sentence():
     data = get_dataset_path(write()) / "data"
     file = data / "main_data.hdf5"
     file.write_bytes(file.read_bytes()[:3000])
-    with pytest.raises(DatasetError, match=r"test/line-v0 is damaged in .*delete that directory"):
+    with pytest.raises(UserError, match=r"test/line-v0 is damaged in .*delete that directory"):
         load("test/line-v0")
     metadata = data / "metadata.json"
     metadata.write_text(metadata.read_text()[:-20])
-    with pytest.raises(DatasetError, match=r"test/line-v0 cannot be read from .*make or download"):
+    with pytest.raises(UserError, match=r"test/line-v0 cannot be read from .*make or download"):
         load("test/line-v0")
 
 
@@ -191,7 +191,7 @@ def test_a_data_set_of_a_newer_minari_is_one_sentence():
     metadata = json.loads(path.read_text())
     path.write_text(json.dumps(metadata | {"minari_version": "99.0.0"}))
     with pytest.raises(
-        DatasetError, match=r"cannot be read .*does not support .*99\.0\.0.*update Min"
+        UserError, match=r"cannot be read .*does not support .*99\.0\.0.*update Min"
     ):
         load("test/line-v0")
 
@@ -200,13 +200,13 @@ def test_what_does_not_exist_is_one_sentence_that_says_what_does(monkeypatch):
     monkeypatch.setenv("MINARI_REMOTE", "hf://no-such-place")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     write()
-    with pytest.raises(DatasetError, match=r"'test/nothing-v0' is not in .*: test/line-v0$"):
+    with pytest.raises(UserError, match=r"'test/nothing-v0' is not in .*: test/line-v0$"):
         load("test/nothing-v0")
-    with pytest.raises(DatasetError, match="'test/line' has no version"):
+    with pytest.raises(UserError, match="'test/line' has no version"):
         load("test/line")
-    with pytest.raises(DatasetError, match=r"no built-in data set 'ant-medium'; .*walker2d/medium"):
+    with pytest.raises(UserError, match=r"no built-in data set 'ant-medium'; .*walker2d/medium"):
         load("ant-medium", source="builtin")
-    with pytest.raises(DatasetError, match="no data source 'hdf6'; there are: builtin, minari"):
+    with pytest.raises(UserError, match="no data source 'hdf6'; there are: builtin, minari"):
         load("hopper-medium", source="hdf6")
 
 
@@ -294,9 +294,7 @@ def test_images_are_refused():
 
     space = gym.spaces.Box(0, 255, (40, 40), np.uint8)
     dataset_id = write(observation_space=space, change=images)
-    with pytest.raises(
-        DatasetError, match=r"the observations hold images .* no encoder for images"
-    ):
+    with pytest.raises(UserError, match=r"the observations hold images .* no encoder for images"):
         load(dataset_id)
 
 
@@ -375,7 +373,7 @@ def test_a_data_set_that_is_not_here_is_downloaded(remote, store):
     episodes = load("test/line-v0")
     assert episodes.n_steps == 8
     assert (store.parent / "here" / "test" / "line-v0" / "data" / "main_data.hdf5").exists()
-    with pytest.raises(DatasetError, match=r"line-v1' is not in .* download the latest compatible"):
+    with pytest.raises(UserError, match=r"line-v1' is not in .* download the latest compatible"):
         load("test/line-v1")
-    with pytest.raises(DatasetError, match=r"could not be downloaded .*ValueError"):
+    with pytest.raises(UserError, match=r"could not be downloaded .*ValueError"):
         load("test/other-v0")

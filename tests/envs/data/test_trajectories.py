@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from minari.storage import get_dataset_path
 
-from common.arguments import ArgumentError
-from envs.data.episodes import DatasetError
+from common.errors import UserError
 from envs.data.sources import DatasetConfig, load_episodes
 from envs.data.store import main, store_trajectories
 from envs.data.trajectories import Trajectory, trajectories_from_arrays, trajectories_from_npz
@@ -98,10 +97,10 @@ def test_the_command_stores_an_npz_file(tmp_path, capsys):
     assert "mine/walk-v0: 3 episodes, 8 steps, in " in capsys.readouterr().out
     given["rewards"] = given["rewards"][:, 0]
     assert_are_the_arrays(load_episodes(DatasetConfig("minari", "mine/walk-v0")), given)
-    with pytest.raises(DatasetError, match=r"mine/walk-v0 exists already .*overwrite=true"):
+    with pytest.raises(UserError, match=r"mine/walk-v0 exists already .*overwrite=true"):
         main(line)
     main([*line, "overwrite=true"])
-    with pytest.raises(ArgumentError, match=r"environment=\.\.\. must be given"):
+    with pytest.raises(UserError, match=r"environment=\.\.\. must be given"):
         main(line[:2])
     done = subprocess.run(
         [sys.executable, "-m", "envs.data.store", *line],
@@ -128,7 +127,7 @@ def test_the_command_stores_an_npz_file(tmp_path, capsys):
     ],
 )
 def test_bad_arrays_are_one_sentence_and_nothing_is_stored(store, change, message):
-    with pytest.raises(DatasetError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         store_trajectories(
             "mine/bad-v0",
             trajectories_from_arrays(**arrays() | change),
@@ -152,36 +151,36 @@ def test_bad_arrays_are_one_sentence_and_nothing_is_stored(store, change, messag
     ],
 )
 def test_bad_arguments_are_one_sentence(arguments, message):
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(UserError, match=message):
         store_trajectories("mine/a-v0", trajectories_from_arrays(**arrays()), **arguments)
 
 
 def test_bad_ids_and_episodes_are_one_sentence():
     one = Trajectory(np.zeros((1, 11)), np.zeros((1, 3)), np.zeros(1), True, False)
     for name in ("mine/hopper", "mine hopper-v0", "../away-v0"):
-        with pytest.raises(DatasetError, match="is not a Minari id, which is like mine/hopper-v0"):
+        with pytest.raises(UserError, match="is not a Minari id, which is like mine/hopper-v0"):
             store_trajectories(name, [one], environment_id="Hopper-v5")
-    with pytest.raises(DatasetError, match="episode 0 has 1 observations for 1 rewards; one more"):
+    with pytest.raises(UserError, match="episode 0 has 1 observations for 1 rewards; one more"):
         store_trajectories("mine/a-v0", [one], environment_id="Hopper-v5")
 
 
 def test_files_that_are_no_npz_of_plain_arrays_are_one_sentence(tmp_path):
     path = tmp_path / "walk.npz"
-    with pytest.raises(DatasetError, match="No such file"):
+    with pytest.raises(UserError, match="No such file"):
         trajectories_from_npz(path)
     path.write_text("not an archive")
-    with pytest.raises(DatasetError, match=f"{path} "):
+    with pytest.raises(UserError, match=f"{path} "):
         trajectories_from_npz(path)
     np.save(tmp_path / "single.npy", np.zeros(3))
-    with pytest.raises(DatasetError, match=r"is not an \.npz file"):
+    with pytest.raises(UserError, match=r"is not an \.npz file"):
         trajectories_from_npz(tmp_path / "single.npy")
     given = arrays()
     np.savez(path, **{name: array for name, array in given.items() if name != "actions"})
-    with pytest.raises(DatasetError, match=r"no array 'actions'; it has observations, rewards"):
+    with pytest.raises(UserError, match=r"no array 'actions'; it has observations, rewards"):
         trajectories_from_npz(path)
     np.savez(path, **given)
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(DatasetError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         trajectories_from_npz(path)
 
 
@@ -191,7 +190,7 @@ def test_pickles_are_never_loaded(tmp_path):
             return os.mkdir, (str(tmp_path / "attacked"),)
 
     np.savez(tmp_path / "walk.npz", **arrays(rewards=np.array([Attack()] * 8, dtype=object)))
-    with pytest.raises(DatasetError, match=r"cannot be read .*arrays of plain numbers"):
+    with pytest.raises(UserError, match=r"cannot be read .*arrays of plain numbers"):
         trajectories_from_npz(tmp_path / "walk.npz")
     assert not (tmp_path / "attacked").exists()
 

@@ -11,8 +11,12 @@ import pytest
 import torch
 from scipy import stats
 
+from common.errors import UserError
 from envs.simulation.envpool import EnvPoolSimulators
-from envs.simulation.rollout import RolloutError, rollout, start_seeds
+from envs.simulation.rollout import (
+    rollout,
+    start_seeds,
+)
 
 installed = importlib.util.find_spec("envpool") is not None
 needs_envpool = pytest.mark.skipif(not installed, reason="the extra 'envpool' is not installed")
@@ -92,10 +96,10 @@ def test_an_environment_that_envpool_lacks_is_one_sentence():
 
 @pytest.mark.skipif(installed, reason="the extra 'envpool' is installed")
 def test_a_missing_envpool_is_one_sentence():
-    with pytest.raises(RolloutError, match="needs the extra 'envpool'"):
+    with pytest.raises(UserError, match="needs the extra 'envpool'"):
         rollout(Swaying(11, 3), "Hopper-v5", episodes=1, seed=0, engine="envpool")
 
 
 def test_an_unknown_engine_is_one_sentence():
-    with pytest.raises(RolloutError, match="engine 'isaac' does not exist; there are: gymnasium"):
+    with pytest.raises(UserError, match="engine 'isaac' does not exist; there are: gymnasium"):
         rollout(Swaying(11, 3), "Hopper-v5", episodes=1, seed=0, engine="isaac")

@@ -1,8 +1,11 @@
 import pytest
 import torch
 
+from common.errors import UserError
 from envs.simulation.perturbations import PerturbedActor
-from envs.simulation.rollout import RolloutError, rollout
+from envs.simulation.rollout import (
+    rollout,
+)
 
 
 class Counter:
@@ -70,7 +73,7 @@ def test_runs_in_an_environment():
 
 
 def test_negative_settings_are_refused():
-    with pytest.raises(RolloutError, match="action_delay is -1"):
+    with pytest.raises(UserError, match="action_delay is -1"):
         make(delay=-1)
-    with pytest.raises(RolloutError, match=r"observation_noise is -0\.5"):
+    with pytest.raises(UserError, match=r"observation_noise is -0\.5"):
         make(noise=-0.5)

@@ -5,7 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from envs.simulation.rollout import RolloutError, rollout, start_seeds
+from common.errors import UserError
+from envs.simulation.rollout import (
+    rollout,
+    start_seeds,
+)
 from envs.simulation.simulators import Simulators
 
 HOPPER = "Hopper-v5"  # falls within tens of steps under these actors: lengths all differ
@@ -215,7 +219,7 @@ def test_an_interrupt_closes_the_environments(actor, monkeypatch, error):
     ],
 )
 def test_an_environment_that_does_not_fit_is_one_sentence(actor, environment_id, words):
-    with pytest.raises(RolloutError) as caught:
+    with pytest.raises(UserError) as caught:
         rollout(actor, environment_id, episodes=1, seed=0)
     message = str(caught.value)
     assert "\n" not in message
@@ -247,14 +251,14 @@ def test_observations_in_parts_are_laid_end_to_end(actor):
 
 
 def test_action_dimensions_and_values_are_checked():
-    with pytest.raises(RolloutError, match="6 action dimensions, but Hopper-v5 has 3"):
+    with pytest.raises(UserError, match="6 action dimensions, but Hopper-v5 has 3"):
         rollout(RecurrentActor(11, 6), HOPPER, episodes=1, seed=0)
     undeclared = Recorder(RecurrentActor(11, 6))  # has no attributes to check beforehand
-    with pytest.raises(RolloutError, match=r"shape \(1, 6\).*\(batch, 3\)"):
+    with pytest.raises(UserError, match=r"shape \(1, 6\).*\(batch, 3\)"):
         rollout(undeclared, HOPPER, episodes=1, seed=0)
     broken = RecurrentActor(11, 3)
     broken.w_out[0, 0] = float("nan")
-    with pytest.raises(RolloutError, match="not finite"):
+    with pytest.raises(UserError, match="not finite"):
         rollout(broken, HOPPER, episodes=1, seed=0)
 
 
@@ -263,5 +267,5 @@ def test_action_dimensions_and_values_are_checked():
 )
 def test_numbers_out_of_range_are_named(actor, argument, value):
     arguments = {"episodes": 1, "seed": 0, argument: value}
-    with pytest.raises(RolloutError, match=f"^{argument} is {value}, but must be at least"):
+    with pytest.raises(UserError, match=f"^{argument} is {value}, but must be at least"):
         rollout(actor, HOPPER, **arguments)

@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import UserError
 from envs.simulation import video
-from envs.simulation.rollout import RolloutError, make_environment, rollout
+from envs.simulation.rollout import (
+    make_environment,
+    rollout,
+)
 from envs.simulation.video import offscreen_backend, record_episodes
 
 try:
     offscreen_backend()
     DRAWS = True
-except RolloutError:
+except UserError:
     DRAWS = False
 draws = pytest.mark.skipif(not DRAWS, reason="no off-screen OpenGL on this machine")
 
@@ -127,7 +131,7 @@ def test_a_full_disk_is_one_sentence(tmp_path):
         f"record_episodes(Gait(), 'Hopper-v5', {str(tmp_path / 'a.mp4')!r}, seed=0)\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "RolloutError: The video" in ran.stderr
+    assert "UserError: The video" in ran.stderr
     assert "a.mp4' cannot be written: " in ran.stderr
     assert not list(tmp_path.iterdir())
 
@@ -135,7 +139,7 @@ def test_a_full_disk_is_one_sentence(tmp_path):
 @draws
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(RolloutError, match=r"file/clip.mp4' cannot be written: File exists\.$"):
+    with pytest.raises(UserError, match=r"file/clip.mp4' cannot be written: File exists\.$"):
         record_episodes(Gait(), "Hopper-v5", tmp_path / "file" / "clip.mp4", seed=0)
 
 
@@ -143,30 +147,30 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
 def test_a_policy_of_another_environment_is_refused(tmp_path):
     actor = Gait()
     actor.observation_dim = 17
-    with pytest.raises(RolloutError, match="17 observation dimensions, but Hopper-v5 has 11"):
+    with pytest.raises(UserError, match="17 observation dimensions, but Hopper-v5 has 11"):
         record_episodes(actor, "Hopper-v5", tmp_path / "clip.mp4", seed=0)
     assert not list(tmp_path.iterdir())
 
 
 def test_another_ending_is_refused(tmp_path):
-    with pytest.raises(RolloutError, match=r"clip\.gif' must have a name that ends in \.mp4"):
+    with pytest.raises(UserError, match=r"clip\.gif' must have a name that ends in \.mp4"):
         record_episodes(Gait(), "Hopper-v5", tmp_path / "clip.gif", seed=0)
 
 
 def test_missing_extra_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)  # makes the import fail
-    with pytest.raises(RolloutError, match=r"pip install 'decision-minrnn\[video\]'"):
+    with pytest.raises(UserError, match=r"pip install 'decision-minrnn\[video\]'"):
         record_episodes(Gait(), "Hopper-v5", tmp_path / "clip.mp4", seed=0)
 
 
 def test_a_machine_that_cannot_draw_is_told_what_to_install(monkeypatch):
     monkeypatch.setattr(video, "_draws", lambda backend: False)
     monkeypatch.setattr(sys, "platform", "linux")
-    with pytest.raises(RolloutError, match=r"cannot draw.*apt-get install libegl1"):
+    with pytest.raises(UserError, match=r"cannot draw.*apt-get install libegl1"):
         offscreen_backend(None)
-    with pytest.raises(RolloutError, match=r"MUJOCO_GL=osmesa.*apt-get install libosmesa6.*unset"):
+    with pytest.raises(UserError, match=r"MUJOCO_GL=osmesa.*apt-get install libosmesa6.*unset"):
         offscreen_backend("osmesa")
-    with pytest.raises(RolloutError, match=r"MUJOCO_GL is 'off'.*egl or osmesa or glfw"):
+    with pytest.raises(UserError, match=r"MUJOCO_GL is 'off'.*egl or osmesa or glfw"):
         offscreen_backend("off")
 
 
