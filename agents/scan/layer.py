@@ -137,8 +137,8 @@ class _Layer(torch.autograd.Function):
             scratch = None if keep else x.new_empty(_ROWS * weight.shape[0])
             for b, t in _pieces(rows, time):
                 p = _multiply(x[b, t], weight, bias, kept[b, t] if kept is not None else scratch)
-                resets = cpu._resets(None if resets is None else resets[b, t])
-                tensors = [p, _before(states, state, b, t), resets, states[b, t]]
+                piece_resets = cpu._resets(None if resets is None else resets[b, t])
+                tensors = [p, _before(states, state, b, t), piece_resets, states[b, t]]
                 cpu._run(kernel, tensors, states[b, t])
 
         cpu.share_rows(scan, batch, states.numel())
@@ -174,9 +174,9 @@ class _Layer(torch.autograd.Function):
                     piece = piece.clone()
                     piece[:, -1] += d_state[b]
                 d_p = buffer[: p.numel()].view(p.shape)
-                resets = cpu._resets(None if resets is None else resets[b, t])
+                piece_resets = cpu._resets(None if resets is None else resets[b, t])
                 previous = _before(states, state, b, t)
-                tensors = [p, previous, resets, states[b, t], piece, d_p, d_state[b]]
+                tensors = [p, previous, piece_resets, states[b, t], piece, d_p, d_state[b]]
                 cpu._run(kernel, tensors, states[b, t])
                 flat = d_p.view(-1, weight.shape[0])
                 if d_x is not None:

@@ -30,8 +30,8 @@ class ProtocolConfig:
         name: `whole_episodes` (whole episodes packed end to end), `streamed` (pieces of episodes in
             many streams, the state carried from piece to piece) or `windowed` (context windows
             from the initial state).
-        batch_steps: Steps in a batch, over all its rows; `whole_episodes` takes whole episodes until
-            it has at least these.
+        batch_steps: Steps in a batch, over all its rows; `whole_episodes` takes whole episodes
+            until it has at least these.
         context_length: Steps in a row of a batch (`streamed`, `windowed`).
         restart: Probability that a piece begins from the initial state, as only the first of an
             episode would (`streamed`).

@@ -28,8 +28,8 @@ def make(gates, batch, time, features=6, channels=16):
 @pytest.mark.parametrize(("batch", "time"), [(70, 60), (1, 2500), (3, 1100), (2, 1), (2, 0)])
 def test_layer_equals_linear_and_scan(name, recompute, batch, time):
     layer, scan, gates = LAYERS[name]
-    inputs, resets = make(gates, batch, time)
-    for resets in (None, resets):
+    inputs, some = make(gates, batch, time)
+    for resets in (None, some):
         actual = layer(*inputs, resets, recompute=recompute)
         x, weight, bias, state = inputs
         wide = scan(F.linear(x.double(), weight.double(), bias.double()), state.double(), resets)
