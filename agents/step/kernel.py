@@ -135,7 +135,7 @@ def policy_step(
             for c in range(rows.shape[1]):
                 rows[b, c] = zero
     nonzero = np.empty(max(width, channels, d, embedding.shape[0]), np.int64)
-    resets = np.empty((0, 0), np.bool_)  # done below
+    no_resets = np.empty((0, 0), np.bool_)  # done below
 
     for b in range(batch):
         first = resets[b]
@@ -162,9 +162,9 @@ def policy_step(
         before = state[layer][begin:end]
         h = next_state[layer][begin:end].reshape(batch, 1, channels)
         if gates == 2 * channels:
-            min_gru_forward(p, before, resets, h, 0, batch, 0, channels)
+            min_gru_forward(p, before, no_resets, h, 0, batch, 0, channels)
         else:
-            min_lstm_forward(p, before, resets, h, 0, batch, 0, channels)
+            min_lstm_forward(p, before, no_resets, h, 0, batch, 0, channels)
         if output.shape[0] > 0:
             for b in range(batch):
                 _copy(h[b, 0], mixed[b])
