@@ -4,7 +4,12 @@ A task is what a data set and a rollout share. The reference pair turns a return
 normalised score, ``100 * (return - minimum) / (maximum - minimum)``.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from common.errors import UserError
 
 # D4RL (Fu et al., arXiv 2004.07219), d4rl/infos.py: a random policy's and a SAC expert's mean
 # return, measured in the v2 environments. v5 no longer pays the healthy reward on the step that
@@ -14,42 +19,108 @@ D4RL_REFERENCE_SOURCE = "D4RL (arXiv 2004.07219), measured in the v2 environment
 
 
 @dataclass(frozen=True)
+class Reference:
+    """The two returns that turn a return into a normalised score.
+
+    Attributes:
+        minimum: Return of a random policy, which scores 0.
+        maximum: Return of an expert, which scores 100.
+        source: Where the pair comes from.
+    """
+
+    minimum: float
+    maximum: float
+    source: str = "not stated"
+
+    def __post_init__(self) -> None:
+        if not -np.inf < self.minimum < self.maximum < np.inf:
+            raise UserError(
+                f"the reference returns are {self.minimum} and {self.maximum}; both must be finite, "
+                "and that of an expert above that of a random policy: mend them in the data set's "
+                "metadata."
+            )
+
+    def score(self, returns: Any) -> Any:
+        """Returns normalised scores, 0 to 100 between the two, of the shape of `returns`.
+
+        ``100 * (return - minimum) / (maximum - minimum)``, as D4RL (arXiv 2004.07219, section 4).
+
+        >>> Reference(0.0, 200.0).score(50.0)
+        25.0
+        """
+        return 100 * (returns - self.minimum) / (self.maximum - self.minimum)
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What is remembered of the data that a policy was trained on; plain values only.
+
+    Attributes:
+        id: Of the data set.
+        environment_id: Gymnasium id of the environment that it was recorded in; None if unknown.
+        environment_kwargs: Keyword arguments of `gymnasium.make` for that environment.
+        reference: Reference returns; None if none are known.
+        episodes: Number of episodes.
+        steps: Number of steps.
+        return_mean: Mean return.
+        return_top10: Mean return of the best 10 % of the episodes.
+        return_max: The best return.
+        sha256: Hash of the arrays.
+    """
+
+    id: str
+    environment_id: str | None
+    environment_kwargs: dict[str, Any]
+    reference: Reference | None
+    episodes: int
+    steps: int
+    return_mean: float
+    return_top10: float
+    return_max: float
+    sha256: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values, for config.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "DatasetInfo":
+        """Builds it from what `to_dict` returned.
+
+        Raises:
+            TypeError: A key is missing or unknown.
+        """
+        reference = values.get("reference")
+        return cls(**{**values, "reference": Reference(**reference) if reference else None})
+
+
+@dataclass(frozen=True)
 class Task:
     """One locomotion task.
 
     Attributes:
         name: Short name, as in data set ids: ``hopper``.
         environment_id: Gymnasium id of the environment that this project simulates.
-        horizon: Steps after which the environment truncates an episode.
-        reference_min: Return of a random policy, which scores 0.
-        reference_max: Return of an expert, which scores 100.
-        reference_source: Where the reference pair comes from.
+        reference: Reference returns.
         target_return: Decision Transformer's first target (arXiv 2106.01345, table 8).
     """
 
     name: str
     environment_id: str
-    horizon: int
-    reference_min: float
-    reference_max: float
-    reference_source: str
+    reference: Reference
     target_return: float
+
+
+def _d4rl(minimum: float, maximum: float) -> Reference:
+    return Reference(minimum, maximum, D4RL_REFERENCE_SOURCE)
 
 
 TASKS = {
     task.name: task
     for task in (
-        Task("hopper", "Hopper-v5", 1000, -20.272305, 3234.3, D4RL_REFERENCE_SOURCE, 3600.0),
-        Task(
-            "halfcheetah",
-            "HalfCheetah-v5",
-            1000,
-            -280.178953,
-            12135.0,
-            D4RL_REFERENCE_SOURCE,
-            12000.0,
-        ),
-        Task("walker2d", "Walker2d-v5", 1000, 1.629008, 4592.3, D4RL_REFERENCE_SOURCE, 5000.0),
+        Task("hopper", "Hopper-v5", _d4rl(-20.272305, 3234.3), 3600.0),
+        Task("halfcheetah", "HalfCheetah-v5", _d4rl(-280.178953, 12135.0), 12000.0),
+        Task("walker2d", "Walker2d-v5", _d4rl(1.629008, 4592.3), 5000.0),
     )
 }
 

@@ -163,7 +163,7 @@ def make_dataset(recipe: Recipe, steps: int, seed: int, *, overwrite: bool = Fal
         f"At least {steps} steps of {task.environment_id} with sampled actions of SAC policies "
         f"after {', '.join(f'{step:,}' for step in recipe.snapshots)} training steps, in equal "
         f"shares (MuJoCo {mujoco.__version__}, Gymnasium {gym.__version__}, seed {seed}). "
-        f"Reference scores: {task.reference_source}."
+        f"Reference scores: {task.reference.source}."
     )
     store_trajectories(
         recipe.dataset_id,

@@ -72,7 +72,7 @@ def measure(
     n = simulators.n
     sampled = statistics(run_episodes(simulators, behavior, seed=(seed,), episodes=n))
     mean = statistics(run_episodes(simulators, behavior, seed=(seed,), episodes=n, sampled=False))
-    score = 100 * (sampled[0] - task.reference_min) / (task.reference_max - task.reference_min)
+    score = task.reference.score(sampled[0])
     return Measurement(task.name, training_steps, n, *sampled, round(score, 1), *mean)
 
 

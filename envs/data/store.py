@@ -193,9 +193,9 @@ def _reference(
     if task is None:
         return {}
     return {
-        "ref_min_score": task.reference_min,
-        "ref_max_score": task.reference_max,
-        "reference_source": task.reference_source,
+        "ref_min_score": task.reference.minimum,
+        "ref_max_score": task.reference.maximum,
+        "reference_source": task.reference.source,
     }
 
 

@@ -111,11 +111,13 @@ def _reference(
     metadata = dataset.storage.metadata
     pair = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     task = task_of_environment(environment_id)
-    if None not in pair and (task is None or pair != (task.reference_min, task.reference_max)):
+    if None not in pair and (
+        task is None or pair != (task.reference.minimum, task.reference.maximum)
+    ):
         source = metadata.get("reference_source", f"metadata of {dataset.spec.dataset_id}")
         return *pair, source
     if task is not None:
-        return task.reference_min, task.reference_max, task.reference_source
+        return task.reference.minimum, task.reference.maximum, task.reference.source
     return None, None, None
 
 
