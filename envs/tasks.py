@@ -35,9 +35,8 @@ class Reference:
     def __post_init__(self) -> None:
         if not -np.inf < self.minimum < self.maximum < np.inf:
             raise UserError(
-                f"the reference returns are {self.minimum} and {self.maximum}; both must be finite, "
-                "and that of an expert above that of a random policy: mend them in the data set's "
-                "metadata."
+                f"the reference returns {self.minimum} and {self.maximum} must both be finite, "
+                "and the expert's above the random policy's: mend them in the data set's metadata."
             )
 
     def score(self, returns: Any) -> Any:

@@ -51,7 +51,10 @@ def make_run(
     claim_run_folder(folder, train.config_text(config), resume=False, overwrite=False)
     dataset = {"id": config.dataset.id, "environment_id": about.environment_id}
     if referenced:
-        dataset |= {"reference_min": about.reference_min, "reference_max": about.reference_max}
+        dataset |= {
+            "reference_min": about.reference.minimum,
+            "reference_max": about.reference.maximum,
+        }
     dataset |= {"reference_source": about.reference_source, "episodes": 9, "steps": 999}
     dataset |= {"return_mean": 1000.0, "return_top10": 3000.0, "return_max": 3300.0}
     if sha256 is not None:
@@ -63,7 +66,9 @@ def make_run(
     save_description(folder, policy, config.backbone, described)
 
     def scored(value, target):
-        mean = about.reference_min + value / 100 * (about.reference_max - about.reference_min)
+        mean = about.reference.minimum + value / 100 * (
+            about.reference.maximum - about.reference.minimum
+        )
         returns = mean + np.linspace(-1, 1, episodes)
         lengths = np.full(episodes, 1000)
         result = RolloutResult(

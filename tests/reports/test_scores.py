@@ -78,7 +78,7 @@ def test_normalized_score_by_hand():
     hopper = TASKS["hopper"]
     # The third is the middle between a random policy and an expert.
     for value, expected in ((3234.3, 100.0), (-20.272305, 0.0), (1607.0138475, 50.0)):
-        found = normalized_score(value, hopper.reference_min, hopper.reference_max)
+        found = normalized_score(value, hopper.reference.minimum, hopper.reference.maximum)
         assert found == pytest.approx(expected)
 
 
