@@ -98,7 +98,7 @@ def to_dataclass(config: DictConfig) -> Any:
 def _check_launcher(override: Override) -> None:
     if override.key_or_group != "hydra/launcher":
         return
-    name = override.value()
+    name = str(override.value())
     installed = GlobalHydra.instance().config_loader().get_group_options("hydra/launcher")
     if name in LAUNCHERS and name not in installed:
         raise UserError(
