@@ -127,11 +127,11 @@ def _launch(kernel: Any, kind: Any, state: Tensor, resets: Tensor | None, args: 
         )
     before, after, time = args
     batch, channels = state.shape
-    resets = state if resets is None else resets.contiguous().view(torch.uint8)
+    flags = state if resets is None else resets.contiguous().view(torch.uint8)
     wide = tl.float64 if state.dtype == torch.float64 else tl.float32
     grid = (batch, triton.cdiv(channels, _BLOCK))
     kernel[grid](
-        *before, resets, *after, time, channels,
+        *before, flags, *after, time, channels,
         KIND=kind, RESETS=resets is not None, WIDE=wide, BLOCK=_BLOCK,
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from configs.launch.sweep import run_sweep
 from configs.schema import register
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = command.Program(train.main, (), train.run_folder, train.prepare, train.result)
+PROGRAM = command.Program(train.main, train.run_folder, train.prepare, train.result)
 QUICK = [*SMALL, "evaluation.every=0", "steps=20"]
 
 
@@ -246,5 +246,5 @@ def test_a_sweep_without_its_own_folders_or_launcher_is_refused(arguments, tmp_p
 def test_more_than_one_run_needs_the_flag(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py", "seed=0,1"])
     with pytest.raises(SystemExit):
-        command.run("train", command.Program(print, ()))
+        command.run("train", command.Program(print))
     assert capsys.readouterr().err == "error: 2 runs are asked for; start a sweep with -m.\n"

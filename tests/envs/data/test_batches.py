@@ -109,7 +109,7 @@ def test_pieces_of_streams_restart_as_often_as_asked_and_go_on_in_the_data():
     restarts, last = 0, None
     for _ in range(100):
         batch = batches.next()
-        resets, steps = batch["is_first"], batch["observations"][..., 1].long()
+        resets, steps = batch["resets"], batch["observations"][..., 1].long()
         episode_begins = steps == 0
         restarts += int((resets & ~episode_begins)[:, 0].sum())
         assert torch.equal(resets[:, 1:], episode_begins[:, 1:])
@@ -162,7 +162,7 @@ def test_burn_in_leaves_out_only_steps_that_warm_the_state_up():
         warming = (batch["timesteps"][:, :1] > 0) & (torch.arange(6) < 2)
         assert torch.equal(batch["mask"], whole["mask"] & ~warming)
         assert torch.equal(batch["observations"], whole["observations"])
-        assert torch.equal(batch["resets"], whole["is_first"])
+        assert torch.equal(batch["resets"], whole["resets"])
 
 
 @pytest.mark.parametrize("name", sorted(BATCHES))
