@@ -26,8 +26,7 @@ def make_actor(
     """Returns what acts: the policy itself, or the policy seen through a bounded past.
 
     The step of `carried` and `rolling` is fused into one kernel where that is possible; see
-    agents.step.fused. Then the weights are those of now, while the policy's target return is read
-    at every step.
+    agents.step.fused. Then the weights are those of now.
 
     Raises:
         ValueError: No rollout has this name, or the context is too short for it.
@@ -60,9 +59,11 @@ class RollingActor:
         self.observation_dim = policy.observation_dim
         self.action_dim = policy.action_dim
 
-    def initial_state(self, batch_size: int) -> PolicyState:
-        """Returns a policy state whose backbone part has two rows an environment."""
-        state = self.policy.initial_state(batch_size)
+    def initial_state(
+        self, batch_size: int, target_return: float | Tensor | None = None
+    ) -> PolicyState:
+        """Returns a policy state whose backbone part has two rows for each environment."""
+        state = self.policy.initial_state(batch_size, target_return)
         return state._replace(backbone=self.policy.backbone.initial_state(2 * batch_size))
 
     def act(
@@ -84,7 +85,7 @@ class RollingActor:
         )
         first, second = actions.chunk(2)
         action = torch.where((age >= late_age).unsqueeze(-1), first, second)
-        return action, PolicyState(backbone, action, return_to_go, timestep)
+        return action, PolicyState(backbone, action, return_to_go, timestep, state.target_return)
 
 
 class WindowState(NamedTuple):
@@ -120,9 +121,11 @@ class WindowActor:
         self.observation_dim = policy.observation_dim
         self.action_dim = policy.action_dim
 
-    def initial_state(self, batch_size: int) -> WindowState:
+    def initial_state(
+        self, batch_size: int, target_return: float | Tensor | None = None
+    ) -> WindowState:
         """Returns empty windows."""
-        past = self.policy.initial_state(batch_size)
+        past = self.policy.initial_state(batch_size, target_return)
         shape = (batch_size, self.context_length)
         zeros = past.action.new_zeros(shape)
         return WindowState(
@@ -156,7 +159,7 @@ class WindowActor:
         actions, _ = self.policy(
             observations, returns_to_go, previous_actions, timesteps, begins, blank
         )
-        past = PolicyState((), actions[:, -1], return_to_go, timestep)
+        past = PolicyState((), actions[:, -1], return_to_go, timestep, state.past.target_return)
         return actions[:, -1], WindowState(
             past, observations, returns_to_go, previous_actions, timesteps, length
         )

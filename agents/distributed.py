@@ -27,14 +27,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from agents.backbones.block import State, map_state
-from agents.policy import PolicyState, ReturnConditionedPolicy
+from agents.policy import ReturnConditionedPolicy, TrainingState
 from common.errors import UserError
 
 # Ranks wait for the first while it makes a data set or evaluates. That one of them has died they
 # find at once, without this.
 _PATIENCE = timedelta(days=1)
 
-LossFunction = Callable[..., tuple[Tensor, PolicyState]]
+LossFunction = Callable[..., tuple[Tensor, TrainingState]]
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class _SharedLoss(nn.Module):
         self.loss = policy.loss
         self.ranks = ranks
 
-    def forward(self, **batch: Any) -> tuple[Tensor, PolicyState]:
+    def forward(self, **batch: Any) -> tuple[Tensor, TrainingState]:
         """Takes the keyword arguments of `ReturnConditionedPolicy.loss`."""
         # A loss is a mean over real steps, and shares differ in their number.
         steps = int(batch["mask"].sum())

@@ -63,19 +63,33 @@ class PolicyConfig:
 
 
 class PolicyState(NamedTuple):
-    """What the policy carries from step to step, one row an environment.
+    """What the policy carries from step to step while it acts, one row for each environment.
 
     Attributes:
         backbone: The backbone's state.
         action: The last action (batch, action_dim).
         return_to_go: Return still to be collected at the last step (batch,), in units of return.
         timestep: Steps since the episode began, at the last step (batch,).
+        target_return: Return to collect in each episode of the row (batch,), in units of return.
     """
 
     backbone: State
     action: Tensor
     return_to_go: Tensor
     timestep: Tensor
+    target_return: Tensor
+
+
+class TrainingState(NamedTuple):
+    """What `streamed` training carries from batch to batch, one row for each stream.
+
+    Attributes:
+        backbone: The backbone's state, detached.
+        action: The last action (batch, action_dim).
+    """
+
+    backbone: State
+    action: Tensor
 
 
 class ReturnConditionedPolicy(nn.Module):
@@ -254,8 +268,8 @@ class ReturnConditionedPolicy(nn.Module):
         timesteps: Tensor,
         resets: Tensor,
         mask: Tensor,
-        state: PolicyState | None = None,
-    ) -> tuple[Tensor, PolicyState]:
+        state: TrainingState | None = None,
+    ) -> tuple[Tensor, TrainingState]:
         """Returns the mean squared error of the actions over real steps.
 
         Args:
@@ -266,15 +280,17 @@ class ReturnConditionedPolicy(nn.Module):
             timesteps: (batch, time) integers.
             resets: (batch, time) bool.
             mask: (batch, time) bool, true on real steps; padding may only follow real steps.
-            state: What the rows carry from the piece before, for `streamed` training; None
-                starts them afresh.
+            state: The state after the previous batch, for `streamed` training; None starts from
+                the initial state.
 
         Returns:
             The loss, a scalar, and the state after the last step, detached.
         """
-        batch = resets.shape[0]
         if state is None:
-            state = self.initial_state(batch)
+            batch = resets.shape[0]
+            state = TrainingState(
+                self.backbone.initial_state(batch), actions.new_zeros(batch, self.action_dim)
+            )
         previous_actions = torch.cat([state.action.unsqueeze(1), actions[:, :-1]], dim=1)
         predicted, backbone = self(
             observations, returns_to_go, previous_actions, timesteps, resets, state.backbone
@@ -282,23 +298,40 @@ class ReturnConditionedPolicy(nn.Module):
         # The error is measured in float32 even where the network ran in a shorter type.
         error = (predicted.float() - actions).square().mean(-1)
         loss = (error * mask).sum() / mask.sum().clamp(min=1)
-        carried = PolicyState(
-            map_state(Tensor.detach, backbone),
-            actions[:, -1],
-            returns_to_go[:, -1],
-            timesteps[:, -1],
-        )
-        return loss, carried
+        return loss, TrainingState(map_state(Tensor.detach, backbone), actions[:, -1])
 
     # -- acting -------------------------------------------------------------------------------
 
-    def initial_state(self, batch_size: int) -> PolicyState:
-        """Returns the state of environments that are about to begin an episode."""
+    def initial_state(
+        self, batch_size: int, target_return: float | Tensor | None = None
+    ) -> PolicyState:
+        """Returns the state of environments that are about to begin an episode.
+
+        Args:
+            batch_size: Rows, one for each environment.
+            target_return: Return to ask for, in units of return: one for all rows, or a tensor
+                (batch_size,) with one for each row. None asks for the policy's own default.
+
+        Raises:
+            ValueError: The target has another shape.
+        """
+        default = self.target_return
+        if target_return is None:
+            target = default
+        else:
+            target = torch.as_tensor(target_return, dtype=default.dtype, device=default.device)
+        if target.shape not in ((), (batch_size,)):
+            raise ValueError(
+                f"target_return has the shape {tuple(target.shape)}; expected one number, or a "
+                f"tensor of shape ({batch_size},) with one for each row."
+            )
+        target = target.expand(batch_size).clone()
         return PolicyState(
             backbone=self.backbone.initial_state(batch_size),
             action=self.action_low.new_zeros(batch_size, self.action_dim),
-            return_to_go=self.target_return.expand(batch_size),
+            return_to_go=target,
             timestep=self.action_low.new_zeros(batch_size, dtype=torch.long),
+            target_return=target,
         )
 
     def on_device(self, *tensors: Tensor) -> list[Tensor]:
@@ -310,9 +343,9 @@ class ReturnConditionedPolicy(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Returns return-to-go and timestep (batch,) of the step that follows a reward.
 
-        The return-to-go begins at the target and loses each reward as it is received.
+        The return-to-go begins at the row's target and loses each reward as it is received.
         """
-        return_to_go = torch.where(is_first, self.target_return, state.return_to_go - reward)
+        return_to_go = torch.where(is_first, state.target_return, state.return_to_go - reward)
         timestep = torch.where(is_first, 0, state.timestep + 1)
         return return_to_go, timestep
 
@@ -335,4 +368,4 @@ class ReturnConditionedPolicy(nn.Module):
         action, backbone = self.step(
             observation, return_to_go, state.action, timestep, is_first, state.backbone
         )
-        return action, PolicyState(backbone, action, return_to_go, timestep)
+        return action, PolicyState(backbone, action, return_to_go, timestep, state.target_return)

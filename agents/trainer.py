@@ -29,7 +29,7 @@ from agents.backbones.block import parameter_groups
 from agents.backbones.state import map_state
 from agents.checkpoint import load_training_state, save_policy, save_training_state
 from agents.distributed import Ranks
-from agents.policy import PolicyState, ReturnConditionedPolicy
+from agents.policy import ReturnConditionedPolicy, TrainingState
 from common.errors import UserError
 
 SCHEDULES = ("cosine", "constant")
@@ -185,7 +185,7 @@ class Trainer:
         self.console = console or Console()
         self.ranks = ranks or Ranks()
         self.step = 0
-        self.carried: PolicyState | None = None
+        self.carried: TrainingState | None = None
         self.optimizer = torch.optim.AdamW(
             parameter_groups(policy),
             lr=config.learning_rate,
@@ -249,7 +249,7 @@ class Trainer:
             device = self.policy.target_return.device
             rows = self.batches.own_rows
             carried = map_state(lambda tensor: tensor[rows].to(device), state["carried"])
-            self.carried = PolicyState(*carried)
+            self.carried = TrainingState(*carried)
         torch.set_rng_state(state["random"])
         torch.cuda.set_rng_state_all(state["random_cuda"][: torch.cuda.device_count()])
 

@@ -53,8 +53,8 @@ class FusedPolicy:
     """Acts as a `ReturnConditionedPolicy` in evaluation mode does, with the same states.
 
     Either may take over from the other at any step. The weights are copied here, so build a new
-    one after they change; the target return alone is read from the policy at every step. Nothing
-    is kept from call to call: several threads may share one. No gradient passes through it.
+    one after they change. Nothing is kept from call to call: several threads may share one. No
+    gradient passes through it.
     """
 
     def __init__(self, policy: ReturnConditionedPolicy) -> None:
@@ -88,9 +88,11 @@ class FusedPolicy:
         if not agrees:
             raise NotFusableError("its own steps differ from those of the kernel.")
 
-    def initial_state(self, batch_size: int) -> PolicyState:
+    def initial_state(
+        self, batch_size: int, target_return: float | Tensor | None = None
+    ) -> PolicyState:
         """Returns the state of environments that are about to begin an episode."""
-        return self._policy.initial_state(batch_size)
+        return self._policy.initial_state(batch_size, target_return)
 
     def act(
         self, observation: Tensor, reward: Tensor, state: PolicyState, is_first: Tensor
@@ -115,12 +117,14 @@ class FusedPolicy:
             first,
             _array("state.return_to_go", state.return_to_go, first.shape, _FLOAT),
             _array("state.timestep", state.timestep, first.shape, _INT),
-            self._policy.target_return.item(),
+            _array("state.target_return", state.target_return, first.shape, _FLOAT),
         )
         action, backbone = self._answer(
             observation, left, state.action, time, first, state.backbone
         )
-        return action, PolicyState(backbone, action, torch.from_numpy(left), torch.from_numpy(time))
+        return action, PolicyState(
+            backbone, action, torch.from_numpy(left), torch.from_numpy(time), state.target_return
+        )
 
     def step(
         self,

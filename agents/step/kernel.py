@@ -61,7 +61,7 @@ def observe(reward, is_first, return_to_go, timestep, target_return):
     """Return-to-go and timestep, as `agents.policy.ReturnConditionedPolicy.observe`."""
     next_return_to_go, next_timestep = np.empty_like(return_to_go), np.empty_like(timestep)
     for b in range(reward.shape[0]):
-        next_return_to_go[b] = target_return if is_first[b] else return_to_go[b] - reward[b]
+        next_return_to_go[b] = target_return[b] if is_first[b] else return_to_go[b] - reward[b]
         next_timestep[b] = 0 if is_first[b] else timestep[b] + 1
     return next_return_to_go, next_timestep
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from agents.acting import RollingActor, WindowActor, make_actor
+from agents.acting import ROLLOUTS, RollingActor, WindowActor, make_actor
 from agents.backbones import MIXERS
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
 
@@ -52,9 +52,9 @@ def make_batch(batch: int, time: int, seed: int = 1) -> dict[str, torch.Tensor]:
     }
 
 
-def play(actor, observations, rewards, is_first) -> torch.Tensor:
+def play(actor, observations, rewards, is_first, target_return=None) -> torch.Tensor:
     """Acts along given observations (batch, time, ...) and returns the actions."""
-    state, actions = actor.initial_state(len(observations)), []
+    state, actions = actor.initial_state(len(observations), target_return), []
     with torch.inference_mode():
         for t in range(observations.shape[1]):
             action, state = actor.act(observations[:, t], rewards[:, t], state, is_first[:, t])
@@ -108,6 +108,39 @@ def test_the_first_action_of_an_episode_does_not_depend_on_what_came_before(vari
         right = play(actor, other, other_rewards, is_first)
         assert torch.equal(left[:, 6:], right[:, 6:])
         assert not torch.allclose(left[:, :6], right[:, :6])
+
+
+@pytest.mark.parametrize("rollout", ROLLOUTS)
+@pytest.mark.parametrize("fused", [True, False])
+def test_rows_with_different_targets_equal_separate_runs(rollout, fused):
+    policy = make_policy(**VARIANTS["time"])
+    kind = torch.float32 if fused else torch.float64
+    actor = make_actor(policy.to(kind), rollout, 6)
+    # Each row restarts at other steps, and asks for its own target again.
+    runs = [trajectory(20, starts, seed) for seed, starts in enumerate(([0, 7], [0], [0, 12, 15]))]
+    targets = [30.0, -100.0, 250.0]
+    steps = [torch.cat(parts).to(parts[0].dtype) for parts in zip(*runs, strict=True)]
+    observations, rewards, is_first = steps[0].to(kind), steps[1].to(kind), steps[2]
+    together = play(actor, observations, rewards, is_first, torch.tensor(targets))
+    for row, target in enumerate(targets):
+        own = slice(row, row + 1)
+        alone = play(actor, observations[own], rewards[own], is_first[own], target)
+        torch.testing.assert_close(together[own], alone, rtol=1e-5, atol=1e-5)
+    # The default is the policy's own target, which is row 0's; the others do differ from it.
+    default = play(actor, observations, rewards, is_first)
+    torch.testing.assert_close(together[:1], default[:1], rtol=1e-5, atol=1e-5)
+    for row in (1, 2):
+        assert not torch.allclose(together[row, :3], default[row, :3], atol=1e-2)
+
+
+def test_a_target_of_another_shape_is_refused_and_the_default_is_never_shared():
+    policy = make_policy()
+    for wrong in (torch.zeros(1), torch.zeros(3), torch.zeros(2, 1)):
+        with pytest.raises(ValueError, match=r"target_return has the shape .* of shape \(2,\)"):
+            policy.initial_state(2, wrong)
+    state = policy.initial_state(2)
+    policy.target_return.fill_(7.0)
+    assert state.target_return.tolist() == state.return_to_go.tolist() == [30.0, 30.0]
 
 
 @EVERY
