@@ -179,9 +179,9 @@ def describe(episodes: Episodes) -> dict[str, Any]:
     return {
         "id": episodes.dataset_id,
         "environment_id": episodes.environment_id,
-        "reference_min": episodes.reference_min,
-        "reference_max": episodes.reference_max,
-        "reference_source": episodes.reference_source,
+        "reference_min": episodes.reference.minimum if episodes.reference else None,
+        "reference_max": episodes.reference.maximum if episodes.reference else None,
+        "reference_source": episodes.reference.source if episodes.reference else None,
         "episodes": episodes.n_episodes,
         "steps": episodes.n_steps,
         "return_mean": float(episodes.returns.mean()),

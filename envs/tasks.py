@@ -124,11 +124,11 @@ TASKS = {
 }
 
 
-def task_of_environment(environment_id: str) -> Task | None:
+def task_of_environment(environment_id: str | None) -> Task | None:
     """Returns the task whose environment this is, any version; None for an unknown one.
 
     >>> task_of_environment("Hopper-v4").name
     'hopper'
     """
-    stem = environment_id.rsplit("-v", 1)[0].lower()
+    stem = (environment_id or "").rsplit("-v", 1)[0].lower()
     return TASKS.get(stem)

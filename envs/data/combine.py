@@ -140,10 +140,11 @@ def concatenate(parts: Sequence[Episodes]) -> Episodes:
         raise UserError("a mix needs parts: dataset.parts=[hopper-medium,hopper-medium-expert]")
     first = parts[0]
     for other in parts[1:]:
-        if other.environment_id != first.environment_id:
+        environments = [(p.environment_id, p.environment_kwargs) for p in (first, other)]
+        if environments[0] != environments[1]:
             raise UserError(
-                f"{first.dataset_id} is of {first.environment_id}, but {other.dataset_id} of "
-                f"{other.environment_id}; mix data of one environment, or say in which one to "
+                f"{first.dataset_id} is of {_environment(first)}, but {other.dataset_id} of "
+                f"{_environment(other)}; mix data of one environment, or say in which one to "
                 "evaluate, as dataset.environment=Hopper-v5"
             )
         for name in ("observations", "actions"):
@@ -159,14 +160,10 @@ def concatenate(parts: Sequence[Episodes]) -> Episodes:
                     f"{first.dataset_id} and {other.dataset_id} differ in {name}: "
                     f"{getattr(first, name)} and {getattr(other, name)}"
                 )
-    sources = {
-        (part.reference_min, part.reference_max): part
-        for part in reversed(parts)
-        if part.reference_min is not None
-    }
-    scored = list(sources.values())[-1] if sources else first
-    if len(sources) > 1:
-        logger.warning("the parts have different reference scores; taken: %s", scored.dataset_id)
+    scored = [part for part in parts if part.reference is not None]
+    reference = scored[0].reference if scored else None
+    if any(part.reference != reference for part in scored):
+        logger.warning("the parts have different reference scores; taken: %s", scored[0].dataset_id)
 
     def rows() -> Iterator[dict[str, np.ndarray]]:
         for part in parts:
@@ -179,7 +176,12 @@ def concatenate(parts: Sequence[Episodes]) -> Episodes:
         np.concatenate([part.lengths for part in parts]),
         rows,
         dataset_id=" + ".join(part.dataset_id for part in parts),
-        reference_min=scored.reference_min,
-        reference_max=scored.reference_max,
-        reference_source=scored.reference_source,
+        reference=reference,
     )
+
+
+def _environment(episodes: Episodes) -> str:
+    """Returns an environment as ``Hopper-v5`` or ``Hopper-v5(healthy_reward=2.0)``."""
+    arguments = ", ".join(f"{k}={v!r}" for k, v in episodes.environment_kwargs.items())
+    name = episodes.environment_id or "an unknown environment"
+    return f"{name}({arguments})" if arguments else name

@@ -2,13 +2,15 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from common.errors import UserError
 from envs.data.mapped import pieces, release
+from envs.tasks import Reference
 
 # A dimension that hardly varies in the data must not blow up when a rollout leaves the data; the
 # same constant as in TD3+BC (Fujimoto and Gu, arXiv 2106.06860, section 5.2).
@@ -36,10 +38,9 @@ class Episodes:
         action_low: (action_dim,) float32, lower bounds of the actions.
         action_high: (action_dim,) float32, upper bounds of the actions.
         dataset_id: Id of the data set.
-        environment_id: Gymnasium id of the environment.
-        reference_min: Return that scores 0; None where no reference is known.
-        reference_max: Return that scores 100; None where no reference is known.
-        reference_source: Where the reference pair comes from.
+        environment_id: Gymnasium id of the environment; None if unknown.
+        environment_kwargs: Keyword arguments of `gymnasium.make` for that environment.
+        reference: Reference returns; None if none are known.
         check: Whether the arrays are checked; not if they were, as those in the cache.
 
     Raises:
@@ -55,10 +56,9 @@ class Episodes:
     action_low: np.ndarray
     action_high: np.ndarray
     dataset_id: str
-    environment_id: str
-    reference_min: float | None = None
-    reference_max: float | None = None
-    reference_source: str | None = None
+    environment_id: str | None
+    environment_kwargs: dict[str, Any] = field(default_factory=dict)
+    reference: Reference | None = None
     check: InitVar[bool] = True
 
     def __post_init__(self, check: bool) -> None:
@@ -81,10 +81,8 @@ class Episodes:
         action_low: np.ndarray,
         action_high: np.ndarray,
         dataset_id: str,
-        environment_id: str,
-        reference_min: float | None = None,
-        reference_max: float | None = None,
-        reference_source: str | None = None,
+        environment_id: str | None,
+        reference: Reference | None = None,
     ) -> "Episodes":
         """Lays out episodes, given as one array for each episode, end to end.
 
@@ -98,9 +96,7 @@ class Episodes:
             action_high: As in the class.
             dataset_id: As in the class.
             environment_id: As in the class.
-            reference_min: As in the class.
-            reference_max: As in the class.
-            reference_source: As in the class.
+            reference: As in the class.
 
         Raises:
             UserError: There is no episode, or the arrays do not hold valid episodes.
@@ -131,9 +127,7 @@ class Episodes:
             action_high=action_high,
             dataset_id=dataset_id,
             environment_id=environment_id,
-            reference_min=reference_min,
-            reference_max=reference_max,
-            reference_source=reference_source,
+            reference=reference,
         )
 
     def validate(self) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,6 @@ from envs.data.episodes import (
 )
 from envs.data.mapped import pieces, release, too_large
 from envs.data.sources import load_named
-from reports.scores import (
-    normalized_score,
-)
 
 QUANTILES = (0, 10, 25, 50, 75, 90, 100)
 
@@ -50,7 +47,7 @@ def summarize(episodes: Episodes) -> dict[str, Any]:
     """
     ends = episodes.offsets[1:] - 1
     terminated, truncated = episodes.terminations[ends], episodes.truncations[ends]
-    spec = gym.registry.get(episodes.environment_id)
+    spec = gym.registry.get(episodes.environment_id or "")
     horizon = spec.max_episode_steps if spec is not None else None
     cut = truncated & ~terminated & (episodes.lengths < horizon) if horizon is not None else None
     low, high, saturated = _action_ranges(episodes)
@@ -60,6 +57,7 @@ def summarize(episodes: Episodes) -> dict[str, Any]:
     return {
         "dataset": episodes.dataset_id,
         "environment": episodes.environment_id,
+        "environment_kwargs": episodes.environment_kwargs,
         "environment_is_installed": spec is not None,
         "horizon": horizon,
         "episodes": episodes.n_episodes,
@@ -69,9 +67,7 @@ def summarize(episodes: Episodes) -> dict[str, Any]:
         "length": _distribution(episodes.lengths),
         "return": returns | {"top10_mean": top10},
         "normalized_score": _scores(episodes, returns | {"top10_mean": top10}),
-        "reference_min": episodes.reference_min,
-        "reference_max": episodes.reference_max,
-        "reference_source": episodes.reference_source,
+        "reference": asdict(episodes.reference) if episodes.reference else None,
         "ends": {
             "terminated": int(terminated.sum()),
             "truncated": int((truncated & ~terminated).sum()),
@@ -110,10 +106,10 @@ def _distribution(values: np.ndarray) -> dict[str, float]:
 
 
 def _scores(episodes: Episodes, returns: dict[str, float]) -> dict[str, float] | None:
-    if episodes.reference_min is None or episodes.reference_max is None:
+    reference = episodes.reference
+    if reference is None:
         return None
-    pair = episodes.reference_min, episodes.reference_max
-    return {k: float(normalized_score(v, *pair)) for k, v in returns.items() if k != "std"}
+    return {k: float(reference.score(v)) for k, v in returns.items() if k != "std"}
 
 
 def _action_ranges(episodes: Episodes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -176,12 +172,16 @@ def _lines(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
     )
     limit = f", at most {summary['horizon']:,} steps" if summary["horizon"] else ""
     installed = "" if summary["environment_is_installed"] else ", which is not installed here"
-    yield "environment", f"{summary['environment']}{limit}{installed}"
-    if summary["reference_min"] is not None:
+    arguments = "".join(f", {k}={v!r}" for k, v in summary["environment_kwargs"].items())
+    if summary["environment"] is None:
+        yield "environment", "unknown"
+    else:
+        yield "environment", f"{summary['environment']}{arguments}{limit}{installed}"
+    if (reference := summary["reference"]) is not None:
         yield (
             "references",
-            f"score 0 is a return of {summary['reference_min']:,.1f}, 100 is "
-            f"{summary['reference_max']:,.1f}; source: {summary['reference_source']}",
+            f"score 0 is a return of {reference['minimum']:,.1f}, 100 is "
+            f"{reference['maximum']:,.1f}; source: {reference['source']}",
         )
     else:
         yield "references", "none known, so that there are no normalised scores"
@@ -228,7 +228,7 @@ def save_figure(episodes: Episodes, path: Path) -> None:
             'png=... needs matplotlib, which is not installed: pip install -e ".[plots]"'
         ) from error
     figure = Figure(figsize=(12, 3.8), layout="constrained")
-    figure.suptitle(f"{episodes.dataset_id}, {episodes.environment_id}")
+    figure.suptitle(f"{episodes.dataset_id}, {episodes.environment_id or 'unknown environment'}")
     returns, lengths, sums = figure.subplots(1, 3)
     blue, orange = "#3b6ea5", "#d1762c"
     returns.hist(episodes.returns, bins=50, color=blue)

@@ -31,7 +31,7 @@ from envs.data.episodes import (
 from envs.data.spaces import environment_spaces, require_dimensions
 from envs.data.trajectories import Trajectory, trajectories_from_npz
 from envs.simulation.simulators import quiet_model_files
-from envs.tasks import task_of_environment
+from envs.tasks import Reference, task_of_environment
 
 # What HDF5 needs for an episode beside its arrays: measured 14 to 18.5 kB.
 _EPISODE_BYTES = 20_000
@@ -46,9 +46,7 @@ def store_trajectories(
     environment_id: str | None = None,
     action_low: Sequence[float] | np.ndarray | None = None,
     action_high: Sequence[float] | np.ndarray | None = None,
-    reference_min: float | None = None,
-    reference_max: float | None = None,
-    reference_source: str | None = None,
+    reference: Reference | None = None,
     overwrite: bool = False,
     exist_ok: bool = False,
     metadata: Mapping[str, Any] | None = None,
@@ -71,9 +69,7 @@ def store_trajectories(
             evaluated in.
         action_low: (action_dim,), lower bounds of the actions; by default the environment's.
         action_high: (action_dim,), upper bounds of the actions; by default the environment's.
-        reference_min: Return that scores 0; by default D4RL's for its three tasks, else none.
-        reference_max: Return that scores 100; by default D4RL's for its three tasks, else none.
-        reference_source: Where the pair comes from, printed beside every score.
+        reference: Reference returns; by default D4RL's for its three tasks, else none.
         overwrite: Whether a data set of this id is replaced.
         exist_ok: Whether a data set of this id is left alone, without an error.
         metadata: Further keys of Minari's metadata: ``algorithm_name``, ``author`` (a set),
@@ -96,12 +92,12 @@ def store_trajectories(
             with hidden_directory(store) as hidden:
                 made = list(trajectories() if callable(trajectories) else trajectories)
                 spaces = _check(dataset_id, made, environment_id, action_low, action_high)
-                pair = _reference(dataset_id, environment_id, reference_min, reference_max)
-                if reference_source is not None:
-                    pair["reference_source"] = reference_source
+                if reference is None and (task := task_of_environment(environment_id)):
+                    reference = task.reference
+                scores = {} if reference is None else _scores(reference)
                 _require_room(hidden, made)
                 with _minari_store(hidden):
-                    _write(dataset_id, made, environment_id, spaces, {**pair, **(metadata or {})})
+                    _write(dataset_id, made, environment_id, spaces, {**scores, **(metadata or {})})
                 namespace = dataset_id.rpartition("/")[0]
                 if namespace and namespace not in list_local_namespaces():
                     create_namespace(namespace)
@@ -174,28 +170,11 @@ def _check(
     return spaces[0] if spaces is not None else observations, actions
 
 
-def _reference(
-    dataset_id: str,
-    environment_id: str | None,
-    reference_min: float | None,
-    reference_max: float | None,
-) -> dict[str, Any]:
-    if (reference_min is None) != (reference_max is None):
-        raise UserError(f"{dataset_id}: give both of reference_min and reference_max, or none")
-    if reference_min is not None and reference_max is not None:
-        if not reference_max > reference_min:
-            raise UserError(
-                f"{dataset_id}: reference_max is {reference_max}, not above reference_min, which "
-                f"is {reference_min}; the first scores 100, the second 0"
-            )
-        return {"ref_min_score": float(reference_min), "ref_max_score": float(reference_max)}
-    task = task_of_environment(environment_id) if environment_id is not None else None
-    if task is None:
-        return {}
+def _scores(reference: Reference) -> dict[str, Any]:
     return {
-        "ref_min_score": task.reference.minimum,
-        "ref_max_score": task.reference.maximum,
-        "reference_source": task.reference.source,
+        "ref_min_score": reference.minimum,
+        "ref_max_score": reference.maximum,
+        "reference_source": reference.source,
     }
 
 
@@ -289,6 +268,21 @@ class StoreConfig:
     overwrite: bool = False
 
 
+def _reference(config: StoreConfig) -> Reference | None:
+    pair = config.reference_min, config.reference_max
+    if pair == (None, None):
+        return None
+    if None in pair:
+        raise UserError(f"{config.id}: give both of reference_min and reference_max, or none")
+    minimum, maximum = float(pair[0] or 0), float(pair[1] or 0)
+    if not -np.inf < minimum < maximum < np.inf:
+        raise UserError(
+            f"{config.id}: reference_min is {minimum} and reference_max is {maximum}; the first "
+            "scores 0, the second 100, so both must be finite and the second the larger one"
+        )
+    return Reference(minimum, maximum, config.reference_source or "not stated")
+
+
 def main(arguments: list[str]) -> None:
     """Stores one .npz file from the command line.
 
@@ -297,14 +291,13 @@ def main(arguments: list[str]) -> None:
         UserError: The file or an argument cannot be used, or the data set cannot be stored.
     """
     config = parse_arguments(StoreConfig, arguments)
+    reference = _reference(config)
     trajectories = trajectories_from_npz(Path(config.file))
     store_trajectories(
         config.id,
         trajectories,
         environment_id=config.environment,
-        reference_min=config.reference_min,
-        reference_max=config.reference_max,
-        reference_source=config.reference_source,
+        reference=reference,
         overwrite=config.overwrite,
     )
     steps = sum(len(trajectory.rewards) for trajectory in trajectories)

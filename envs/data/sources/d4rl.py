@@ -70,9 +70,7 @@ def load_d4rl(path: Path, environment_id: str | None = None) -> Episodes:
         "action_high": spaces[1].high,
         "dataset_id": dataset_id,
         "environment_id": environment_id,
-        "reference_min": task.reference.minimum if task else None,
-        "reference_max": task.reference.maximum if task else None,
-        "reference_source": task.reference.source if task else None,
+        "reference": task.reference if task else None,
     }
 
     def read() -> Reading:

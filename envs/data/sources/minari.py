@@ -1,7 +1,6 @@
 """Minari data sets -> Episodes."""
 
 import contextlib
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,7 @@ from envs.data.episodes import (
     Episodes,
 )
 from envs.data.spaces import environment_spaces, require_dimensions, require_vectors
-from envs.tasks import task_of_environment
-
-logger = logging.getLogger(__name__)
+from envs.tasks import Reference, task_of_environment
 
 FLAGS = ("rewards", "terminations", "truncations")
 
@@ -50,21 +47,18 @@ def load_minari(dataset_id: str, environment_id: str | None = None) -> Episodes:
     require_vectors(dataset_id, dataset.observation_space, dataset.action_space)
     observations = gym.spaces.flatten_space(dataset.observation_space)
     actions = gym.spaces.flatten_space(dataset.action_space)
-    if environment_id is None:
-        environment_id = _environment(dataset)
-    else:
+    if environment_id is not None:
         dimensions = observations.shape[0], actions.shape[0]
         spaces = environment_spaces(environment_id)
         require_dimensions(dataset_id, environment_id, spaces, dimensions)
-    minimum, maximum, source = _reference(dataset, environment_id)
+    environment_id, environment_kwargs = _environment(dataset, environment_id)
     attributes: dict[str, Any] = {
         "action_low": actions.low,
         "action_high": actions.high,
         "dataset_id": dataset_id,
         "environment_id": environment_id,
-        "reference_min": minimum,
-        "reference_max": maximum,
-        "reference_source": source,
+        "environment_kwargs": environment_kwargs,
+        "reference": _reference(dataset, environment_id),
     }
     data = Path(dataset.spec.data_path)
     files = sorted(path for path in data.rglob("*") if path.is_file())
@@ -93,32 +87,46 @@ def _open(dataset_id: str) -> minari.MinariDataset:
         ) from error
 
 
-def _environment(dataset: minari.MinariDataset) -> str:
+def _environment(
+    dataset: minari.MinariDataset, asked_for: str | None
+) -> tuple[str | None, dict[str, Any]]:
+    """Returns the environment to evaluate in, and its keyword arguments.
+
+    Raises:
+        UserError: The data set names one that would import a module of its choice.
+    """
     spec = dataset._eval_env_spec or dataset.env_spec  # Minari has no public name for the first
-    if spec is None:
-        return "unknown"
-    if spec.kwargs:
-        logger.warning(
-            "%s comes from %s made with %s; an evaluation makes it without these",
-            *(dataset.spec.dataset_id, spec.id, ", ".join(f"{k}=..." for k in spec.kwargs)),
+    recorded_in = None if spec is None else str(spec.id)
+    if asked_for is not None and asked_for != recorded_in:
+        return asked_for, {}
+    if asked_for is None and recorded_in is not None and ":" in recorded_in:
+        raise UserError(
+            f"{dataset.spec.dataset_id} names the environment {recorded_in}, and to make that is "
+            f"to import a module; if you trust it, give dataset.environment={recorded_in}"
         )
-    return str(spec.id)
+    return recorded_in, {} if spec is None else dict(spec.kwargs)
 
 
-def _reference(
-    dataset: minari.MinariDataset, environment_id: str
-) -> tuple[float | None, float | None, str | None]:
+def _reference(dataset: minari.MinariDataset, environment_id: str | None) -> Reference | None:
+    """Returns the reference returns of the metadata, or else those of the environment."""
     metadata = dataset.storage.metadata
-    pair = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+    minimum, maximum = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     task = task_of_environment(environment_id)
-    if None not in pair and (
-        task is None or pair != (task.reference.minimum, task.reference.maximum)
-    ):
-        source = metadata.get("reference_source", f"metadata of {dataset.spec.dataset_id}")
-        return *pair, source
-    if task is not None:
-        return task.reference.minimum, task.reference.maximum, task.reference.source
-    return None, None, None
+    known = None if task is None else task.reference
+    if minimum is None or maximum is None:
+        return known
+    if known is not None and (minimum, maximum) == (known.minimum, known.maximum):
+        return known
+    name = dataset.spec.dataset_id
+    try:
+        source = str(metadata.get("reference_source", f"metadata of {name}"))
+        return Reference(float(minimum), float(maximum), source)
+    except (UserError, TypeError, ValueError):
+        raise UserError(
+            f"{name}: its metadata hold ref_min_score {minimum!r} and ref_max_score {maximum!r}; "
+            "both must be finite numbers, and the second the larger one: mend them in "
+            f"{dataset.spec.data_path}/metadata.json"
+        ) from None
 
 
 def _read(dataset: minari.MinariDataset) -> Reading:

@@ -220,7 +220,7 @@ def test_a_minari_set_is_cached_beside_it_and_minari_does_not_see_it(store):
     # Only the metadata change: the copy is another one, the scores are the new ones.
     path = get_dataset_path("mine/a-v0") / "data" / "metadata.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"ref_min_score": -5.0}))
-    assert load_minari("mine/a-v0").reference_min == -5.0
+    assert load_minari("mine/a-v0").reference.minimum == -5.0
 
 
 def reading(rows, lengths=(2, 1)):

@@ -13,6 +13,7 @@ from envs.data.episodes import (
 from envs.data.sources import DatasetConfig, load_episodes, load_named
 from envs.data.store import store_trajectories
 from envs.data.trajectories import Trajectory
+from envs.tasks import Reference
 
 
 @pytest.fixture(autouse=True)
@@ -43,9 +44,7 @@ def make(lengths, returns, name="test/a-v0", **changes):
         "action_high": [1],
         "dataset_id": name,
         "environment_id": "Hopper-v5",
-        "reference_min": 1.0,
-        "reference_max": 9.0,
-        "reference_source": "somewhere",
+        "reference": Reference(1.0, 9.0, "somewhere"),
     }
     return Episodes(**arguments | changes)
 
@@ -62,7 +61,7 @@ def test_the_best_fraction_is_of_the_episodes_by_return():
     np.testing.assert_array_equal(chosen.lengths, [1, 4, 2])
     assert chosen.returns.mean() == episodes.top_fraction_return(0.6)
     assert chosen.dataset_id == "test/a-v0 (best 60 %)"
-    assert (chosen.reference_min, chosen.reference_source) == (1.0, "somewhere")
+    assert chosen.reference == episodes.reference
     assert numbers(best(episodes, 0.01)) == [2]
     chosen.validate()
 
@@ -104,7 +103,7 @@ def test_held_out_episodes_are_not_trained_on():
     assert numbers(hold_out(episodes, 0.4, seed=0)[1]) == numbers(held_out)
     assert len({tuple(numbers(hold_out(episodes, 0.4, seed=s)[1])) for s in range(8)}) > 1
     assert hold_out(episodes, 0.99, seed=0)[0].n_episodes == 1
-    assert train.dataset_id == "test/a-v0" and held_out.reference_max == 9.0
+    assert train.dataset_id == "test/a-v0" and held_out.reference == episodes.reference
     for wrong in (0.0, 1.0):
         with pytest.raises(UserError, match="it must be between 0 and 1"):
             hold_out(episodes, wrong, seed=0)
@@ -119,18 +118,17 @@ def test_a_mix_is_its_parts_end_to_end():
     np.testing.assert_array_equal(mixed.returns, [1, 2, 5, 6])
     np.testing.assert_array_equal(mixed.observations[3:], b.observations)
     assert mixed.dataset_id == "test/a-v0 + test/b-v0"
-    assert (mixed.reference_min, mixed.reference_max) == (1.0, 9.0)
+    assert mixed.reference == a.reference
     mixed.validate()
 
 
 def test_the_scores_of_a_mix_are_those_of_the_part_that_has_some(caplog):
-    none = {"reference_min": None, "reference_max": None, "reference_source": None}
-    mixed = concatenate([make([1], [1.0], **none), make([1], [1.0])])
-    assert (mixed.reference_max, mixed.reference_source) == (9.0, "somewhere")
-    assert concatenate([make([1], [1.0], **none)] * 2).reference_max is None
+    none = make([1], [1.0], reference=None)
+    assert concatenate([none, make([1], [1.0])]).reference == Reference(1.0, 9.0, "somewhere")
+    assert concatenate([none, none]).reference is None
     assert not caplog.records
-    other = make([1], [1.0], "test/b-v0", reference_max=7.0)
-    assert concatenate([make([1], [1.0]), other]).reference_max == 9.0
+    other = make([1], [1.0], "test/b-v0", reference=Reference(1.0, 7.0))
+    assert concatenate([make([1], [1.0]), other]).reference == Reference(1.0, 9.0, "somewhere")
     assert "different reference scores; taken: test/a-v0" in caplog.text
 
 
@@ -138,6 +136,10 @@ def test_the_scores_of_a_mix_are_those_of_the_part_that_has_some(caplog):
     ("changes", "message"),
     [
         ({"environment_id": "Hopper-v4"}, "is of Hopper-v5, but test/b-v0 of Hopper-v4; mix data"),
+        (
+            {"environment_kwargs": {"healthy_reward": 2.0}},
+            r"is of Hopper-v5, but test/b-v0 of Hopper-v5\(healthy_reward=2.0\)",
+        ),
         ({"observations": np.zeros((2, 3))}, "observations of test/a-v0 have 2 dim.* test/b-v0 3"),
         ({"action_low": [-2]}, "test/a-v0 and test/b-v0 differ in action_low"),
     ],
@@ -165,7 +167,7 @@ def test_keys_mix_and_cut():
     mixed = load_episodes(config)
     np.testing.assert_array_equal(mixed.returns, [1, 2, 3, 10, 20])
     assert config.label == "mine-a+mine-b"
-    assert mixed.environment_id == "Hopper-v4" and mixed.reference_max == 3234.3
+    assert mixed.environment_id == "Hopper-v4" and mixed.reference.maximum == 3234.3
     cut = DatasetConfig("mix", parts=parts, environment="Hopper-v4", top_fraction=0.4)
     np.testing.assert_array_equal(load_episodes(cut).returns, [10, 20])
     cut = DatasetConfig("minari", "mine/a-v0", max_steps=4, max_episodes=3)

@@ -71,8 +71,8 @@ def test_a_file_becomes_episodes_with_the_environment_and_scores_of_d4rl(path):
     assert episodes.dataset_id == "d4rl/hopper-medium-v2"
     assert config.label == "d4rl-hopper_medium-v2"
     assert episodes.environment_id == "Hopper-v4"
-    assert (episodes.reference_min, episodes.reference_max) == (-20.272305, 3234.3)
-    assert "v2 environments" in episodes.reference_source
+    assert (episodes.reference.minimum, episodes.reference.maximum) == (-20.272305, 3234.3)
+    assert "v2 environments" in episodes.reference.source
     np.testing.assert_array_equal(episodes.action_low, [-1, -1, -1])
 
 
@@ -93,7 +93,7 @@ def test_the_environment_can_be_given(tmp_path):
     with pytest.raises(UserError, match=r"mine\.hdf5 does not begin with hopper, .*Hopper-v4"):
         load_d4rl(path)
     episodes = load_d4rl(path, "Hopper-v5")
-    assert episodes.environment_id == "Hopper-v5" and episodes.reference_max == 3234.3
+    assert episodes.environment_id == "Hopper-v5" and episodes.reference.maximum == 3234.3
     with pytest.raises(UserError, match="have 11 dimensions, but those of Walker2d-v4 17"):
         load_d4rl(path, "Walker2d-v4")
 

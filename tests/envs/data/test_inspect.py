@@ -16,6 +16,7 @@ from envs.data.inspect import main, print_summary, save_figure, summarize
 from envs.data.sources import load_named
 from envs.data.store import store_trajectories
 from envs.data.trajectories import Trajectory
+from envs.tasks import Reference
 
 
 @pytest.fixture(autouse=True)
@@ -48,9 +49,7 @@ def dataset():
             trajectory(1, 10, seed=9),  # the rewards of another one only
         ],
         environment_id="Hopper-v5",
-        reference_min=0.0,
-        reference_max=3000.0,
-        reference_source="counting",
+        reference=Reference(0.0, 3000.0, "counting"),
     )
     return "mine/hopper-v0"
 
@@ -107,7 +106,7 @@ def test_data_without_scores_or_environment_have_a_page_too(capsys):
     assert summary["constant_actions"] == [0, 1, 2] and summary["constant_rewards"]
     print_summary(summary, Console())
     page = " ".join(capsys.readouterr().out.split())
-    assert "none known" in page and "unknown, which is not installed here" in page
+    assert "none known" in page and "environment unknown" in page
 
 
 def test_the_figure_shows_the_data(dataset, tmp_path):

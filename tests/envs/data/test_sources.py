@@ -1,4 +1,5 @@
 import json
+import sys
 import threading
 import urllib.request
 import warnings
@@ -17,6 +18,7 @@ from minari.storage.remotes.cloud_storage import CloudStorage
 from common.errors import UserError
 from envs.data.sources import DatasetConfig, load_episodes
 from envs.data.sources.minari import load_minari
+from envs.tasks import TASKS, Reference
 
 LENGTHS = (3, 1, 4)
 
@@ -74,11 +76,7 @@ def test_reads_every_step_and_drops_the_last_observation():
     assert not episodes.truncations.any()
     np.testing.assert_array_equal(episodes.action_low, [-1])
     assert episodes.dataset_id == "test/line-v0"
-    assert (episodes.reference_min, episodes.reference_max, episodes.reference_source) == (
-        None,
-        None,
-        None,
-    )
+    assert episodes.reference is None and episodes.environment_id is None
 
 
 def hopper_episode(i, episode):
@@ -97,14 +95,22 @@ def test_reference_scores_of_the_metadata_come_first():
     )
     episodes = load(dataset_id)
     assert episodes.environment_id == "Hopper-v5"
-    assert (episodes.reference_min, episodes.reference_max) == (5.0, 50.0)
-    assert episodes.reference_source == "metadata of test/hopper-v0"
+    assert episodes.reference == Reference(5.0, 50.0, "metadata of test/hopper-v0")
 
 
 def test_reference_scores_of_a_known_environment_are_d4rls():
     episodes = load(write("test/hopper-v1", env="Hopper-v5", change=hopper_episode))
-    assert (episodes.reference_min, episodes.reference_max) == (-20.272305, 3234.3)
-    assert "D4RL" in episodes.reference_source
+    assert episodes.reference == TASKS["hopper"].reference
+
+
+@pytest.mark.parametrize("pair", [(np.nan, 5.0), ("x", 5.0), (5.0, 1.0), (0.0, np.inf)])
+def test_reference_scores_out_of_order_are_one_sentence(pair):
+    dataset_id = write()
+    path = get_dataset_path(dataset_id) / "data" / "metadata.json"
+    scores = {"ref_min_score": pair[0], "ref_max_score": pair[1]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | scores))
+    with pytest.raises(UserError, match=r"ref_max_score .*; both must be finite numbers, and the"):
+        load(dataset_id)
 
 
 def spoil(name, index, value):
@@ -219,7 +225,7 @@ def test_a_built_in_data_set_is_made_once_and_then_loaded(capfd, caplog):
     np.testing.assert_array_equal(loaded.observations, made.observations)
     assert made.dataset_id == "builtin/hopper/medium-v0"
     assert made.environment_id == "Hopper-v5"
-    assert "D4RL" in made.reference_source
+    assert made.reference == TASKS["hopper"].reference
     same = load_minari("builtin/hopper/medium-v0")
     np.testing.assert_array_equal(same.rewards, made.rewards)
 
@@ -306,14 +312,30 @@ def test_integer_rewards_and_an_episode_of_one_step_are_data():
     assert (episodes.n_steps, episodes.returns.tolist()) == (1, [3.0])
 
 
-def test_the_environment_is_the_one_for_evaluation(caplog):
+def test_the_environment_is_the_one_for_evaluation():
     dataset_id = write("test/a-v0", env="Hopper-v5", eval_env="Hopper-v4", change=hopper_episode)
     assert load(dataset_id).environment_id == "Hopper-v4"
-    assert not caplog.records
     spec = gym.make("Hopper-v5", healthy_reward=2.0).spec
     dataset_id = write("test/b-v0", env=spec, change=hopper_episode)
-    assert load(dataset_id).environment_id == "Hopper-v5"
-    assert "made with healthy_reward=...; an evaluation makes it without" in caplog.text
+    episodes = load(dataset_id)
+    assert episodes.environment_id == "Hopper-v5"
+    assert episodes.environment_kwargs == {"healthy_reward": 2.0}
+    assert load_minari(dataset_id, "Hopper-v5").environment_kwargs == {"healthy_reward": 2.0}
+    assert load_minari(dataset_id, "Hopper-v4").environment_kwargs == {}
+
+
+def test_a_data_set_does_not_choose_what_is_imported(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "chosen_by_the_data.py").write_text("")
+    path = get_dataset_path(write("test/c-v0", env="Hopper-v5", change=hopper_episode))
+    path = path / "data" / "metadata.json"
+    path.write_text(path.read_text().replace("Hopper-v5", "chosen_by_the_data:Hopper-v5"))
+    with pytest.raises(UserError, match="names the environment chosen_by_the_data:Hopper-v5, and"):
+        load("test/c-v0")
+    assert "chosen_by_the_data" not in sys.modules
+    typed = "chosen_by_the_data:Hopper-v5"
+    assert load_minari("test/c-v0", typed).environment_id == typed
+    assert "chosen_by_the_data" in sys.modules
 
 
 class LoopbackStorage(CloudStorage):

@@ -14,6 +14,7 @@ from common.errors import UserError
 from envs.data.sources import DatasetConfig, load_episodes
 from envs.data.store import main, store_trajectories
 from envs.data.trajectories import Trajectory, trajectories_from_arrays, trajectories_from_npz
+from envs.tasks import TASKS, Reference
 
 LENGTHS = (3, 1, 4)
 
@@ -52,16 +53,13 @@ def test_flat_arrays_survive_the_way_to_minari_and_back():
         "mine/hopper-v0",
         trajectories_from_arrays(**given),
         environment_id="Hopper-v5",
-        reference_min=1.0,
-        reference_max=2.0,
-        reference_source="my own measurement",
+        reference=Reference(1.0, 2.0, "my own measurement"),
         metadata={"algorithm_name": "walking", "author": {"me"}},
     )
     episodes = load_episodes(DatasetConfig("minari", "mine/hopper-v0"))
     assert_are_the_arrays(episodes, given)
     assert episodes.environment_id == "Hopper-v5"
-    assert (episodes.reference_min, episodes.reference_max) == (1.0, 2.0)
-    assert episodes.reference_source == "my own measurement"
+    assert episodes.reference == Reference(1.0, 2.0, "my own measurement")
     np.testing.assert_array_equal(episodes.action_high, np.ones(3))
     dataset = minari.load_dataset("mine/hopper-v0")
     assert dataset.storage.metadata["algorithm_name"] == "walking"
@@ -72,10 +70,10 @@ def test_a_known_environment_brings_d4rls_scores_an_unknown_origin_none():
     trajectories = trajectories_from_arrays(**arrays())
     store_trajectories("mine/a-v0", trajectories, environment_id="Hopper-v5")
     episodes = load_episodes(DatasetConfig("minari", "mine/a-v0"))
-    assert episodes.reference_max == 3234.3 and "v2 environments" in episodes.reference_source
+    assert episodes.reference == TASKS["hopper"].reference
     store_trajectories("b-v0", trajectories, action_low=[-2] * 3, action_high=[2] * 3)
     episodes = load_episodes(DatasetConfig("minari", "b-v0"))
-    assert episodes.reference_min is None
+    assert episodes.reference is None and episodes.environment_id is None
     np.testing.assert_array_equal(episodes.action_low, [-2, -2, -2])
 
 
@@ -102,6 +100,13 @@ def test_the_command_stores_an_npz_file(tmp_path, capsys):
     main([*line, "overwrite=true"])
     with pytest.raises(UserError, match=r"environment=\.\.\. must be given"):
         main(line[:2])
+    for wrong, message in (
+        (["reference_min=1.0"], "give both of reference_min and reference_max, or none"),
+        (["reference_min=1.0", "reference_max=0.5"], "must be finite and the second the larger"),
+        (["reference_min=1.0", "reference_max=inf"], "must be finite and the second the larger"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main([*line, *wrong])
     done = subprocess.run(
         [sys.executable, "-m", "envs.data.store", *line],
         env=os.environ,
@@ -142,11 +147,6 @@ def test_bad_arrays_are_one_sentence_and_nothing_is_stored(store, change, messag
     [
         ({"environment_id": "Hoper-v5"}, "environment 'Hoper-v5' cannot be made .*Hopper-v5"),
         ({}, "the bounds of the actions are unknown; give action_low and action_high, or"),
-        ({"environment_id": "Hopper-v5", "reference_min": 1.0}, "give both of reference_min"),
-        (
-            {"environment_id": "Hopper-v5", "reference_min": 1.0, "reference_max": 0.5},
-            "reference_max is 0.5, not above reference_min, which is 1.0",
-        ),
         ({"environment_id": "CartPole-v1"}, r"the actions are Discrete\(2\), not boxes"),
     ],
 )
