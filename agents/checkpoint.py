@@ -5,7 +5,7 @@ than the steps since the last save.
 
     config.yaml            the resolved configuration of the run
     config.json            the policy's shape, how it acts, and what it was trained on
-    policy.safetensors     the weights to act with, and a checksum of them
+    model.safetensors      the weights to act with, and a checksum of them
     training_state.pt      all that resuming needs; loads with weights_only=True
     metrics.jsonl          one line a record
     scores.json            the evaluation of the last checkpoint
@@ -18,11 +18,9 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -33,12 +31,14 @@ from torch import Tensor
 from agents.backbones import mixer_entry
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
 from common.errors import UserError
+from common.files import write_file
 
+WEIGHTS = "model.safetensors"
 # All that a run writes into its folder, and so all that overwriting it may delete.
 RUN_FILES = (
     "config.yaml",
     "config.json",
-    "policy.safetensors",
+    WEIGHTS,
     "training_state.pt",
     "metrics.jsonl",
     "scores*.json",
@@ -62,43 +62,8 @@ class RunDescription:
     dataset: dict[str, Any]
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Writes a file under a temporary name, syncs it and renames it into place.
-
-    Raises:
-        UserError: The disk is full or the folder cannot be written; what stood at the path
-            before is still there.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    # torch reports a failed write as a RuntimeError of its own.
-    except (OSError, RuntimeError) as error:
-        with suppress(OSError):
-            temporary.unlink()
-        reason = error.strerror if isinstance(error, OSError) else "the write failed part way"
-        raise UserError(
-            f"{path} could not be written ({reason}); what was saved there before is intact: free "
-            "some space or choose another run_dir, then start again with resume=true."
-        ) from error
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes bytes atomically; see write_atomically."""
-    write_atomically(path, lambda file: _write(file, content))
-
-
-def _write(file: BinaryIO, content: bytes) -> None:
-    file.write(content)
+# What to do about a run folder that cannot be written.
+MEND = "free some space or choose another run_dir, then start again with resume=true"
 
 
 def check_run_folder(folder: Path, config: str, *, resume: bool, overwrite: bool) -> bool:
@@ -151,7 +116,7 @@ def claim_run_folder(folder: Path, config: str, *, resume: bool, overwrite: bool
         raise UserError(
             f"the run folder {folder} cannot be made ({error.strerror}); give another as run_dir."
         ) from error
-    write_bytes(folder / "config.yaml", config.encode())
+    write_file(folder / "config.yaml", config.encode(), MEND)
 
 
 _locks: dict[Path, int] = {}
@@ -213,7 +178,7 @@ def _digest(tensors: dict[str, Tensor], step: str) -> str:
 def save_description(
     folder: Path, policy: ReturnConditionedPolicy, backbone: Any, description: RunDescription
 ) -> None:
-    """Writes config.json: with policy.safetensors, all that is needed to act."""
+    """Writes config.json: with model.safetensors, all that is needed to act."""
     content = {
         "observation_dim": policy.observation_dim,
         "action_dim": policy.action_dim,
@@ -222,14 +187,16 @@ def save_description(
         **asdict(description),
     }
     text = json.dumps(content, indent=2) + "\n"
-    write_bytes(folder / "config.json", text.encode())
+    write_file(folder / "config.json", text.encode(), MEND)
 
 
 def save_policy(folder: Path, policy: ReturnConditionedPolicy, step: int) -> None:
-    """Writes policy.safetensors: the weights to act with after `step` updates."""
+    """Writes model.safetensors: the weights to act with after `step` updates."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in policy.state_dict().items()}
-    metadata = {"step": str(step), "sha256": _digest(tensors, str(step))}
-    write_bytes(folder / "policy.safetensors", serialise_tensors(tensors, metadata))
+    # One key: safetensors writes several in random order, and equal weights give equal files.
+    content = json.dumps({"step": step, "sha256": _digest(tensors, str(step))})
+    metadata = {"checkpoint": content}
+    write_file(folder / WEIGHTS, serialise_tensors(tensors, metadata), MEND)
 
 
 def load_policy(folder: Path) -> tuple[ReturnConditionedPolicy, RunDescription, int]:
@@ -242,7 +209,7 @@ def load_policy(folder: Path) -> tuple[ReturnConditionedPolicy, RunDescription, 
     Raises:
         UserError: The folder holds no checkpoint, or a damaged one.
     """
-    config_path, weights_path = folder / "config.json", folder / "policy.safetensors"
+    config_path, weights_path = folder / "config.json", folder / WEIGHTS
     for path in (config_path, weights_path):
         if not path.is_file():
             raise UserError(
@@ -291,9 +258,9 @@ def build_policy(folder: Path) -> tuple[ReturnConditionedPolicy, RunDescription]
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], int]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {})["checkpoint"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        intact = metadata["sha256"] == _digest(tensors, metadata["step"])
+        intact = metadata["sha256"] == _digest(tensors, str(metadata["step"]))
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(
             f"{path} is truncated or damaged ({error}); copy it again from its source or train "
@@ -304,12 +271,12 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], int]:
             f"{path} is damaged: its contents do not match the checksum that was saved with them; "
             "copy it again from its source or train again."
         )
-    return tensors, int(metadata["step"])
+    return tensors, metadata["step"]
 
 
 def save_training_state(folder: Path, state: dict[str, Any]) -> None:
     """Writes training_state.pt: tensors and plain values only."""
-    write_atomically(folder / "training_state.pt", lambda file: torch.save(state, file))
+    write_file(folder / "training_state.pt", lambda file: torch.save(state, file), MEND)
 
 
 def load_training_state(folder: Path) -> dict[str, Any] | None:

@@ -157,7 +157,7 @@ def train(folder: Path, overrides: list[str]) -> None:
 def evaluate(folder: Path, arguments: str) -> None:
     """Makes one further evaluation of a trained policy, unless its file of scores is there."""
     scores = "scores-" + re.sub(r"[^\w.]+", "-", arguments).strip("-") + ".json"
-    if not (ROOT / folder / "policy.safetensors").exists() or (ROOT / folder / scores).exists():
+    if not (ROOT / folder / "model.safetensors").exists() or (ROOT / folder / scores).exists():
         return
     command = ["python", "eval.py", f"run={folder}", *arguments.split()]
     print(" ".join(["$", *command]), flush=True)

@@ -1,37 +1,46 @@
-"""Files and directories that appear whole or not at all, directories by one process at a time."""
+"""Files and directories that appear whole or not at all, and locks between processes."""
 
-import contextlib
-import fcntl
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
+from filelock import FileLock, Timeout
 from rich.console import Console
+
+from common.errors import UserError
 
 # Hidden: neither Minari nor the cache looks into such directories.
 _HIDDEN = ".making-"
+# Eight hexadecimal digits stand between: ".scores.1a2b3c4d.unfinished.json".
+_UNFINISHED = ".unfinished"
 
 
-@contextlib.contextmanager
+@contextmanager
 def only_process(lock: Path, doing: str) -> Iterator[None]:
     """Holds a lock that the system takes back even from a killed process.
 
     Args:
-        lock: The file that is locked; made if need be, and left there.
+        lock: The file that is locked; created if missing, and left there.
         doing: What this process waits for, if another holds the lock: ``making a data set``.
     """
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            Console(stderr=True).print(f"Waiting for another process that is {doing}")
-            fcntl.flock(file, fcntl.LOCK_EX)
+    file = FileLock(lock)
+    try:
+        file.acquire(timeout=0)
+    except Timeout:
+        Console(stderr=True, markup=False).print(f"Waiting for another process that is {doing}")
+        file.acquire()
+    try:
         yield
+    finally:
+        file.release()
 
 
-@contextlib.contextmanager
+@contextmanager
 def hidden_directory(parent: Path) -> Iterator[Path]:
     """Yields an empty directory to write into, and removes what is left of it.
 
@@ -57,27 +66,85 @@ def put_in_place(made: Path, place: Path, hidden: Path) -> None:
     if place.exists():
         place.rename(hidden / "replaced")
     made.rename(place)
-    _sync(place.parent)
+    _sync_directory(place.parent)
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name, syncs it and renames it into place.
+def leftovers(path: Path) -> list[Path]:
+    """Returns the temporary files of `unfinished_file` for a path: of killed or of live writers."""
+    name = rf"\.{re.escape(path.stem)}\.[0-9a-f]{{8}}{_UNFINISHED}{re.escape(path.suffix)}"
+    return [other for other in path.parent.iterdir() if re.fullmatch(name, other.name)]
+
+
+@contextmanager
+def unfinished_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path with the same ending; syncs it and renames it to `path` at the end.
+
+    Then removes the temporary files that killed writers of the same path left behind. A writer
+    of the same path that is still at work fails by this, with FileNotFoundError.
 
     Raises:
-        OSError: It cannot be written; what stood at the path before is still there.
+        OSError: The file cannot be written; what stood at the path before is still there.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unique = os.urandom(4).hex()
+    unfinished = path.with_name(f".{path.stem}.{unique}{_UNFINISHED}{path.suffix}")
     try:
-        unfinished.write_bytes(content)
+        yield unfinished
         _sync(unfinished)
         unfinished.replace(path)
+        _sync_directory(path.parent)
+        for other in leftovers(path):
+            with suppress(OSError):
+                other.unlink()
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink()
+
+
+def write_file(
+    path: Path,
+    content: bytes | Callable[[BinaryIO], None],
+    mend: str = "free some space or choose another path",
+) -> None:
+    """Writes a file whole or not at all.
+
+    Args:
+        path: Where; a file that is there is replaced.
+        content: The bytes, or a function that writes them into an open file.
+        mend: What the user is told to do about an error.
+
+    Raises:
+        UserError: The file cannot be written; what stood at the path before is still there.
+    """
+    try:
+        while True:
+            try:
+                with unfinished_file(path) as unfinished, unfinished.open("wb") as file:
+                    if callable(content):
+                        content(file)
+                    else:
+                        file.write(content)
+                return
+            except FileNotFoundError:
+                if not path.parent.is_dir():
+                    raise
+                # Another writer of the same path has finished meanwhile.
+    # torch reports a failed write as a RuntimeError of its own.
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "the write failed part way"
+        raise UserError(
+            f"{path} cannot be written ({reason}); what was saved there before is intact: {mend}."
+        ) from error
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with path.open("rb+") as file:  # Windows syncs no file that is open for reading only
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    if os.name == "posix":  # nowhere else can a directory be opened
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -243,10 +243,7 @@ def write_scores(path: str | Path, scores: list[Score]) -> None:
         UserError: The file cannot be written; an older one is then still whole.
     """
     text = json.dumps([asdict(score) for score in scores], indent=1, allow_nan=False) + "\n"
-    try:
-        write_file(Path(path), text.encode())
-    except OSError as error:
-        raise UserError(f"The scores '{path}' cannot be written: {error.strerror}.") from error
+    write_file(Path(path), text.encode())
 
 
 def read_scores(path: str | Path) -> list[Score]:

@@ -67,7 +67,7 @@ def finish(process: subprocess.Popen, status: int = 0) -> str:
 
 
 def differences(one: Path, other: Path) -> list[float]:
-    left, right = (load_file(folder / "policy.safetensors") for folder in (one, other))
+    left, right = (load_file(folder / "model.safetensors") for folder in (one, other))
     assert left.keys() == right.keys()
     return [float((left[name] - right[name]).abs().max()) for name in left]
 

@@ -62,7 +62,7 @@ def test_train_then_eval(start, tmp_path):
     assert trained.returncode == 0, trained.stderr
     (folder,) = tmp_path.glob("runs/hopper-medium/*")
     assert re.fullmatch(r"min_gru-streamed-seed0-[0-9a-f]{8}", folder.name)
-    for name in ("config.yaml", "config.json", "policy.safetensors", "training_state.pt"):
+    for name in ("config.yaml", "config.json", "model.safetensors", "training_state.pt"):
         assert (folder / name).is_file()
     output = trained.stdout
     for part in ("Hopper-v5", "MuJoCo", "D4RL", "top 10 %", "normalised score", "carried"):
@@ -79,7 +79,7 @@ def test_train_then_eval(start, tmp_path):
     # run's own evaluation did.
     moved = tmp_path / "elsewhere"
     moved.mkdir()
-    for name in ("config.json", "policy.safetensors", "config.yaml"):
+    for name in ("config.json", "model.safetensors", "config.yaml"):
         (folder / name).rename(moved / name)
     again = start("eval.py", f"run={moved}")
     assert again.returncode == 0, again.stderr
@@ -145,7 +145,7 @@ def test_a_killed_run_resumes_to_the_same_bits(start, tmp_path):
     last = start("train.py", *arguments, "run_dir=killed", "resume=true")
     assert last.returncode == 0, last.stderr
     weights, expected = (
-        load_file(tmp_path / f / "policy.safetensors") for f in ("killed", "unbroken")
+        load_file(tmp_path / f / "model.safetensors") for f in ("killed", "unbroken")
     )
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
@@ -159,7 +159,7 @@ def test_sigterm_saves_and_ends_cleanly(start, tmp_path):
     process = start(
         "train.py", *SMALL, "steps=100000", "evaluation.every=0", "run_dir=run", wait=False
     )
-    while not (tmp_path / "run" / "policy.safetensors").exists():
+    while not (tmp_path / "run" / "model.safetensors").exists():
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
@@ -207,7 +207,7 @@ def test_a_wrong_override_is_one_sentence_and_nothing_else(start, tmp_path, over
     assert found.returncode == 1
     assert re.search(WRONG[override], found.stderr), found.stderr
     assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1, found.stderr
-    assert not (tmp_path / "runs").exists() or not list(tmp_path.glob("runs/*/*/policy*"))
+    assert not (tmp_path / "runs").exists() or not list(tmp_path.glob("runs/*/*/model*"))
 
 
 @pytest.mark.parametrize("override", sorted(WRONG.keys() - STARTED))

@@ -20,6 +20,7 @@ from gymnasium.envs.mujoco import MujocoEnv
 from PIL import Image, ImageDraw, ImageFont
 
 from common.errors import UserError
+from common.files import unfinished_file
 from envs.simulation.rollout import (
     Actor,
     bounded_actions,
@@ -74,8 +75,6 @@ def record_episodes(
         raise UserError(f"The video '{path}' must have a name that ends in .mp4.")
     ffmpeg = _import_ffmpeg()
     os.environ["MUJOCO_GL"] = offscreen_backend(os.environ.get("MUJOCO_GL"))
-    # ffmpeg takes the format from the ending.
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
     with ExitStack() as stack:
         environments = []
         for _ in range(episodes):
@@ -85,15 +84,12 @@ def record_episodes(
             _set_camera(environment, small=episodes > 1)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.touch()
-            played = _film(actor, environments, unfinished, ffmpeg, seed=seed)
-            unfinished.replace(path)
+            with unfinished_file(path) as unfinished:  # ffmpeg takes the format from the ending
+                unfinished.touch()
+                played = _film(actor, environments, unfinished, ffmpeg, seed=seed)
         except OSError as error:
             reason = error.strerror or str(error).splitlines()[0]
             raise UserError(f"The video '{path}' cannot be written: {reason}.") from error
-        finally:
-            with suppress(OSError):
-                unfinished.unlink()
     return played
 
 

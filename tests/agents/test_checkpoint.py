@@ -15,10 +15,10 @@ from agents.checkpoint import (
     save_description,
     save_policy,
     save_training_state,
-    write_bytes,
 )
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
 from common.errors import UserError
+from common.files import write_file
 
 CONFIG = MIXERS["min_lstm"][0](d_model=16, n_layer=2, name="min_lstm")
 
@@ -58,7 +58,7 @@ def test_a_checkpoint_gives_back_all_that_acting_needs(folder):
     assert not policy.training
 
 
-@pytest.mark.parametrize("missing", ["config.json", "policy.safetensors"])
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
 def test_a_folder_without_a_checkpoint_is_refused(folder, missing):
     (folder / missing).unlink()
     with pytest.raises(UserError, match=f"holds no checkpoint: {missing} is missing"):
@@ -67,15 +67,15 @@ def test_a_folder_without_a_checkpoint_is_refused(folder, missing):
 
 @pytest.mark.parametrize("keep", [0, 5, 100, 0.5, 0.99])
 def test_truncated_weights_are_refused(folder, keep):
-    path = folder / "policy.safetensors"
+    path = folder / "model.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
-    with pytest.raises(UserError, match=r"policy\.safetensors is truncated or damaged"):
+    with pytest.raises(UserError, match=r"model\.safetensors is truncated or damaged"):
         load_policy(folder)
 
 
 def test_any_flipped_bit_in_the_weights_is_noticed(folder):
-    path = folder / "policy.safetensors"
+    path = folder / "model.safetensors"
     content = path.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     for position in [*range(0, header, 37), *range(header, len(content), 5003)]:
@@ -123,14 +123,15 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from agents.checkpoint import save_training_state, write_bytes
+from agents.checkpoint import save_training_state
 from common.errors import UserError
+from common.files import write_file
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 folder = Path(sys.argv[1])
 for save in (
     lambda: save_training_state(folder, {"weights": torch.zeros(1_000_000)}),
-    lambda: write_bytes(folder / "training_state.pt", bytes(1_000_000)),
+    lambda: write_file(folder / "training_state.pt", bytes(1_000_000)),
 ):
     try:
         save()
@@ -149,7 +150,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(tmp_path):
     lines = found.stdout.splitlines()
     assert len(lines) == 2
     for line in lines:
-        assert "training_state.pt could not be written" in line
+        assert "training_state.pt cannot be written" in line
         assert "what was saved there before is intact" in line
     assert (tmp_path / "training_state.pt").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["training_state.pt"]
@@ -159,14 +160,14 @@ def test_a_path_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"run folder .* cannot be made"):
         claim_run_folder(tmp_path / "file" / "run", "", resume=False, overwrite=False)
-    with pytest.raises(UserError, match="could not be written"):
-        write_bytes(tmp_path / "missing" / "x", b"1")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_file(tmp_path / "missing" / "x", b"1")
 
 
 def test_a_run_folder_is_never_taken_over_silently(tmp_path):
     folder = tmp_path / "run"
     claim_run_folder(folder, "seed: 0\ntrainer:\n  warmup: 5\n", resume=False, overwrite=False)
-    (folder / "policy.safetensors").write_text("precious")
+    (folder / "model.safetensors").write_text("precious")
     (folder / "notes.txt").write_text("mine")
     same = "seed: 0\ntrainer:\n  warmup: 5\n"
     with pytest.raises(UserError, match=r"already holds a run: resume=true .* overwrite=true"):
@@ -175,7 +176,7 @@ def test_a_run_folder_is_never_taken_over_silently(tmp_path):
     other = "seed: 0\ntrainer:\n  warmup: 6\n"
     with pytest.raises(UserError, match=r"trainer\.warmup is 5 there and 6 here"):
         claim_run_folder(folder, other, resume=True, overwrite=False)
-    assert (folder / "policy.safetensors").read_text() == "precious"
+    assert (folder / "model.safetensors").read_text() == "precious"
     claim_run_folder(folder, other, resume=False, overwrite=True)
     # Overwriting discards the run, and only what a run writes.
     assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "notes.txt"]

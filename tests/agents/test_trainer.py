@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -201,15 +202,19 @@ def test_ctrl_c_and_sigterm_save_and_end_cleanly(tmp_path, signum):
     assert signal.getsignal(signum) is before
 
 
+def full(_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_a_save_that_fails_keeps_the_one_before(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path)
     trainer.update()
     trainer.save()
     trainer.update()
-    (tmp_path / "training_state.pt.tmp").mkdir()  # what the save would write first
-    with pytest.raises(UserError, match=r"training_state\.pt could not be written"):
-        trainer.save()
-    (tmp_path / "training_state.pt.tmp").rmdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"training_state\.pt cannot be written \(No space"):
+            trainer.save()
     again = make_trainer(tmp_path)
     again.resume()
     assert again.step == 1
