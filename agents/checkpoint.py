@@ -247,7 +247,7 @@ def build_policy(folder: Path) -> tuple[ReturnConditionedPolicy, RunDescription]
         description = RunDescription(
             content["rollout"], content["context_length"], content["dataset"]
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
         raise UserError(
             f"{config_path} does not describe a policy ({error}); the file is damaged or of "
             "another version of this project: train again."

@@ -18,6 +18,8 @@ from agents.backbones import build_backbone
 from agents.backbones.block import BackboneConfig
 from agents.backbones.dropout import Dropout
 from agents.backbones.state import State, map_state
+from common.checks import check_fields, choice, number
+from common.errors import UserError
 
 
 @dataclass
@@ -41,22 +43,19 @@ class PolicyConfig:
             cloning.
     """
 
-    tokens: int = 1
+    tokens: int = choice(1, (1, 3))
     previous_action: bool = True
     timestep_embedding: bool = False
-    max_timestep: int = 1000
+    max_timestep: int = number(1000, at_least=1, at_most=10_000_000)
     token_norm: bool = False
     return_before_head: bool = False
-    return_scale: float = 1000.0
+    return_scale: float = number(1000.0, at_least=1e-6, at_most=1_000_000_000)
     return_to_go: bool = True
 
     def __post_init__(self) -> None:
-        if self.tokens not in (1, 3):
-            raise ValueError(f"policy.tokens is {self.tokens}; it must be 1 or 3.")
-        if not self.return_scale > 0:
-            raise ValueError(f"policy.return_scale is {self.return_scale}; it must be above 0.")
+        check_fields(self, "policy")
         if self.return_before_head and not self.return_to_go:
-            raise ValueError(
+            raise UserError(
                 "policy.return_before_head is true, but policy.return_to_go is false; set one of "
                 "them the other way."
             )

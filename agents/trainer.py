@@ -30,6 +30,7 @@ from agents.backbones.state import map_state
 from agents.checkpoint import load_training_state, save_policy, save_training_state
 from agents.distributed import Ranks
 from agents.policy import ReturnConditionedPolicy, TrainingState
+from common.checks import MOST_STEPS, check_fields, choice, number
 from common.errors import UserError
 
 SCHEDULES = ("cosine", "constant")
@@ -61,33 +62,24 @@ class TrainerConfig:
         weight_decay: AdamW's; a mixer may exempt parameters, see `parameter_groups`.
         warmup: Updates over which the learning rate rises from zero.
         schedule: `cosine` falls to zero at the last update, `constant` stays.
-        gradient_clip: Largest norm of the gradient.
+        gradient_clip: Largest norm of the gradient; 0 does not clip.
         ema_decay: The policy that acts has this exponential average of the weights; 0 acts with
             the weights themselves.
         log_every: Updates between two records of the training loss.
         save_every: Updates between two checkpoints.
     """
 
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    warmup: int = 100
-    schedule: str = "cosine"
-    gradient_clip: float = 1.0
-    ema_decay: float = 0.99
-    log_every: int = 50
-    save_every: int = 500
+    learning_rate: float = number(1e-3, above=0)
+    weight_decay: float = number(1e-4, at_least=0)
+    warmup: int = number(100, at_least=0, at_most=MOST_STEPS)
+    schedule: str = choice("cosine", SCHEDULES)
+    gradient_clip: float = number(1.0, at_least=0)
+    ema_decay: float = number(0.99, at_least=0, below=1)
+    log_every: int = number(50, at_least=1, at_most=MOST_STEPS)
+    save_every: int = number(500, at_least=1, at_most=MOST_STEPS)
 
     def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"trainer.schedule '{self.schedule}' does not exist; there are: "
-                f"{', '.join(SCHEDULES)}."
-            )
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"trainer.ema_decay is {self.ema_decay}; it must be in [0, 1).")
-        for key in ("log_every", "save_every"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"trainer.{key} is {getattr(self, key)}; it must be at least 1.")
+        check_fields(self, "trainer")
 
     def rate_factor(self, step: int, steps: int) -> float:
         """Returns the learning rate of update `step` (from 0), relative to its highest."""
@@ -269,7 +261,8 @@ class Trainer:
             loss, carried = self.loss(**batch, state=self.carried)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.gradient_clip)
+        limit = self.config.gradient_clip or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), limit)
         # Checked before the step, so that the weights stay those of the last good update.
         if not bool(torch.isfinite(norm)):
             raise UserError(

@@ -15,6 +15,8 @@ from agents.backbones.attention import AttentionConfig
 from agents.backbones.block import BackboneConfig
 from agents.policy import PolicyConfig
 from agents.trainer import PRECISIONS, TrainerConfig
+from common.checks import MOST_STEPS, check_fields, choice, number, seed
+from common.errors import UserError
 from configs.launch.ray import RayLauncherConfig
 from envs.data.batches import ProtocolConfig
 from envs.data.sources import DatasetConfig
@@ -22,11 +24,8 @@ from envs.simulation.rollout import ENGINES
 
 DEVICES = ("auto", "cpu", "cuda")
 TARGETS = ("data", "published")
-
-
-def _check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{key} '{value}' does not exist; there are: {', '.join(allowed)}.")
+MOST_EPISODES = 1_000_000
+MOST_RETURN = 1_000_000_000
 
 
 @dataclass
@@ -44,15 +43,15 @@ class EvaluationConfig:
         seed: Fixes the start states: the same for every run, so that runs are compared on them.
     """
 
-    target: str = "data"
-    target_return: float | None = None
-    episodes: int = 100
-    every: int = 500
-    episodes_in_training: int = 20
-    seed: int = 1000
+    target: str = choice("data", TARGETS)
+    target_return: float | None = number(None, at_least=-MOST_RETURN, at_most=MOST_RETURN)
+    episodes: int = number(100, at_least=1, at_most=MOST_EPISODES)
+    every: int = number(500, at_least=0, at_most=MOST_STEPS)
+    episodes_in_training: int = number(20, at_least=1, at_most=MOST_EPISODES)
+    seed: int = seed(1000)
 
     def __post_init__(self) -> None:
-        _check_choice("evaluation.target", self.target, TARGETS)
+        check_fields(self, "evaluation")
 
 
 @dataclass
@@ -79,22 +78,23 @@ class TrainConfig:
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    steps: int = 1500
-    held_out: float = 0.0
-    seed: int = 0
-    rollout: str = "carried"
-    device: str = "auto"
-    precision: str = "float32"
+    steps: int = number(1500, at_least=1, at_most=MOST_STEPS)
+    held_out: float = number(0.0, at_least=0, below=1)
+    seed: int = seed()
+    rollout: str = choice("carried", ROLLOUTS)
+    device: str = choice("auto", DEVICES)
+    precision: str = choice("float32", PRECISIONS)
     run_dir: str | None = None
     resume: bool = False
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        _check_choice("rollout", self.rollout, ROLLOUTS)
-        _check_choice("device", self.device, DEVICES)
-        _check_choice("precision", self.precision, tuple(PRECISIONS))
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; it must be at least 1.")
+        check_fields(self)
+        if self.rollout == "rolling" and self.protocol.context_length < 2:
+            raise UserError(
+                "protocol.context_length is 1, but rollout=rolling resets its two states half a "
+                "context apart; raise it to at least 2 or choose rollout=carried."
+            )
         if self.policy.timestep_embedding:
             self._check_timesteps()
 
@@ -106,7 +106,7 @@ class TrainConfig:
             contexts["backbone.context_length"] = steps
         for key, steps in contexts.items():
             if steps > self.policy.max_timestep:
-                raise ValueError(
+                raise UserError(
                     f"{key} is {steps} steps, but the timestep embedding has "
                     f"policy.max_timestep = {self.policy.max_timestep} rows; lower the first or "
                     "raise the second."
@@ -138,35 +138,30 @@ class EvalConfig:
     """
 
     run: str = MISSING
-    episodes: int | None = None
-    target_return: list[float] | None = None
-    target_fraction: list[float] | None = None
-    rollout: str | None = None
+    episodes: int | None = number(None, at_least=1, at_most=MOST_EPISODES)
+    target_return: list[float] | None = number(None, at_least=-MOST_RETURN, at_most=MOST_RETURN)
+    target_fraction: list[float] | None = number(None, at_least=-1000, at_most=1000)
+    rollout: str | None = choice(None, ROLLOUTS)
     environment: str | None = None
-    seed: int | None = None
-    n_envs: int | None = None
-    engine: str = ENGINES[0]
-    horizon: int | None = None
-    start_noise: float | None = None
-    observation_noise: float = 0.0
-    action_delay: int = 0
-    device: str = TrainConfig.device
+    seed: int | None = seed(None)
+    n_envs: int | None = number(None, at_least=1, at_most=10_000)
+    engine: str = choice(ENGINES[0], ENGINES)
+    horizon: int | None = number(None, at_least=1, at_most=MOST_STEPS)
+    start_noise: float | None = number(None, at_least=0, at_most=1000)
+    observation_noise: float = number(0.0, at_least=0, at_most=1000)
+    action_delay: int = number(0, at_least=0, at_most=10_000)
+    device: str = choice("auto", DEVICES)
     video: str | None = None
-    video_episodes: int = 1
+    video_episodes: int = number(1, at_least=1, at_most=100)
 
     def __post_init__(self) -> None:
-        _check_choice("device", self.device, DEVICES)
-        if self.rollout is not None:
-            _check_choice("rollout", self.rollout, ROLLOUTS)
-        _check_choice("engine", self.engine, ENGINES)
+        check_fields(self)
         if self.target_return is not None and self.target_fraction is not None:
-            raise ValueError("give either target_return or target_fraction, not both.")
-        if self.video_episodes < 1:
-            raise ValueError(f"video_episodes is {self.video_episodes}; it must be at least 1.")
+            raise UserError("give either target_return or target_fraction, not both.")
         if self.video_episodes > 1 and self.video is None:
-            raise ValueError("video_episodes needs a file to write: give video=PATH.mp4 as well.")
+            raise UserError("video_episodes needs a file to write: give video=PATH.mp4 as well.")
         if self.video is not None and self.conditions:
-            raise ValueError(
+            raise UserError(
                 f"video shows the unchanged environment, and {self.conditions} was asked for; "
                 "leave out one of the two."
             )
@@ -198,10 +193,10 @@ def resolve_device(device: str) -> torch.device:
     """Turns `auto` into the best device there is.
 
     Raises:
-        ValueError: CUDA was asked for and this machine has none.
+        UserError: CUDA was asked for and this machine has none.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda' was asked for, but torch finds none; use device=cpu.")
+        raise UserError("device 'cuda' was asked for, but torch finds none; use device=cpu.")
     return torch.device(device)

@@ -9,6 +9,7 @@ from agents.backbones.mamba import Mamba, MambaConfig
 from agents.backbones.min_gru import MinGRU, MinGRUConfig
 from agents.backbones.min_lstm import MinLSTM, MinLSTMConfig
 from agents.backbones.s4d import S4D, S4DConfig
+from common.checks import check_choice
 
 MIXERS: dict[str, tuple[type[BackboneConfig], type[Mixer]]] = {
     "min_gru": (MinGRUConfig, MinGRU),
@@ -26,18 +27,13 @@ def mixer_entry(name: str) -> tuple[type[BackboneConfig], type[Mixer]]:
     """Returns the configuration class and the mixer class of a backbone.
 
     Raises:
-        ValueError: No backbone has this name.
+        UserError: No backbone has this name.
     """
-    if name not in MIXERS:
-        raise ValueError(f"backbone '{name}' does not exist; there are: {', '.join(MIXERS)}.")
+    check_choice("backbone", name, MIXERS)
     return MIXERS[name]
 
 
 def build_backbone(config: BackboneConfig) -> Backbone:
-    """Builds the stack of blocks that a configuration describes.
-
-    Raises:
-        ValueError: No backbone has the configuration's name.
-    """
+    """Builds the stack of blocks that a configuration describes."""
     _, mixer_class = mixer_entry(config.name)
     return Backbone([mixer_class(config) for _ in range(config.n_layer)], config)

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.backbones.block import BackboneConfig, Mixer
+from agents.backbones.block import BackboneConfig, Mixer, check_heads
 from agents.scan import linear_scan
+from common.checks import number
 
 _EMPTY = float("-inf")  # the maximum over no scores
 
@@ -31,15 +32,11 @@ class AarenConfig(BackboneConfig):
 
     begins_empty: ClassVar[bool] = True
     name: str = "aaren"
-    n_head: int = 1
+    n_head: int = number(1, at_least=1, at_most=65_536)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n_head < 1 or self.d_model % self.n_head:
-            raise ValueError(
-                f"backbone.n_head is {self.n_head} and backbone.d_model is {self.d_model}; "
-                "give a number of heads that divides d_model."
-            )
+        check_heads(self.n_head, self.d_model)
 
 
 class Aaren(Mixer):

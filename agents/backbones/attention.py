@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.backbones.block import BackboneConfig, Mixer, zeros_like_weight
+from agents.backbones.block import BackboneConfig, Mixer, check_heads, zeros_like_weight
+from common.checks import number
 
 AttentionState = tuple[Tensor, Tensor, Tensor]
 
@@ -31,20 +32,12 @@ class AttentionConfig(BackboneConfig):
 
     begins_empty: ClassVar[bool] = True
     name: str = "attention"
-    n_head: int = 1
-    context_length: int = 20
+    n_head: int = number(1, at_least=1, at_most=65_536)
+    context_length: int = number(20, at_least=1, at_most=1_000_000)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n_head < 1 or self.d_model % self.n_head:
-            raise ValueError(
-                f"backbone.n_head is {self.n_head}; it must divide backbone.d_model = "
-                f"{self.d_model}."
-            )
-        if self.context_length < 1:
-            raise ValueError(
-                f"backbone.context_length is {self.context_length}; it must be at least 1 token."
-            )
+        check_heads(self.n_head, self.d_model)
 
 
 class Attention(Mixer):

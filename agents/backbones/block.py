@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from agents.backbones.convolution import CausalConvolution
 from agents.backbones.dropout import Dropout
 from agents.backbones.state import State, check_state, map_state, restart, run_pieces, tensors_of
+from common.checks import check_fields, number
+from common.errors import UserError
 
 
 @dataclass
@@ -38,21 +40,35 @@ class BackboneConfig:
     begins_empty: ClassVar[bool] = False
 
     name: str = "min_gru"
-    d_model: int = 128
-    n_layer: int = 3
-    mlp_ratio: int = 4
-    dropout: float = 0.1
-    convolution: int = 0
+    d_model: int = number(128, at_least=1, at_most=65_536)
+    n_layer: int = number(3, at_least=1, at_most=1000)
+    mlp_ratio: int = number(4, at_least=1, at_most=1024)
+    dropout: float = number(0.1, at_least=0, below=1)
+    convolution: int = number(0, at_least=0, at_most=1024)
     learnable_initial_state: bool = False
 
     def __post_init__(self) -> None:
-        if self.convolution < 0:
-            raise ValueError(f"backbone.convolution is {self.convolution}; it must be at least 0.")
+        check_fields(self, "backbone")
+        own = type(self).name
+        if self.name != own:
+            raise UserError(
+                f"backbone.name is '{self.name}', but these are the settings of '{own}'; choose "
+                "another backbone as a whole, with backbone=NAME."
+            )
         if self.learnable_initial_state and self.begins_empty:
-            raise ValueError(
+            raise UserError(
                 f"backbone.learnable_initial_state is true, but backbone '{self.name}' begins with "
                 "no step seen, and so with nothing to learn; leave it at false."
             )
+
+
+def check_heads(n_head: int, d_model: int) -> None:
+    """Checks that heads can share the channels evenly."""
+    if d_model % n_head:
+        raise UserError(
+            f"backbone.n_head is {n_head}, which does not divide backbone.d_model = {d_model}; "
+            "give a number of heads that does."
+        )
 
 
 class Mixer(nn.Module):

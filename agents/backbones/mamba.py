@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from agents.backbones.block import BackboneConfig, Mixer, zeros_like_weight
 from agents.backbones.convolution import CausalConvolution
 from agents.scan.selective import selective_scan
+from common.checks import number
 
 _DT_MIN, _DT_MAX = 0.001, 0.1
 
@@ -32,15 +33,9 @@ class MambaConfig(BackboneConfig):
     """
 
     name: str = "mamba"
-    d_state: int = 16
-    d_conv: int = 4
-    expand: int = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for key in ("d_state", "d_conv", "expand"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"backbone.{key} is {getattr(self, key)}; it must be at least 1.")
+    d_state: int = number(16, at_least=1, at_most=65_536)
+    d_conv: int = number(4, at_least=1, at_most=1024)
+    expand: int = number(2, at_least=1, at_most=1024)
 
 
 class Mamba(Mixer):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from agents.backbones.minimal import MinimalConfig, MinimalRNN
 from agents.scan import min_gru_step
 from agents.scan.layer import min_gru_layer
+from common.checks import number
 
 
 @dataclass
@@ -19,7 +20,7 @@ class MinGRUConfig(MinimalConfig):
     """
 
     name: str = "min_gru"
-    gate_bias: float = -2.0
+    gate_bias: float = number(-2.0, at_least=-100, at_most=100)
 
 
 class MinGRU(MinimalRNN):

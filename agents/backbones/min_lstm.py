@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from agents.backbones.minimal import MinimalConfig, MinimalRNN
 from agents.scan import min_lstm_step
 from agents.scan.layer import min_lstm_layer
+from common.checks import number
 
 
 @dataclass
@@ -20,7 +21,7 @@ class MinLSTMConfig(MinimalConfig):
     """
 
     name: str = "min_lstm"
-    forget_bias: float = 2.0
+    forget_bias: float = number(2.0, at_least=-100, at_most=100)
 
 
 class MinLSTM(MinimalRNN):

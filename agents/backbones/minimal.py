@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from agents.backbones.block import BackboneConfig, Mixer, zeros_like_weight
+from agents.scan import FORMS
+from common.checks import choice, number
 
 
 @dataclass
@@ -22,14 +24,9 @@ class MinimalConfig(BackboneConfig):
             less memory, more time.
     """
 
-    expansion: int = 1
-    scan: str = "auto"
+    expansion: int = number(1, at_least=1, at_most=1024)
+    scan: str = choice("auto", FORMS)
     recompute: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.expansion < 1:
-            raise ValueError(f"backbone.expansion is {self.expansion}; it must be at least 1.")
 
 
 class MinimalRNN(Mixer):

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from agents.backbones.block import BackboneConfig, Mixer, zeros_like_weight
+from common.checks import choice, number
+from common.errors import UserError
 
 # Most steps in a chunk. The time is level from 32 to 64; beyond, the Toeplitz product weighs in.
 _CHUNK = 64
@@ -35,18 +37,16 @@ class S4DConfig(BackboneConfig):
     """
 
     name: str = "s4d"
-    d_state: int = 64
-    init: str = "lin"
+    d_state: int = number(64, at_least=2, at_most=65_536)
+    init: str = choice("lin", ("lin", "inv"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.d_state < 2 or self.d_state % 2:
-            raise ValueError(
-                f"backbone.d_state is {self.d_state}; it must be even and at least 2, "
-                "for half of it is the number of conjugate pairs."
+        if self.d_state % 2:
+            raise UserError(
+                f"backbone.d_state is {self.d_state}; it must be even, for half of it is the "
+                "number of conjugate pairs."
             )
-        if self.init not in ("lin", "inv"):
-            raise ValueError(f"backbone.init is '{self.init}'; it must be 'lin' or 'inv'.")
 
 
 class S4D(Mixer):

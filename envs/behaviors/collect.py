@@ -16,6 +16,7 @@ import numpy as np
 from minari.storage import get_dataset_path
 
 from common.arguments import parse_arguments, run_command
+from common.checks import MOST_STEPS, check_fields, number, seed
 from common.errors import UserError
 from common.terminal import steps_bar
 from envs.behaviors import RECIPES, Recipe, find_recipe
@@ -198,9 +199,12 @@ class CollectConfig:
     """
 
     dataset: str
-    steps: int = 200_000
-    seed: int = 0
+    steps: int = number(200_000, at_least=1, at_most=MOST_STEPS)
+    seed: int = seed()
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def main(arguments: list[str]) -> None:

@@ -15,6 +15,7 @@ from common.arguments import (
     parse_arguments,
     run_command,
 )
+from common.checks import check_fields, number, seed
 from common.errors import UserError
 from envs.behaviors.collect import run_episodes
 from envs.behaviors.policy import (
@@ -106,8 +107,11 @@ class MeasureConfig:
     """
 
     directory: str
-    episodes: int = 30
-    seed: int = 1
+    episodes: int = number(30, at_least=1, at_most=1_000_000)
+    seed: int = seed(1)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def main(arguments: list[str]) -> None:

@@ -5,7 +5,7 @@
 saves a snapshot now and then, in the format of envs/behaviors, and measures each.
 """
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from common.arguments import (
     parse_arguments,
     run_command,
 )
+from common.checks import MOST_STEPS, check_fields, choice, number, seed
 from common.errors import UserError
 from envs.behaviors import snapshot_path
 from envs.behaviors.measure import Measurement, describe, measure, write_returns
@@ -42,14 +43,17 @@ class TrainBehaviorConfig:
         device: Device of torch.
     """
 
-    env: str
-    steps: int = 500_000
-    every: int = 10_000
-    random_steps: int = 10_000
-    episodes: int = 10
+    env: str = choice(MISSING, TASKS)
+    steps: int = number(500_000, at_least=1, at_most=MOST_STEPS)
+    every: int = number(10_000, at_least=1, at_most=MOST_STEPS)
+    random_steps: int = number(10_000, at_least=0, at_most=MOST_STEPS)
+    episodes: int = number(10, at_least=1, at_most=1_000_000)
     directory: str = "runs/behaviors"
-    seed: int = 0
+    seed: int = seed()
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def behavior_of(model: "SAC", environment_id: str) -> Behavior:
@@ -79,18 +83,12 @@ def train(config: TrainBehaviorConfig) -> list[Measurement]:
     """Trains, saves the snapshots, measures them and writes returns.csv after each.
 
     Raises:
-        UserError: The task is unknown, a number is not positive, or stable-baselines3 is not
-            installed.
+        UserError: stable-baselines3 is not installed.
     """
-    if config.env not in TASKS:
-        raise UserError(f"there is no task env={config.env}; there are: {', '.join(TASKS)}")
-    for key in ("steps", "every", "episodes"):
-        if getattr(config, key) < 1:
-            raise UserError(f"{key}={getattr(config, key)} must be at least 1")
     if find_spec("stable_baselines3") is None:
         raise UserError(
             "training a behaviour policy needs stable-baselines3; "
-            "install it with: pip install 'decision-minrnn[behavior]'"
+            'install it with: pip install -e ".[behavior]"'
         )
     from stable_baselines3 import SAC
 

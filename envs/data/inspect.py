@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.arguments import parse_arguments, run_command
+from common.checks import check_fields
 from common.errors import UserError
 from envs.data.episodes import (
     OBSERVATION_STD_FLOOR,
@@ -269,6 +270,9 @@ class InspectConfig:
     environment: str | None = None
     png: str | None = None
     json: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def main(arguments: list[str]) -> None:

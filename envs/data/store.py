@@ -23,6 +23,7 @@ from minari.namespace import create_namespace, list_local_namespaces
 from minari.storage import get_dataset_path
 
 from common.arguments import parse_arguments, run_command
+from common.checks import check_fields
 from common.errors import UserError
 from common.files import hidden_directory, only_process, put_in_place
 from envs.data.episodes import (
@@ -266,6 +267,9 @@ class StoreConfig:
     reference_max: float | None = None
     reference_source: str | None = None
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def _reference(config: StoreConfig) -> Reference | None:

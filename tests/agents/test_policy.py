@@ -4,6 +4,7 @@ import torch
 from agents.acting import ROLLOUTS, RollingActor, WindowActor, make_actor
 from agents.backbones import MIXERS
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
+from common.errors import UserError
 
 OBSERVATION_DIM, ACTION_DIM = 5, 2
 VARIANTS = {
@@ -276,9 +277,9 @@ def test_rolling_keeps_the_age_of_the_state_between_half_and_whole_context():
 
 
 def test_wrong_settings_are_refused():
-    with pytest.raises(ValueError, match=r"policy\.tokens is 2; it must be 1 or 3"):
+    with pytest.raises(UserError, match=r"policy\.tokens is 2; it must be 1 or 3"):
         PolicyConfig(tokens=2)
-    with pytest.raises(ValueError, match=r"policy\.return_scale is 0"):
+    with pytest.raises(UserError, match=r"policy\.return_scale is 0"):
         PolicyConfig(return_scale=0)
     with pytest.raises(ValueError, match="'rolled' does not exist; there are: carried, rolling"):
         make_actor(make_policy(), "rolled", 20)
@@ -297,5 +298,5 @@ def test_behaviour_cloning_does_not_heed_the_return(tokens):
 
 
 def test_a_hidden_return_is_not_shown_before_the_head():
-    with pytest.raises(ValueError, match="return_to_go is false"):
+    with pytest.raises(UserError, match="return_to_go is false"):
         PolicyConfig(return_to_go=False, return_before_head=True)

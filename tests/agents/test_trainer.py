@@ -279,5 +279,5 @@ def test_the_schedule():
     ],
 )
 def test_wrong_settings_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         TrainerConfig(**settings)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from agents.backbones.aaren import Aaren, AarenConfig
+from common.errors import UserError
 
 D_MODEL = 16
 
@@ -140,5 +141,5 @@ def test_under_autocast_the_state_stays_in_float32():
 
 @pytest.mark.parametrize("n_head", [0, 3])
 def test_heads_that_do_not_divide_d_model_are_refused(n_head):
-    with pytest.raises(ValueError, match=rf"n_head is {n_head} and backbone.d_model is 16; give"):
+    with pytest.raises(UserError, match=rf"n_head is {n_head}(, which does not|; it must be)"):
         AarenConfig(d_model=D_MODEL, n_head=n_head)

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.backbones import MIXERS, build_backbone
+from agents.backbones import MIXERS, build_backbone, mixer_entry
 from agents.backbones.block import Backbone
 from agents.backbones.state import map_state, tensors_of
+from common.errors import UserError
 
 D_MODEL = 16
 EMPTY = ("attention", "aaren")  # they begin with no step seen
@@ -210,7 +211,7 @@ def test_the_gradient_of_a_learned_start_is_exact_and_zeros_are_as_without(name)
 
 @pytest.mark.parametrize("name", EMPTY)
 def test_a_backbone_that_begins_with_no_step_seen_has_no_start_to_learn(name):
-    with pytest.raises(ValueError, match=f"learnable_initial_state is true, but backbone '{name}'"):
+    with pytest.raises(UserError, match=f"learnable_initial_state is true, but backbone '{name}'"):
         MIXERS[name][0](learnable_initial_state=True)
 
 
@@ -243,8 +244,10 @@ def test_a_wrong_state_is_one_sentence(name, wrong):
 
 
 def test_an_unknown_backbone_is_refused_with_a_list():
-    config = MIXERS["min_gru"][0](name="min_grue")
-    with pytest.raises(
-        ValueError, match=r"'min_grue' does not exist; there are: min_gru, min_lstm"
-    ):
-        build_backbone(config)
+    with pytest.raises(UserError, match=r"mean 'min_gru'\?\); there are: min_gru, min_lstm"):
+        mixer_entry("min_grue")
+
+
+def test_the_settings_of_one_backbone_do_not_build_another():
+    with pytest.raises(UserError, match=r"name is 'gru', but these are the settings of 'min_gru'"):
+        MIXERS["min_gru"][0](name="gru")

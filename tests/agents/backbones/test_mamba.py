@@ -8,6 +8,7 @@ from transformers.models.mamba.modeling_mamba import MambaMixer as Peer
 from agents.backbones.mamba import Mamba, MambaConfig
 from agents.scan import selective
 from agents.scan.selective import selective_scan
+from common.errors import UserError
 
 D_MODEL = 24
 
@@ -180,5 +181,5 @@ def test_under_autocast_the_state_stays_in_float32():
 
 @pytest.mark.parametrize("key", ["d_state", "d_conv", "expand"])
 def test_sizes_below_one_are_refused(key):
-    with pytest.raises(ValueError, match=f"backbone.{key} is 0; it must be at least 1"):
+    with pytest.raises(UserError, match=f"backbone.{key} is 0; it must be at least 1"):
         MambaConfig(**{key: 0})

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from agents.backbones import MIXERS
 from agents.backbones.state import map_state
+from common.errors import UserError
 
 CHANNELS = 6
 PEERS = {"gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
@@ -153,7 +154,7 @@ def test_an_expanded_state_is_wider_and_runs_in_both_forms(name):
     torch.testing.assert_close(short.double(), y, rtol=1e-5, atol=1e-5)
 
     assert set(make_mixer(name).state_dict()) == {"projection.weight", "projection.bias"}
-    with pytest.raises(ValueError, match=r"backbone\.expansion is 0; it must be at least 1"):
+    with pytest.raises(UserError, match=r"backbone\.expansion is 0; it must be at least 1"):
         MIXERS[name][0](expansion=0)
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from agents.backbones import s4d
 from agents.backbones.s4d import S4D, S4DConfig
+from common.errors import UserError
 
 D_MODEL = 6
 
@@ -174,11 +175,11 @@ def test_under_autocast_the_recurrence_stays_in_float32():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"d_state": 7}, "d_state is 7; it must be even and at least 2"),
-        ({"d_state": 0}, "d_state is 0; it must be even and at least 2"),
-        ({"init": "legs"}, "init is 'legs'; it must be 'lin' or 'inv'"),
+        ({"d_state": 7}, "d_state is 7; it must be even, for half"),
+        ({"d_state": 0}, "d_state is 0; it must be at least 2"),
+        ({"init": "legs"}, "init 'legs' does not exist; there are: lin, inv"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(setting, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         S4DConfig(**setting)

@@ -78,19 +78,19 @@ def test_nothing_to_measure_is_one_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (TrainBehaviorConfig("ant"), "no task env=ant; there are: hopper, halfcheetah, walker2d"),
-        (TrainBehaviorConfig("hopper", steps=0), "steps=0 must be at least 1"),
-        (TrainBehaviorConfig("hopper", every=-1), "every=-1 must be at least 1"),
+        ({"env": "ant"}, "env 'ant' does not exist; there are: hopper, halfcheetah, walker2d"),
+        ({"env": "hopper", "steps": 0}, "steps is 0; it must be at least 1"),
+        ({"env": "hopper", "every": -1}, "every is -1; it must be at least 1"),
     ],
 )
 def test_bad_arguments_are_one_sentence(config, message):
     with pytest.raises(UserError, match=message):
-        train(config)
+        TrainBehaviorConfig(**config)
 
 
 def test_without_stable_baselines3_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)  # Python's own "not installed"
-    with pytest.raises(UserError, match=r"pip install 'decision-minrnn\[behavior\]'"):
+    with pytest.raises(UserError, match=r'pip install -e "\.\[behavior\]"'):
         train(TrainBehaviorConfig("hopper"))
 
 
