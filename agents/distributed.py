@@ -26,7 +26,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from agents.backbones.block import State, map_state
+from agents.backbones.state import State, map_state
 from agents.policy import ReturnConditionedPolicy, TrainingState
 from common.errors import UserError
 

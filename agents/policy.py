@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from agents.backbones import build_backbone
-from agents.backbones.block import BackboneConfig
 from agents.backbones.dropout import Dropout
+from agents.backbones.mixer import BackboneConfig
 from agents.backbones.state import State, map_state
 from common.checks import check_fields, choice, number
 from common.errors import UserError

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.backbones.block import parameter_groups
+from agents.backbones.mixer import parameter_groups
 from agents.backbones.state import map_state
 from agents.checkpoint import load_training_state, save_policy, save_training_state
 from agents.distributed import Ranks

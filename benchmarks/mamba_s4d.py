@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from agents.backbones.block import Mixer
 from agents.backbones.mamba import Mamba, MambaConfig
+from agents.backbones.mixer import Mixer
 from agents.backbones.s4d import S4D, S4DConfig
 
 SHAPES = [(64, 20, 128), (2, 1000, 128)]

@@ -12,7 +12,7 @@ from omegaconf import MISSING
 from agents.acting import ROLLOUTS
 from agents.backbones import MIXERS
 from agents.backbones.attention import AttentionConfig
-from agents.backbones.block import BackboneConfig
+from agents.backbones.mixer import BackboneConfig
 from agents.policy import PolicyConfig
 from agents.trainer import PRECISIONS, TrainerConfig
 from common.checks import MOST_STEPS, check_fields, choice, number, seed

@@ -2,12 +2,13 @@
 
 from agents.backbones.aaren import Aaren, AarenConfig
 from agents.backbones.attention import Attention, AttentionConfig
-from agents.backbones.block import Backbone, BackboneConfig, Mixer
+from agents.backbones.block import Backbone
 from agents.backbones.gru import GRU, GRUConfig
 from agents.backbones.lstm import LSTM, LSTMConfig
 from agents.backbones.mamba import Mamba, MambaConfig
 from agents.backbones.min_gru import MinGRU, MinGRUConfig
 from agents.backbones.min_lstm import MinLSTM, MinLSTMConfig
+from agents.backbones.mixer import BackboneConfig, Mixer
 from agents.backbones.s4d import S4D, S4DConfig
 from common.checks import check_choice
 

@@ -1,42 +1,31 @@
 """The Aaren mixer: attention as an RNN (Feng et al., arXiv 2405.13956, section 3).
 
-Softmax attention whose query is learned, not taken from the input, is a recurrence: each step adds
-one more key and value to the sums that it has kept. Aaren takes the place of self-attention in a
-Transformer's layer and has the same projections, plus the query token (the paper counts 3,152,896
-parameters against 3,152,384 at d_model 512).
+Softmax attention with a learned query, independent of the input, is a recurrence: each step adds
+one key and value to running sums. Aaren replaces self-attention in a Transformer's layer and has
+the same projections, plus the query token (the paper counts 3,152,896 parameters against 3,152,384
+at d_model 512).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.backbones.block import BackboneConfig, Mixer, check_heads
+from agents.backbones.attention import HeadsConfig
+from agents.backbones.mixer import Mixer
 from agents.scan import linear_scan
-from common.checks import number
 
 _EMPTY = float("-inf")  # the maximum over no scores
 
 
 @dataclass
-class AarenConfig(BackboneConfig):
-    """Aaren's own settings.
+class AarenConfig(HeadsConfig):
+    """Aaren's settings; each head has its own query."""
 
-    Attributes:
-        n_head: Heads; each has d_model / n_head channels and a query of its own.
-    """
-
-    begins_empty: ClassVar[bool] = True
     name: str = "aaren"
-    n_head: int = number(1, at_least=1, at_most=65_536)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_heads(self.n_head, self.d_model)
 
 
 class Aaren(Mixer):
@@ -69,7 +58,7 @@ class Aaren(Mixer):
         """Maps x (..., d_model) to scores (..., n_head) and values (..., n_head, d_head)."""
         query = self.query(self.query_token).view(self.n_head, 1, self.d_head)
         query = query / self.d_head**0.5
-        # The query is the same at every step, so it is multiplied with the key's weights first:
+        # The query is the same at every step, so it is multiplied with the keys' weights first:
         # q . (W x + b) = (q W) x + q . b needs no keys.
         weight = query @ self.key.weight.view(self.n_head, self.d_head, -1)
         bias = query @ self.key.bias.view(self.n_head, self.d_head, 1)
@@ -80,13 +69,13 @@ class Aaren(Mixer):
     def forward(
         self, x: Tensor, state: tuple[Tensor, Tensor, Tensor], resets: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """Maps x (batch, time, d_model) by scans over m, c and u; see Mixer."""
+        """Maps x (batch, time, d_model) by scans over m, c and u."""
         maximum, numerator, denominator = state
         scores, values = self._scores_and_values(x, numerator.dtype)
-        # c / u does not depend on m, which only keeps the exponentials in range: a constant.
+        # c / u does not depend on m, which only keeps the exponentials in range: no gradient.
         maxima = _running_maximum(scores.detach(), maximum.detach(), resets)
         before = torch.cat([maximum.unsqueeze(1), maxima[:, :-1]], dim=1)
-        # Masked before the exponential: the score of another episode may be larger by any amount.
+        # Masked before the exponential, where a larger score of another episode could overflow.
         decay = (before - maxima).masked_fill(resets.unsqueeze(-1), _EMPTY).exp()
         weights = (scores - maxima).exp()
         denominators = linear_scan(decay, weights, denominator)
@@ -99,12 +88,11 @@ class Aaren(Mixer):
         return mixed, (maxima[:, -1], numerators[:, -1], denominators[:, -1])
 
     def step(
-        self, x: Tensor, state: tuple[Tensor, Tensor, Tensor], resets: Tensor
+        self, x: Tensor, state: tuple[Tensor, Tensor, Tensor]
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """Maps x (batch, d_model) by one step of the recurrence; see Mixer."""
+        """Maps x (batch, d_model) by one step of the recurrence."""
         before, numerator, denominator = state
         scores, values = self._scores_and_values(x, numerator.dtype)
-        before = before.masked_fill(resets.unsqueeze(-1), _EMPTY)
         maximum = torch.maximum(before, scores).detach()
         decay, weight = (before - maximum).exp(), (scores - maximum).exp()
         denominator = decay * denominator + weight
@@ -114,15 +102,14 @@ class Aaren(Mixer):
 
 
 def _running_maximum(scores: Tensor, before: Tensor, resets: Tensor) -> Tensor:
-    """Returns the largest score of each step's own episode so far.
+    """Returns the largest score so far in the episode of each step, (batch, time, n_head).
+
+    It takes log2(time) passes, of which the k-th looks 2^k steps back.
 
     Args:
         scores: (batch, time, n_head).
         before: (batch, n_head), the maximum over the steps before the first.
         resets: (batch, time) bool.
-
-    Returns:
-        (batch, time, n_head), after log2(time) passes: the k-th looks at 2^k steps.
     """
     time = scores.shape[1]
     steps = torch.arange(time, device=scores.device)

@@ -1,8 +1,8 @@
 """The attention mixer: Decision Transformer's (Chen et al., arXiv 2106.01345), run recurrently.
 
-Causal self-attention as in GPT-2, over the last context_length tokens of the own episode. The
-keys and values of those tokens are the state, so a step computes nothing again. It has no sense of
-order of its own: Decision Transformer gets that from policy.timestep_embedding.
+Causal self-attention as in GPT-2, over the last context_length tokens of the episode. Their keys
+and values are the state, so a step recomputes nothing. It has no positional encoding of its own:
+Decision Transformer's is policy.timestep_embedding.
 """
 
 from __future__ import annotations
@@ -14,34 +14,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.backbones.block import BackboneConfig, Mixer, check_heads, zeros_like_weight
+from agents.backbones.mixer import BackboneConfig, Mixer
 from common.checks import number
+from common.errors import UserError
 
 AttentionState = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass
-class AttentionConfig(BackboneConfig):
+class HeadsConfig(BackboneConfig):
+    """The settings that attention and Aaren share.
+
+    Attributes:
+        n_head: Heads; each has d_model / n_head channels.
+    """
+
+    begins_empty: ClassVar[bool] = True
+    n_head: int = number(1, at_least=1, at_most=65_536)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.d_model % self.n_head:
+            raise UserError(
+                f"backbone.n_head is {self.n_head}, which does not divide backbone.d_model = "
+                f"{self.d_model}; give a number of heads that does."
+            )
+
+
+@dataclass
+class AttentionConfig(HeadsConfig):
     """Attention's own settings; `dropout` also drops attention weights, as in GPT-2.
 
     Attributes:
-        n_head: Heads; they share d_model evenly.
         context_length: Tokens that a token attends to, itself included. A step of the policy is
             policy.tokens of them: Decision Transformer's 20 steps of three tokens are 60.
     """
 
-    begins_empty: ClassVar[bool] = True
     name: str = "attention"
-    n_head: int = number(1, at_least=1, at_most=65_536)
     context_length: int = number(20, at_least=1, at_most=1_000_000)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_heads(self.n_head, self.d_model)
 
 
 class Attention(Mixer):
-    """softmax(q k / sqrt(d_head)) v over the last tokens of the episode, heads side by side."""
+    """softmax(q k / sqrt(d_head)) v over the last tokens of the episode, for each head."""
 
     def __init__(self, config: AttentionConfig) -> None:
         super().__init__()
@@ -52,52 +66,48 @@ class Attention(Mixer):
         self.output = nn.Linear(config.d_model, config.d_model)
 
     def initial_state(self, batch_size: int) -> AttentionState:
-        """Returns no keys and no values yet.
+        """Returns empty keys and values and their number.
 
-        Both are (batch, context_length, d_model), the newest at the end and zeros in front of the
-        episode's first; the third tensor (batch,) counts how many belong to the episode.
+        Keys and values are (batch, context_length, d_model), the newest last and zeros before the
+        episode's first; the third tensor (batch,) counts those of the episode.
         """
         weight = self.output.weight
-        keys = zeros_like_weight(weight, batch_size, self.context_length, weight.shape[0])
+        keys = weight.new_zeros(batch_size, self.context_length, weight.shape[0])
         length = torch.zeros(batch_size, dtype=torch.long, device=weight.device)
         return keys, keys.clone(), length
 
     def forward(
         self, x: Tensor, state: AttentionState, resets: Tensor
     ) -> tuple[Tensor, AttentionState]:
-        """Maps x (batch, time, d_model), in time linear in time; see Mixer."""
+        """Maps x (batch, time, d_model); run time and memory are linear in time."""
         time, context = resets.shape[1], self.context_length
         query, keys, values = self._project(x)
         keys, values, length = _append(state[0], keys), _append(state[1], values), state[2]
-        # A key's position counts from the state's oldest; the sequence begins at `context`. First
-        # comes each token's episode, then how far back it sees: context_length or that.
+        # Positions count from the state's oldest key; the sequence begins at `context`. `oldest` is
+        # the first key that each token sees: its episode's begin, or context_length tokens back.
         position = torch.arange(context, context + time, device=x.device)
         begin = torch.where(resets, position, (context - length).unsqueeze(1)).cummax(1).values
         oldest = torch.maximum(begin, position - (context - 1))
         if time > context:
             y = self._attend_in_blocks(query, keys, values, oldest)
         else:
-            # The usual window has no past at all, and so no keys before its own.
+            # Without the blank keys before all rows' episodes: most windows have no past at all.
             blank = context - int(length.max())
             visible = _visible(oldest - blank, context - blank)
             y = self._attend(query, keys[:, blank:], values[:, blank:], visible)
 
+        # The next state: the last context_length keys, zero before the episode's begin.
         length = (context + time - begin[:, -1]).clamp(max=context)
         gone = ~self._held(length).unsqueeze(-1)
         keys, values = (part[:, time:].masked_fill(gone, 0.0) for part in (keys, values))
         return self.output(y), (keys, values, length)
 
-    def step(
-        self, x: Tensor, state: AttentionState, resets: Tensor
-    ) -> tuple[Tensor, AttentionState]:
-        """Maps x (batch, d_model) in constant time; see Mixer."""
+    def step(self, x: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
+        """Maps x (batch, d_model) in constant time."""
         query, keys, values = self._project(x.unsqueeze(1))
-        length = (state[2].masked_fill(resets, 0) + 1).clamp(max=self.context_length)
-        held = self._held(length)
-        gone = ~held.unsqueeze(-1)
-        keys = _append(state[0][:, 1:], keys).masked_fill_(gone, 0.0)
-        values = _append(state[1][:, 1:], values).masked_fill_(gone, 0.0)
-        y = self._attend(query, keys, values, held.unsqueeze(1))
+        keys, values = _append(state[0][:, 1:], keys), _append(state[1][:, 1:], values)
+        length = (state[2] + 1).clamp(max=self.context_length)
+        y = self._attend(query, keys, values, self._held(length).unsqueeze(1))
         return self.output(y.squeeze(1)), (keys, values, length)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,7 +116,7 @@ class Attention(Mixer):
         return query, keys, values
 
     def _held(self, length: Tensor) -> Tensor:
-        """Says which of the state's keys belong to the episode, (batch, context_length)."""
+        """Returns which of the state's keys belong to the episode, (batch, context_length) bool."""
         position = torch.arange(self.context_length, device=length.device)
         return position >= (self.context_length - length).unsqueeze(1)
 
@@ -115,18 +125,18 @@ class Attention(Mixer):
     ) -> Tensor:
         """Attends from each query to the keys from `oldest` (batch, time) to its own.
 
-        No token sees further back than context_length, so queries are dealt out in blocks of that
-        many, each with the keys that its tokens can see: memory and time linear in time.
+        No token sees further back than context_length. So the queries are split into blocks of
+        that many, each with the 2 * context_length keys that its tokens can see.
         """
         (batch, time), size = oldest.shape, self.context_length
         blocks = -(-time // size)
         padding = blocks * size - time
         query, keys, values = (F.pad(t, (0, 0, 0, padding)) for t in (query, keys, values))
-        # Block i has the keys from i * size on, and counts positions from there.
+        # Block i has the keys from i * size on; positions count from there.
         keys, values = (
             t.unfold(1, 2 * size, size).transpose(2, 3).flatten(0, 1) for t in (keys, values)
         )
-        # Padded queries, whose answers are cut off, see all: one that saw nothing would be NaN.
+        # Padded queries see all keys, because without any they would be NaN; they are cut off.
         oldest = F.pad(oldest, (0, padding)).view(batch, blocks, size)
         oldest = oldest - torch.arange(blocks, device=oldest.device).unsqueeze(1) * size
         visible = _visible(oldest.flatten(0, 1), size)
@@ -148,7 +158,7 @@ def _append(past: Tensor, new: Tensor) -> Tensor:
 
 
 def _visible(oldest: Tensor, past: int) -> Tensor:
-    """Says which keys a query sees: from position `oldest` (batch, queries) on, up to its own.
+    """Returns which keys a query sees: from position `oldest` (batch, queries) up to its own.
 
     Returns:
         (batch, queries, past + queries) bool; there are `past` keys before the first query's.

@@ -1,7 +1,7 @@
-"""A short causal convolution over time, each channel for itself: trained in parallel, run stepwise.
+"""A short causal depthwise convolution over time: trained in parallel, run step by step.
 
 Mamba has one before its scan (Gu & Dao, arXiv 2312.00752), and any block may have one before its
-mixer. What the next steps must still see of the past is a window of size - 1 steps.
+mixer. Its state is the window of the last size - 1 inputs.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 
 class CausalConvolution(nn.Module):
-    """y_t = bias + sum_k weight_k x_{t-k} over the last steps of the episode, those before it zero.
+    """y_t = bias + sum_k weight_k x_{t-k}, with zeros for the steps before the episode.
 
-    Initialised as torch.nn.Conv1d with one group a channel, whose parameters it has.
+    Parameters and their initialisation are those of torch.nn.Conv1d with one group per channel.
 
     Args:
         channels: Channels of x and y.
@@ -34,19 +34,14 @@ class CausalConvolution(nn.Module):
         return self.weight.new_zeros(batch_size, size - 1, channels)
 
     def _taps(self) -> Tensor:
-        """Returns the weight (size, channels), the current step's last."""
+        """Returns the weight (size, channels), in the order of time: the current step is last."""
         return self.weight.squeeze(1).t()
 
     def forward(self, x: Tensor, window: Tensor, resets: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps a sequence.
-
-        Args:
-            x: (batch, time, channels).
-            window: The steps before, (batch, size - 1, channels).
-            resets: (batch, time) bool; true where an episode begins.
+        """Maps x (batch, time, channels), window (batch, size - 1, channels), resets (batch, time).
 
         Returns:
-            The outputs in the shape of x, and the next window: zeros before the episode's begin.
+            The outputs in the shape of x, and the next window, zero before the last reset.
         """
         time, reach = x.shape[1], window.shape[1]
         steps = torch.arange(-reach, time, device=x.device)
@@ -61,8 +56,7 @@ class CausalConvolution(nn.Module):
         kept = steps[time:] >= begin[:, -1:]
         return y, padded[:, time:] * kept.unsqueeze(-1)
 
-    def step(self, x: Tensor, window: Tensor, resets: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps one step: x (batch, channels), resets (batch,)."""
-        window = window.masked_fill(resets.view(-1, 1, 1), 0.0)
+    def step(self, x: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps one step, x (batch, channels)."""
         seen = torch.cat([window, x.unsqueeze(1)], dim=1)
         return (seen * self._taps()).sum(1) + self.bias, seen[:, 1:]

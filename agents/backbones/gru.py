@@ -1,7 +1,7 @@
 """The GRU mixer (Cho et al., arXiv 1406.1078), and what it shares with the LSTM.
 
-Training runs torch's own kernels (cuDNN on CUDA, ATen on CPUs). They know nothing of episodes, so
-rows are cut where one begins, and the pieces run side by side; see `run_pieces`.
+Training runs PyTorch's own kernels (cuDNN on CUDA, ATen on CPUs). They know no resets, so rows are
+cut at the resets and the pieces run as rows of one batch; see `run_pieces`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from agents.backbones.block import BackboneConfig, Mixer, zeros_like_weight
-from agents.backbones.state import State, map_state, restart, run_pieces
+from agents.backbones.mixer import BackboneConfig, Mixer
+from agents.backbones.state import State, map_state, run_pieces
 
 
 @dataclass
@@ -23,11 +23,11 @@ class GRUConfig(BackboneConfig):
 
 
 class RecurrentLayer(Mixer):
-    """One layer of torch.nn.GRU or torch.nn.LSTM, started afresh wherever an episode begins.
+    """One layer of torch.nn.GRU or torch.nn.LSTM, with resets.
 
     Args:
-        rnn: One layer, batch first, as wide outside as inside.
-        parts: Tensors of its state, each (batch, d_model).
+        rnn: One layer, batch first, with input and hidden size d_model.
+        parts: Number of tensors in its state, each (batch, d_model).
     """
 
     def __init__(self, rnn: nn.GRU | nn.LSTM, parts: int) -> None:
@@ -37,16 +37,12 @@ class RecurrentLayer(Mixer):
 
     def initial_state(self, batch_size: int) -> State:
         """Returns zeros (batch, d_model): one tensor for the GRU, the tuple (h, c) for the LSTM."""
-        zeros = zeros_like_weight(self.rnn.all_weights[0][0], batch_size, self.rnn.hidden_size)
+        zeros = self.rnn.all_weights[0][0].new_zeros(batch_size, self.rnn.hidden_size)
         return zeros if self.parts == 1 else (zeros,) * self.parts
 
-    def _before(self, state: State, resets: Tensor) -> State:
-        """Returns the state before a step, zero in the rows (batch,) where an episode begins."""
-        return restart(state, self.initial_state(len(resets)), resets)
-
     def forward(self, x: Tensor, state: State, resets: Tensor) -> tuple[Tensor, State]:
-        """Maps x (batch, time, d_model) by torch's kernels; see Mixer."""
-        # The recurrence stays in the weights' type: a state in half precision adds up its errors.
+        """Maps x (batch, time, d_model) by PyTorch's kernels."""
+        # The recurrence keeps the weights' dtype: a state in half precision accumulates errors.
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.rnn.all_weights[0][0].dtype)
             return run_pieces(self._run, self.initial_state, x, state, resets)
@@ -65,7 +61,7 @@ class GRU(RecurrentLayer):
     def __init__(self, config: GRUConfig) -> None:
         super().__init__(nn.GRU(config.d_model, config.d_model, batch_first=True), parts=1)
 
-    def step(self, x: Tensor, state: Tensor, resets: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps x (batch, d_model) by the cell with the same weights; see Mixer."""
-        state = torch.gru_cell(x, self._before(state, resets), *self.rnn.all_weights[0])
+    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps x (batch, d_model) by the cell with the same weights."""
+        state = torch.gru_cell(x, state, *self.rnn.all_weights[0])
         return state, state

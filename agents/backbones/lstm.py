@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from agents.backbones.block import BackboneConfig
 from agents.backbones.gru import RecurrentLayer
+from agents.backbones.mixer import BackboneConfig
 
 
 @dataclass
@@ -27,9 +27,7 @@ class LSTM(RecurrentLayer):
     def __init__(self, config: LSTMConfig) -> None:
         super().__init__(nn.LSTM(config.d_model, config.d_model, batch_first=True), parts=2)
 
-    def step(
-        self, x: Tensor, state: tuple[Tensor, Tensor], resets: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Maps x (batch, d_model) by the cell with the same weights; see Mixer."""
-        h, c = torch.lstm_cell(x, self._before(state, resets), *self.rnn.all_weights[0])
+    def step(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Maps x (batch, d_model) by the cell with the same weights."""
+        h, c = torch.lstm_cell(x, state, *self.rnn.all_weights[0])
         return h, (h, c)

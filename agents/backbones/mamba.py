@@ -1,6 +1,6 @@
 """The Mamba mixer: a selective state space model (Gu & Dao, arXiv 2312.00752, sections 3.2 to 3.5).
 
-Each inner channel has d_state numbers that decay and are written to as the input says:
+Each inner channel has d_state numbers, whose decay and writes depend on the input:
 h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t h_t + D x_t, where B_t and C_t are linear in x_t
 and dt_t is the softplus of a linear map. A short causal convolution comes before, a gate after.
 """
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.backbones.block import BackboneConfig, Mixer, zeros_like_weight
 from agents.backbones.convolution import CausalConvolution
+from agents.backbones.mixer import BackboneConfig, Mixer
 from agents.scan.selective import selective_scan
 from common.checks import number
 
@@ -27,7 +27,7 @@ class MambaConfig(BackboneConfig):
     """Mamba's own settings; the rank of dt is d_model / 16, rounded up.
 
     Attributes:
-        d_state: Numbers that each inner channel keeps.
+        d_state: Numbers in the state of each inner channel.
         d_conv: Steps that the causal convolution sees.
         expand: Inner channels, in units of d_model.
     """
@@ -41,7 +41,7 @@ class MambaConfig(BackboneConfig):
 class Mamba(Mixer):
     """in_proj -> (x, z); x -> convolution -> SiLU -> selective scan; times SiLU(z) -> out_proj."""
 
-    # As in the authors' code (state-spaces/mamba), whose second version adds the bias of dt.
+    # A_log and D as in the authors' code (state-spaces/mamba), the bias of dt as in its Mamba-2.
     undecayed = ("A_log", "D", "dt_proj.bias")
 
     def __init__(self, config: MambaConfig) -> None:
@@ -66,13 +66,13 @@ class Mamba(Mixer):
 
         h is (batch, d_state, inner).
         """
-        h = zeros_like_weight(self.A_log, batch_size, self.d_state, self.A_log.shape[0])
+        h = self.A_log.new_zeros(batch_size, self.d_state, self.A_log.shape[0])
         return self.conv1d.initial_state(batch_size), h
 
     def forward(
         self, x: Tensor, state: tuple[Tensor, Tensor], resets: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Maps x (batch, time, d_model) by the parallel scan; see Mixer."""
+        """Maps x (batch, time, d_model) by the parallel scan."""
         window, h = state
         x, z = self.in_proj(x).to(h.dtype).chunk(2, dim=-1)
         x, window = self.conv1d(x, window, resets)
@@ -81,18 +81,15 @@ class Mamba(Mixer):
         y, h = selective_scan(dt, dt * x, b, c, self._a(), h, resets)
         return self.out_proj((y + self.D * x) * F.silu(z)), (window, h)
 
-    def step(
-        self, x: Tensor, state: tuple[Tensor, Tensor], resets: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Maps x (batch, d_model) by one step of the recurrence; see Mixer."""
+    def step(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Maps x (batch, d_model) by one step of the recurrence."""
         window, h = state
-        first = resets.view(-1, 1, 1)
         x, z = self.in_proj(x).to(h.dtype).chunk(2, dim=-1)
-        x, window = self.conv1d.step(x, window, resets)
+        x, window = self.conv1d.step(x, window)
         x = F.silu(x)
         dt, b, c = self._select(x)
-        # In place where that is possible: a wide batch spends its time on fresh memory.
-        decay = (dt.unsqueeze(1) * self._a()).masked_fill_(first, float("-inf")).exp_()
+        # In place where possible: a wide batch spends its time on allocating memory.
+        decay = (dt.unsqueeze(1) * self._a()).exp_()
         h = (b.unsqueeze(-1) * (dt * x).unsqueeze(1)).addcmul_(decay, h)
         y = (c.unsqueeze(1) @ h).squeeze(1)
         return self.out_proj((y + self.D * x) * F.silu(z)), (window, h)

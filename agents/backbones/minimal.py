@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from agents.backbones.block import BackboneConfig, Mixer, zeros_like_weight
+from agents.backbones.mixer import BackboneConfig, Mixer
 from agents.scan import FORMS
 from common.checks import choice, number
 
@@ -61,7 +61,7 @@ class MinimalRNN(Mixer):
 
     def initial_state(self, batch_size: int) -> Tensor:
         """Returns zeros (batch, expansion * d_model)."""
-        return zeros_like_weight(self.projection.weight, batch_size, self.channels)
+        return self.projection.weight.new_zeros(batch_size, self.channels)
 
     def forward(self, x: Tensor, state: Tensor, resets: Tensor) -> tuple[Tensor, Tensor]:
         """Maps x (batch, time, d_model) by the parallel scan; see Mixer."""
@@ -69,7 +69,7 @@ class MinimalRNN(Mixer):
         states = self.scan_layer(x, weight, bias, state, resets, **self.options)
         return self.output(states), states[:, -1]
 
-    def step(self, x: Tensor, state: Tensor, resets: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps x (batch, d_model) by one step of the recurrence; see Mixer."""
-        state = self.scan_step(self.projection(x), state, resets)
+    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps x (batch, d_model) by one step of the recurrence."""
+        state = self.scan_step(self.projection(x), state)
         return self.output(state), state

@@ -1,9 +1,9 @@
 """The S4D mixer: a diagonal state space model for each channel (Gu et al., arXiv 2206.11893).
 
-x'(t) = A x(t) + B u(t), y(t) = 2 Re(C x(t)) + D u(t) with a complex diagonal A, of whose conjugate
-pairs one half is kept, B = 1, and a zero-order hold over steps of dt:
+x'(t) = A x(t) + B u(t), y(t) = 2 Re(C x(t)) + D u(t), where A is complex and diagonal, in conjugate
+pairs of which one half is stored, and B = 1. With a zero-order hold over steps of dt:
 x_t = exp(dt A) x_{t-1} + (exp(dt A) - 1) / A u_t. A GELU and a Linear with a gated linear unit
-follow, as in the minimal S4D of the authors.
+follow, as in the authors' minimal S4D.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from agents.backbones.block import BackboneConfig, Mixer, zeros_like_weight
+from agents.backbones.mixer import BackboneConfig, Mixer
 from common.checks import choice, number
 from common.errors import UserError
 
-# Most steps in a chunk. The time is level from 32 to 64; beyond, the Toeplitz product weighs in.
+# Most steps in a chunk. Run time is flat from 32 to 64 and grows beyond with the Toeplitz product.
 _CHUNK = 64
 _DT_MIN, _DT_MAX = 0.001, 0.1
 
@@ -50,12 +50,12 @@ class S4DConfig(BackboneConfig):
 
 
 class S4D(Mixer):
-    """The linear recurrence, run in chunks whose steps are convolved by matrix products.
+    """The linear recurrence in chunks of time, each a convolution by matrix products.
 
-    Within a chunk the outputs are a triangular Toeplitz product of the inputs; the state enters and
-    leaves it by two more products, so only the states between chunks are ever computed. Unlike an
-    FFT over the whole row this takes any state and any resets, needs the kernel over one chunk
-    only, and lets no future step into the rounding of an earlier one.
+    Within a chunk the outputs are a triangular Toeplitz product of the inputs; two more products
+    read the state at its start and write the one at its end, so only the states between chunks are
+    computed. Unlike an FFT over the whole row this takes any state and any resets, needs the kernel
+    of one chunk only, and a later step cannot change the rounding of an earlier one.
     """
 
     # As in the authors' code (state-spaces/s4, s4d.py): A and dt.
@@ -73,27 +73,27 @@ class S4D(Mixer):
         )
         self.log_A_real = nn.Parameter(torch.full((channels, pairs), math.log(0.5)))
         self.A_imag = nn.Parameter(frequencies.repeat(channels, 1))
-        # A complex normal number of variance 1, stored as its two parts.
+        # Complex normal numbers of variance 1, stored as real and imaginary part.
         self.C = nn.Parameter(torch.randn(channels, pairs, 2) / math.sqrt(2))
         self.D = nn.Parameter(torch.randn(channels))
         self.output = nn.Linear(channels, 2 * channels)
 
     def initial_state(self, batch_size: int) -> Tensor:
         """Returns zeros (batch, d_model, d_state / 2, 2): real and imaginary parts."""
-        return zeros_like_weight(self.C, batch_size, *self.C.shape)
+        return self.C.new_zeros(batch_size, *self.C.shape)
 
     def _discretize(self) -> tuple[Tensor, Tensor]:
         """Returns the decay exp(dt A) and twice C (exp(dt A) - 1) / A, (d_model, d_state / 2).
 
-        The factor of the input, (exp(dt A) - 1) / A, is moved to where the state is read, so that
-        the state is x_t = exp(dt A) x_{t-1} + u_t. The 2 stands for the other half of the pairs.
+        The input's factor (exp(dt A) - 1) / A is applied where the state is read, so that the
+        state is x_t = exp(dt A) x_{t-1} + u_t. The 2 stands for the conjugate half of the pairs.
         """
         a = torch.complex(-self.log_A_real.exp(), self.A_imag)
         dt_a = self.log_dt.exp().unsqueeze(-1) * a
         return dt_a.exp(), 2 * torch.view_as_complex(self.C) * dt_a.expm1() / a
 
     def forward(self, x: Tensor, state: Tensor, resets: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps x (batch, time, d_model) chunk by chunk; see Mixer."""
+        """Maps x (batch, time, d_model) chunk by chunk."""
         time = x.shape[1]
         # Complex numbers have no 16-bit form: the recurrence stays in the parameters' precision.
         with torch.autocast(x.device.type, enabled=False):
@@ -103,13 +103,12 @@ class S4D(Mixer):
         y = F.glu(self.output(y.flatten(1).t()))
         return y.unflatten(0, (-1, time)), state
 
-    def step(self, x: Tensor, state: Tensor, resets: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps x (batch, d_model) by one step of the recurrence; see Mixer."""
+    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps x (batch, d_model) by one step of the recurrence."""
         u = x.to(state.dtype)
         decay, readout = self._discretize()
-        # In place where that is possible: a wide batch spends its time on fresh memory.
-        after = decay * torch.view_as_complex(state)
-        after = after.masked_fill_(resets.view(-1, 1, 1), 0.0).add_(u.unsqueeze(-1))
+        # In place where possible: a wide batch spends its time on allocating memory.
+        after = (decay * torch.view_as_complex(state)).add_(u.unsqueeze(-1))
         parts = torch.view_as_real(after)
         y = (parts.flatten(2).unsqueeze(2) @ _conjugate_parts(readout).unsqueeze(-1)).flatten(1)
         y = F.gelu(y + self.D * u)
@@ -137,14 +136,15 @@ def _recurrence(
     length = -(-time // chunks)
     padding = chunks * length - time
     powers = _powers(decay, length)
-    # Real and imaginary parts in turn: (d_model, d_state, length).
+    # The kernel over one chunk. The table is (d_model, d_state, length), real and imaginary parts
+    # alternating.
     table = torch.view_as_real(powers).mT.reshape(channels, -1, length)
     kernel = (_conjugate_parts(readout).unsqueeze(1) @ table).squeeze(1)
-    # Row i: what the input i steps before the chunk's end adds to each output of the chunk.
+    # Row i: the contribution of the input i steps before the chunk's end to each output.
     toeplitz = F.pad(kernel, (length - 1, 0)).unfold(-1, length, 1).contiguous()
 
-    # Episodes are counted within each chunk: the first goes on from the chunk before, and only
-    # the last reaches the next.
+    # The states between chunks. Episodes are counted within each chunk: number 0 continues from
+    # the chunk before, and only the last one contributes to the state at the chunk's end.
     episode = F.pad(resets, (0, padding)).view(batch, chunks, length).cumsum(-1)
     goes_on = episode[..., -1:] == 0
     backward = F.pad(u, (0, padding)).view(channels, batch, chunks, length).flip(-1)
@@ -156,17 +156,18 @@ def _recurrence(
         torch.view_as_complex(ends.view(channels, batch, chunks - 1, pairs, 2)),
         goes_on[:, :-1],
     )
-    # The last chunk ends where its padding begins.
+    # The last state: the last chunk ends where its padding begins.
     steps = length - padding
     end = reaching[:, :, -1, padding:] @ table[..., :steps].mT
     kept = (powers[..., steps - 1] * decay).unsqueeze(1) * starts[:, :, -1] * goes_on[:, -1]
     end = end.view(channels, batch, pairs, 2) + torch.view_as_real(kept)
 
+    # The outputs: what the state at the chunk's start adds, then the inputs of the same chunk.
     y = torch.zeros_like(backward)
     if bool((episode == 0).any()):
         seen = _conjugate_parts((readout * decay)[:, None, None] * starts)
         y = (seen.flatten(1, 2) @ table).view_as(y) * (episode == 0)
-    # One product for each episode of the fullest chunk.
+    # One product for each episode number that occurs in any chunk.
     episode = episode - episode[..., :1]
     for k in range(int(episode.max()) + 1):
         own = episode == k
@@ -175,7 +176,7 @@ def _recurrence(
 
 
 class _Carry(torch.autograd.Function):
-    """Chains the chunks: the states at their starts, from the states that they end with alone.
+    """Chains the chunks: the states at their starts, from their ends as if begun from zero.
 
     starts_0 is given and starts_{c+1} = decay starts_c + ends_c, without the first term where
     goes_on_c is false. Shapes: decay over a whole chunk, complex (d_model, d_state / 2); starts_0,

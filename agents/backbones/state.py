@@ -1,4 +1,4 @@
-"""What a mixer remembers of the past, and what is done with it whatever the mixer is."""
+"""States: what a mixer remembers of the past, and the operations that every mixer's state has."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def tensors_of(state: State) -> list[Tensor]:
 
 
 def check_state(state: State, expected: State, batch_size: int, owner: str) -> None:
-    """Refuses a state of another batch size or of another backbone.
+    """Checks that a state has the structure and shapes of another, and the batch size given.
 
     Args:
-        state: What was given.
+        state: The state to check.
         expected: A state of the right structure, of any batch size.
-        batch_size: Rows that it must have.
-        owner: Whose state it should be, for the error.
+        batch_size: Rows that the state must have.
+        owner: Name of the module that expects the state, for the error.
 
     Raises:
         ValueError: The state has another structure or other shapes.
@@ -60,7 +60,10 @@ def _shapes(state: State) -> tuple[object, ...] | None:
 
 
 def restart(state: State, initial: State, resets: Tensor) -> State:
-    """Puts the initial state into the rows (batch,) where an episode begins."""
+    """Returns the state with the rows where resets (batch,) is true taken from the initial one.
+
+    The initial state may have a single row, for all.
+    """
 
     def choose(past: Tensor, new: Tensor) -> Tensor:
         return torch.where(resets.view(-1, *[1] * (past.dim() - 1)), new, past)
@@ -75,19 +78,19 @@ def run_pieces(
     state: State,
     resets: Tensor,
 ) -> tuple[Tensor, State]:
-    """Runs a layer that knows nothing of episodes, its rows cut where one begins.
+    """Runs a layer that knows no resets: the rows are cut at the resets into independent pieces.
 
-    The pieces run side by side, the longest first. Until the shortest ends all run in one call,
-    then the others in one up to the end of the next: as many calls as there are lengths, without
-    padding. (torch's packed sequences do the same step by step, and on CPUs the time of their
-    backward pass grows with the square of the length.)
+    The pieces run as rows of one batch, sorted by length. One call runs all of them until the
+    shortest ends, the next call the others until the next one ends, and so on: as many calls as
+    there are different lengths, and no padding. (PyTorch's packed sequences do the same step by
+    step; on CPUs the time of their backward pass grows with the square of the length.)
 
     Args:
         run: Maps x (pieces, steps, channels) and a state to outputs and the last state.
-        initial_state: Maps a batch size to the state at which an episode begins.
+        initial_state: Maps a batch size to the initial state.
         x: (batch, time, channels).
-        state: What the rows remember from before their first step.
-        resets: (batch, time) bool; true where an episode begins.
+        state: The state before the first step.
+        resets: (batch, time) bool; where true, the row restarts from the initial state.
 
     Returns:
         The outputs (batch, time, channels) and the state after the last step.
@@ -96,17 +99,19 @@ def run_pieces(
     state = restart(state, initial_state(batch), resets[:, 0])
     if not resets[:, 1:].any():
         return run(x, state)
+    # Cut: start and length of each piece in the flattened rows, the longest piece first.
     begins = resets.clone()
     begins[:, 0] = True
     start = begins.flatten().nonzero().squeeze(1)
     length = torch.diff(start, append=start.new_tensor([batch * time]))
     length, order = length.sort(descending=True)
     start = start[order].unsqueeze(1)
-    rank = order.argsort()  # where each piece stands in the sorted order
+    rank = order.argsort()  # position of each piece in the sorted order
     pieces = begins.sum(1)
     last = pieces.cumsum(0) - 1
     first = last - pieces + 1
 
+    # Plan: call i runs the first `running[i]` pieces over their steps edges[i]:edges[i + 1].
     edges = [0, *length.unique().tolist()]
     running = (length.unsqueeze(1) > length.new_tensor(edges[:-1])).sum(0).tolist()
     calls = list(zip(running, pairwise(edges), strict=True))
@@ -114,7 +119,7 @@ def run_pieces(
         [(start[:n] + torch.arange(a, b, device=x.device)).flatten() for n, (a, b) in calls]
     )
     data = x.flatten(0, 1)[index].split([n * (b - a) for n, (a, b) in calls])
-    # Only each row's first piece has its state.
+    # Run. Only the first piece of a row continues its state; the others begin an episode.
     state = map_state(
         lambda new, past: new.index_copy(0, rank[first], past), initial_state(len(start)), state
     )
@@ -126,6 +131,7 @@ def run_pieces(
         outputs.append(y.flatten(0, 1))
     ends.append(state)
 
+    # Put the outputs back in order; a row's last state is that of its last piece.
     output = torch.cat(outputs)
     y = torch.empty_like(output).index_copy(0, index, output).view(batch, time, channels)
     return y, map_state(lambda *parts: torch.cat(parts)[rank[last]], *ends[::-1])

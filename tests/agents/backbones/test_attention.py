@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from agents.acting import WindowActor
 from agents.backbones.attention import Attention, AttentionConfig
+from agents.backbones.state import restart
 from agents.policy import ReturnConditionedPolicy
 from common.errors import UserError
 from configs.launch.command import FOLDER, to_dataclass
@@ -80,7 +81,8 @@ def test_a_plain_masked_softmax_agrees(n_head, context_length, batch, time, cut,
 
     state, steps = mixer.initial_state(batch), []
     for t in range(time):
-        y, state = mixer.step(x[:, t], state, resets[:, t])
+        state = restart(state, mixer.initial_state(batch), resets[:, t])
+        y, state = mixer.step(x[:, t], state)
         steps.append(y)
     torch.testing.assert_close(torch.stack(steps, 1), expected)
 

@@ -6,6 +6,7 @@ from transformers import MambaConfig as PeerConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer as Peer
 
 from agents.backbones.mamba import Mamba, MambaConfig
+from agents.backbones.state import restart
 from agents.scan import selective
 from agents.scan.selective import selective_scan
 from common.errors import UserError
@@ -65,7 +66,7 @@ def test_kernel_chunks_and_steps_have_the_same_values_and_gradients(resets, monk
     def by_steps(x, state):
         outputs = []
         for t in range(23):
-            y, state = mixer.step(x[:, t], state, resets[:, t])
+            y, state = mixer.step(x[:, t], restart(state, mixer.initial_state(2), resets[:, t]))
             outputs.append(y)
         return torch.stack(outputs, 1), state
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.backbones import MIXERS
-from agents.backbones.state import map_state
+from agents.backbones.state import map_state, restart
 from common.errors import UserError
 
 CHANNELS = 6
@@ -66,7 +66,8 @@ def run_episodes(peer, x, state, resets):
 def run_steps(mixer, x, state, resets):
     outputs = []
     for t in range(x.shape[1]):
-        y, state = mixer.step(x[:, t], state, resets[:, t])
+        state = restart(state, mixer.initial_state(len(x)), resets[:, t])
+        y, state = mixer.step(x[:, t], state)
         outputs.append(y)
     return torch.stack(outputs, 1), state
 
@@ -164,10 +165,7 @@ def test_the_bias_says_how_much_of_the_state_is_kept(name, bias):
         mixer = make_mixer(name, expansion=2, **{bias: value})
         torch.nn.init.zeros_(mixer.projection.weight)
         x, state = torch.zeros(1, CHANNELS), torch.tensor([0.25, 1.25])[:, None].double()
-        states = [
-            mixer.step(x.double(), before.expand(1, 2 * CHANNELS), torch.zeros(1, dtype=torch.bool))
-            for before in state
-        ]
+        states = [mixer.step(x.double(), before.expand(1, 2 * CHANNELS)) for before in state]
         kept = states[1][1] - states[0][1]  # of a difference of 1
         sign = -1 if name == "min_gru" else 1
         expected = torch.sigmoid(torch.tensor(sign * value).double()).expand_as(kept)

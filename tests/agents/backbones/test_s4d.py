@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from agents.backbones import s4d
 from agents.backbones.s4d import S4D, S4DConfig
+from agents.backbones.state import restart
 from common.errors import UserError
 
 D_MODEL = 6
@@ -96,7 +97,7 @@ def test_chunks_of_any_number_and_filling_are_the_steps(time, resets, seed):
     def by_steps(x, state):
         outputs = []
         for t in range(time):
-            y, state = mixer.step(x[:, t], state, resets[:, t])
+            y, state = mixer.step(x[:, t], restart(state, mixer.initial_state(2), resets[:, t]))
             outputs.append(y)
         return torch.stack(outputs, 1), state
 
@@ -123,7 +124,7 @@ def test_float32_steps_agree_with_float32_chunks_at_the_highest_frequencies():
         whole, end = mixer(x, mixer.initial_state(1), resets)
         state, outputs = mixer.initial_state(1), []
         for t in range(300):
-            y, state = mixer.step(x[:, t], state, resets[:, t])
+            y, state = mixer.step(x[:, t], state)
             outputs.append(y)
     torch.testing.assert_close(torch.stack(outputs, 1), whole, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(state, end, rtol=1e-3, atol=1e-3)
