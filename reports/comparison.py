@@ -1,16 +1,34 @@
-"""Runs beside each other: which may be averaged, and what must be marked where they may not."""
+"""Runs side by side: which share a row, and what must be noted where they are not alike."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from reports.names import name_runs
 from reports.runs import Run, unusual
 from reports.statistics import interquartile_mean
 
 BASELINES = ("min_gru", "attention")  # backbones that the others are measured against
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something in which runs are not like those that they stand beside.
+
+    Attributes:
+        row: Rows that it concerns.
+        task: Tasks that it concerns.
+        fact: What differs: ``updates``, or a key of the configuration.
+        value: What it is there.
+        usual: What it is elsewhere.
+    """
+
+    row: str
+    task: str
+    fact: str
+    value: str
+    usual: str
 
 
 @dataclass(frozen=True)
@@ -40,7 +58,7 @@ class Comparison:
         averaged: Tasks that averages are taken over: those with normalised scores.
         central: Of each backbone the row that its others depart from.
         baselines: Those of them that all others are measured against.
-        notes: What differs between rows that stand in one table.
+        notes: What differs between runs that stand in one table.
         marks: Task and row to the numbers, from 1, of the notes that concern them.
     """
 
@@ -50,7 +68,7 @@ class Comparison:
     averaged: list[str]
     central: list[str]
     baselines: list[str]
-    notes: list[str]
+    notes: list[Note]
     marks: dict[tuple[str, str], list[int]]
 
     def scores(self, row: str, tasks: Sequence[str]) -> list[np.ndarray]:
@@ -102,40 +120,64 @@ class Comparison:
         return [task for task in self.averaged if (task, row) not in self.cells]
 
 
-def compare_runs(runs: Sequence[Run], *, by_folder: bool = False) -> Comparison:
-    """Sorts runs into the cells of a table; only runs that differ in their seed share one.
-
-    Args:
-        runs: All of them.
-        by_folder: Names rows after the folders; see `reports.names.name_runs`.
-
-    Raises:
-        UserError: Folders of the same name hold runs of different configurations.
-    """
-    named = list(zip(runs, name_runs(runs, by_folder=by_folder), strict=True))
-    notes: list[str] = []
+def compare_runs(runs: Sequence[Run]) -> Comparison:
+    """Sorts runs into the cells of a table; only runs that differ in their seed share one."""
+    notes: list[Note] = []
     kept: dict[tuple[str, str], dict[int, Run]] = {}
-    for run, name in named:
-        seeds = kept.setdefault((run.task, name.text), {})
-        if run.seed in seeds:
-            notes.append(
-                f"{run.folder} is left out: it is the same run as {seeds[run.seed].folder}, "
-                f"seed {run.seed} of {name.text}."
-            )
-        else:
-            seeds[run.seed] = run
+    for run, row in zip(runs, name_rows(runs), strict=True):
+        seeds = kept.setdefault((run.task, row), {})
+        known = seeds.setdefault(run.seed, run)
+        if known is not run:
+            value = f"{run.folder} is left out: the same run"
+            notes.append(Note(row, short(run.task), f"seed {run.seed}", value, str(known.folder)))
     cells = {key: _cell([seeds[seed] for seed in sorted(seeds)]) for key, seeds in kept.items()}
     tasks = sorted({task for task, _ in cells}, key=short)
     averaged = [task for task in tasks if all(run.normalized for run in runs if run.task == task)]
     rows = _ranked(sorted({row for _, row in cells}), cells, averaged)
-    central = {name.backbone: name.text for _, name in named if name.central}
+    central = _central_rows(cells)
     baselines = [central[backbone] for backbone in BASELINES if backbone in central]
     others = [row for row in rows if row in central.values() and row not in baselines]
     comparison = Comparison(
         tasks, rows, cells, averaged, [*baselines, *others], baselines, notes, {}
     )
-    _mark(comparison)
+    for find in (_unaveraged, _unlike_others, _unlike_itself, _unlike_seeds, _incomplete):
+        for note, concerned in find(comparison):
+            notes.append(note)
+            for key in concerned:
+                comparison.marks.setdefault(key, []).append(len(notes))
     return comparison
+
+
+def name_rows(runs: Sequence[Run]) -> list[str]:
+    """Names the row of each run after its folder: ``bc`` of ``hopper-medium/bc-seed0``.
+
+    Where the folders of one task and name hold several configurations, the name of all but the
+    first says in which settings it differs: ``bc steps=3000``. A setting that one of two runs does
+    not know is one of another version, and no difference.
+    """
+    first: dict[tuple[str, str], Run] = {}
+    rows = []
+    for run in runs:
+        name = re.sub(r"-seed\d+", "", run.record.name.rpartition("/")[2])
+        known = first.setdefault((run.task, name), run).config
+        changed = [f"{k}={v}" for k, v in run.config.items() if v != known.get(k, v)]
+        rows.append(" ".join([name, *changed]))
+    return rows
+
+
+def _central_rows(cells: Mapping[tuple[str, str], Cell]) -> dict[str, str]:
+    """Returns for each backbone the row that its others depart from.
+
+    That is the row with the backbone's name; else the shortest of those that begin with it, such
+    as ``min_gru-streamed``; else the shortest.
+    """
+    rows: dict[str, dict[str, None]] = {}
+    for (_, row), cell in cells.items():
+        rows.setdefault(cell.runs[0].backbone, {})[row] = None
+    return {
+        backbone: min(own, key=lambda row: (not row.startswith(backbone), len(row), row))
+        for backbone, own in rows.items()
+    }
 
 
 def _ranked(
@@ -159,73 +201,82 @@ def _cell(runs: list[Run]) -> Cell:
     )
 
 
-def _mark(comparison: Comparison) -> None:
-    """Writes a note wherever rows are not scored or trained alike, and marks them with it."""
+Found = Iterator[tuple[Note, list[tuple[str, str]]]]  # notes, and the cells that they concern
 
-    def mark(text: str, concerned: Iterable[tuple[str, str]]) -> None:
-        comparison.notes.append(text)
-        for key in concerned:
-            comparison.marks.setdefault(key, []).append(len(comparison.notes))
 
+def _unaveraged(comparison: Comparison) -> Found:
+    """Tasks without normalised scores."""
     for task in comparison.tasks:
         if task not in comparison.averaged:
-            own = [key for key in comparison.cells if key[0] == task]
-            mark(f"{task}: no reference returns are known; it is not part of any average.", own)
-    protocols = {key: cell.runs[0].protocol for key, cell in comparison.cells.items()}
-    unequal: dict[tuple[str, str], dict[str, str]] = {}
+            keys = [key for key in comparison.cells if key[0] == task]
+            note = Note("all", short(task), "reference returns", "none", "known: an average")
+            yield note, keys
+
+
+def _unlike_others(comparison: Comparison) -> Found:
+    """Rows that are not trained or scored as most rows of the task are."""
+    found: dict[tuple[str, str, str, str], list[str]] = {}
     for task in comparison.tasks:
-        keys = [key for key in protocols if key[0] == task]
-        unequal |= zip(keys, unusual([protocols[key] for key in keys]), strict=True)
+        keys = [key for key in comparison.cells if key[0] == task]
+        facts = [comparison.cells[key].runs[0].facts for key in keys]
+        for (_, row), own, departures in zip(keys, facts, unusual(facts), strict=True):
+            for fact, common in departures.items():
+                # Of a part of the data, figures and hash differ as a matter of course.
+                if not fact.startswith("data") or "part of the data" not in departures:
+                    found.setdefault((row, fact, own[fact], common), []).append(task)
+    order = {row: place for place, row in enumerate(comparison.rows)}
+    for (row, fact, value, common), tasks in sorted(found.items(), key=lambda f: order[f[0][0]]):
+        note = Note(row, ", ".join(map(short, tasks)), fact, value, common)
+        yield note, [(task, row) for task in tasks]
+
+
+def _unlike_itself(comparison: Comparison) -> Found:
+    """Rows whose configuration changes from task to task: they are not one method."""
     for row in comparison.rows:
-        own = [(task, row) for task in comparison.tasks if (task, row) in comparison.cells]
-        departing = [key for key in own if unequal[key]]
-        if departing:
-            alike: dict[tuple[str, ...], list[tuple[str, str]]] = {}
-            for key in departing:
-                alike.setdefault(tuple(unequal[key]), []).append(key)
-            where = []
-            for facts, (first, *more) in alike.items():
-                said = [f"{f} {protocols[first][f]} instead of {unequal[first][f]}" for f in facts]
-                too = f" (and so on {', '.join(short(key[0]) for key in more)})" if more else ""
-                where.append(f"{short(first[0])}: {', '.join(said)}{too}")
-            mark(f"{row} is not trained or scored as the others of {'; '.join(where)}.", departing)
-        # One row over several tasks is one method only if its configuration is the same on all.
-        varying = []
-        for setting in comparison.cells[own[0]].runs[0].config:
-            values = {key: comparison.cells[key].runs[0].config.get(setting) for key in own}
-            if len(set(values.values())) > 1 and not setting.startswith("dataset."):
-                each = (f"{value} on {short(task)}" for (task, _), value in values.items())
-                varying.append(f"{setting} is {', '.join(each)}")
-        if varying:
-            mark(f"{row} is not configured alike on every task: {'; '.join(varying)}.", own)
-    # The seeds of one row, made on two machines.
-    within: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for key, cell in comparison.cells.items():
-        apart = unusual([run.protocol for run in cell.runs])
-        for run, departures in zip(cell.runs, apart, strict=True):
-            said = [f"{f} {run.protocol[f]} instead of {now}" for f, now in departures.items()]
-            if said:
-                what = f"seed {run.seed} has {', '.join(said)}"
-                within.setdefault((key[0], what), []).append(key)
-    for (task, what), keys in within.items():
-        mark(f"{short(task)}: {what} in {', '.join(row for _, row in keys)}.", keys)
-    # Rows of a part of their own have an average there.
+        configs = {
+            task: comparison.cells[task, row].runs[0].config
+            for task in comparison.tasks
+            if (task, row) in comparison.cells
+        }
+        for key in next(iter(configs.values())):
+            values: dict[str, list[str]] = {}
+            for task, config in configs.items():
+                if key in config:
+                    values.setdefault(str(config[key]), []).append(task)
+            if len(values) > 1 and not key.startswith("dataset."):
+                for value, tasks in values.items():
+                    note = Note(row, ", ".join(map(short, tasks)), key, value, "one for all tasks")
+                    yield note, [(task, row) for task in tasks]
+
+
+def _unlike_seeds(comparison: Comparison) -> Found:
+    """Seeds that are not trained or scored as the others of their row, as on another machine."""
+    found: dict[tuple[str, str, str, str], list[str]] = {}
+    for (task, row), cell in comparison.cells.items():
+        departures = unusual([run.facts for run in cell.runs])
+        for run, departing in zip(cell.runs, departures, strict=True):
+            for fact, common in departing.items():
+                words = f"{fact} of seed {run.seed}"
+                found.setdefault((task, words, run.facts[fact], common), []).append(row)
+    for (task, fact, value, common), rows in found.items():
+        note = Note(", ".join(rows), short(task), fact, value, common)
+        yield note, [(task, row) for row in rows]
+
+
+def _incomplete(comparison: Comparison) -> Found:
+    """Rows without an average; those of a part of their own have one there."""
     alone: dict[str, list[str]] = {}
-    parts = [part for part in comparison.parts() if part.tasks == comparison.tasks]
-    for row in [row for part in parts for row in part.rows]:
-        if missing := comparison.missing(row):
-            alone.setdefault(", ".join(map(short, missing)), []).append(row)
+    for part in comparison.parts():
+        for row in part.rows if part.tasks == comparison.tasks else []:
+            if missing := comparison.missing(row):
+                alone.setdefault(", ".join(map(short, missing)), []).append(row)
     for tasks, rows in alone.items():
-        has = "has" if len(rows) == 1 else "have"
-        mark(
-            f"{', '.join(rows)} {'was' if len(rows) == 1 else 'were'} not run on {tasks}; "
-            f"{'it' if len(rows) == 1 else 'they'} {has} no average over tasks.",
-            [key for key in comparison.cells if key[1] in rows],
-        )
+        note = Note(", ".join(rows), tasks, "runs", "none", "needed for an average over tasks")
+        yield note, [key for key in comparison.cells if key[1] in rows]
 
 
 def short(task: str) -> str:
     """Returns a task's short name: ``hopper-medium`` of ``builtin/hopper/medium-v0``."""
     if not task.startswith("builtin/"):
         return task
-    return re.sub(r"-v\d+$", "", task.removeprefix("builtin/")).replace("/", "-")
+    return re.sub(r"-v\d+(?= \(|$)", "", task.removeprefix("builtin/")).replace("/", "-")

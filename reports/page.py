@@ -1,11 +1,9 @@
 """Tables and pictures as Markdown, CSV, a terminal view and one HTML file that needs no other."""
 
 import base64
-import csv
 import html
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from reports.tables import Table
+from reports.records import to_csv
+from reports.tables import Table, printable
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
@@ -35,7 +34,7 @@ p.caption { color: #555; font-size: .85rem; max-width: 60rem; }
 # Columns of words; all others are aligned as numbers.
 WORDS = (
     *("task", "row", "condition", "over", "method", "source", "protocol", "evidence"),
-    *("data set", "data", "environment", "engine"),
+    *("data", "part of the data", "environment", "engine", "fact", "value", "usual"),
 )
 
 
@@ -48,31 +47,21 @@ class Picture:
         title: What it shows, in a few words.
         caption: How to read it.
         png: The picture.
-        records: Its data: the CSV's rows.
+        records: Figures for a CSV; none where a table has them.
     """
 
     name: str
     title: str
     caption: str
     png: bytes
-    records: list[dict[str, Any]]
-
-
-def to_csv(records: Sequence[dict[str, Any]]) -> str:
-    """Returns records as CSV; a key that a record does not have is an empty cell."""
-    columns = list(dict.fromkeys(key for record in records for key in record))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue()
+    records: list[dict[str, Any]] = field(default_factory=list)
 
 
 def to_markdown(table: Table) -> str:
     """Returns a table with its heading and caption as GitHub's Markdown."""
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(printable(cell).replace("|", "\\|") for cell in cells) + " |"
 
     rule = ["---" if _is_words(column) else "---:" for column in table.columns]
     lines = [f"## {table.title}", "", line(table.columns), line(rule), *map(line, table.rows)]
@@ -82,27 +71,29 @@ def to_markdown(table: Table) -> str:
 def to_rich(table: Table) -> RichTable:
     """Returns a table for a terminal of 80 columns: a task is a line above its rows."""
     by_task = table.columns[0] == "task"
-    shown = RichTable(title=table.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    shown = RichTable(title=_text(table.title), title_justify="left", box=SIMPLE_HEAD)
     for column in table.columns[by_task:]:
         if _is_words(column):
-            shown.add_column(column, overflow="fold")
+            shown.add_column(_text(column), overflow="fold")
         else:
-            shown.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
+            shown.add_column(_text(column.replace(" ", "\n")), justify="right", no_wrap=True)
     task = None
     for row in table.rows:
         if by_task and row[0] != task:
             task = row[0]
             if shown.rows:
                 shown.add_section()
-            shown.add_row(Text(task, "bold"))
+            shown.add_row(_text(task))
         cells = zip(table.columns[by_task:], row[by_task:], strict=True)
-        shown.add_row(*[Text(cell if _is_words(c) else _stacked(cell)) for c, cell in cells])
+        # A figure stands above its interval.
+        shown.add_row(
+            *[Text(printable(v if _is_words(c) else v.replace(" (", "\n("))) for c, v in cells]
+        )
     return shown
 
 
-def _stacked(cell: str) -> str:
-    """Returns a figure with its interval below it."""
-    return cell.replace(" (", "\n(")
+def _text(words: str) -> Text:
+    return Text(printable(words), "bold")
 
 
 def print_tables(tables: Sequence[Table], console: Console) -> None:
@@ -113,22 +104,22 @@ def print_tables(tables: Sequence[Table], console: Console) -> None:
 
 
 def to_html(
-    title: str, parts: Sequence[Table | Picture], notes: Sequence[str], apart: Table | None
+    title: str, parts: Sequence[Table | Picture], left_out: Sequence[str], apart: Table | None
 ) -> str:
     """Returns one page that holds all it needs, pictures included.
 
     Args:
         title: Its heading.
         parts: Tables and pictures, in the order in which they are to be read.
-        notes: What the numbers in the tables' column `note` refer to.
-        apart: A table that is set apart from the others.
+        left_out: A sentence for each run that could not be read.
+        apart: Published scores, set apart from the other tables.
     """
     body = [f"<h1>{html.escape(title)}</h1>"]
     for part in parts:
         body.append(_html_picture(part) if isinstance(part, Picture) else _html_table(part))
-    if notes:
-        items = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
-        body.append(f"<h2>Notes</h2><ol>{items}</ol>")
+    if left_out:
+        items = "".join(f"<li>{html.escape(printable(reason))}</li>" for reason in left_out)
+        body.append(f"<h2>Left out</h2><ul>{items}</ul>")
     if apart is not None:
         body.append(f'<div class="apart">{_html_table(apart)}</div>')
     return (
@@ -149,7 +140,7 @@ def _html_table(table: Table) -> str:
 
     def cells(tag: str, values: Sequence[str]) -> str:
         return "".join(
-            f"<{tag}{css}>{html.escape(value)}</{tag}>"
+            f"<{tag}{css}>{html.escape(printable(value))}</{tag}>"
             for css, value in zip(classes, values, strict=True)
         )
 
@@ -181,33 +172,34 @@ def write_report(
     folder: Path,
     title: str,
     parts: Sequence[Table | Picture],
-    notes: Sequence[str],
+    left_out: Sequence[str],
     apart: Table | None,
 ) -> None:
-    """Writes report.html and report.md, a CSV for each table of figures, and the pictures.
+    """Writes report.html and report.md, the pictures, and a CSV of each part with figures.
 
     Args:
         folder: Where to; made if need be.
         title: Heading of the report.
-        parts: Tables and pictures, in the order in which they are to be read; a table becomes a
-            CSV, if it has figures, a picture a PNG and a CSV.
-        notes: What the numbers in the tables' column `note` refer to.
+        parts: Tables and pictures, in the order in which they are to be read.
+        left_out: A sentence for each run that could not be read.
         apart: Published scores, set apart from the other tables.
 
     Raises:
         OSError: The folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.html").write_text(to_html(title, parts, notes, apart), encoding="utf-8")
-
-    numbered = [f"{i}. {note}" for i, note in enumerate(notes, start=1)]
+    page = to_html(title, parts, left_out, apart)
     sections = [f"# {title}\n", *(to_markdown(part) for part in parts if isinstance(part, Table))]
-    sections += ["\n".join(["## Notes", "", *numbered, ""])] if notes else []
+    if left_out:
+        items = [f"- {printable(reason)}" for reason in left_out]
+        sections.append("\n".join(["## Left out", "", *items, ""]))
     sections += [to_markdown(apart)] if apart is not None else []
-    (folder / "report.md").write_text("\n".join(sections), encoding="utf-8")
-
+    # A name of a folder that is no UTF-8 must not cost the report.
+    for name, text in (("report.html", page), ("report.md", "\n".join(sections))):
+        (folder / name).write_text(text, encoding="utf-8", errors="replace")
     for part in parts if apart is None else [*parts, apart]:
         if part.records:
-            (folder / f"{part.name}.csv").write_text(to_csv(part.records), encoding="utf-8")
+            text = to_csv(part.records)
+            (folder / f"{part.name}.csv").write_text(text, encoding="utf-8", errors="replace")
         if isinstance(part, Picture):
             (folder / f"{part.name}.png").write_bytes(part.png)

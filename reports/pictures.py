@@ -1,49 +1,46 @@
-"""Pictures of a comparison, each with the figures that it shows."""
+"""Pictures of a comparison: a panel for each task, in one style.
 
+Colours: Okabe and Ito, "Color Universal Design" (2008), which people with any form of colour
+vision can tell apart.
+"""
+
+import io
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from common.errors import UserError
-from reports.comparison import Comparison
+from reports.comparison import Comparison, short
 from reports.page import Picture
-from reports.panels import (
-    ABOVE,
-    NARROWEST,
-    WIDEST,
-    clean_panel,
-    draw_guide,
-    figure_width,
-    guide_caption,
-    make_figure,
-    make_panels,
-    row_height,
-    same_scale,
-    style_of,
-    to_png,
-    unit_of,
-    wrapped,
-)
 from reports.runs import Run
-from reports.statistics import (
-    bootstrap_interval,
-    interquartile_mean,
-    performance_profile,
-    student_half_width,
-)
+from reports.statistics import bootstrap_interval, interquartile_mean, student_half_width
+from reports.tables import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", ":", "-.")
+ABOVE: dict[str, Any] = {
+    **{"textcoords": "offset points", "ha": "center", "fontsize": 8},
+    "bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+}
+# Half widths, in points of the score: panels show no more of an interval than the first, and never
+# less than the second, so that a difference of a tenth does not look like one.
+WIDEST, NARROWEST = 12.0, 6.0
 MOST_BANDS = 7  # rows; bands of more than these hide each other
 
 
-def draw_pictures(comparison: Comparison) -> list[Picture]:
-    """Draws all pictures that there are figures for.
+def draw_pictures(comparison: Comparison, *, averages_only: bool) -> list[Picture]:
+    """Draws the pictures that there are figures for.
+
+    Args:
+        comparison: What is compared.
+        averages_only: Draws the averages over tasks and nothing else.
 
     Raises:
         UserError: Matplotlib is not installed.
@@ -55,13 +52,16 @@ def draw_pictures(comparison: Comparison) -> list[Picture]:
             "there are no pictures, because matplotlib is not installed; the tables are whole: "
             'for pictures run pip install -e ".[plots]" and compare again.'
         ) from error
-    pictures = (draw_averages, draw_scores, draw_profiles, draw_curves, draw_target_returns)
-    return [picture for draw in pictures if (picture := draw(comparison)) is not None]
+    if averages_only:
+        pictures = [draw_averages(comparison)]
+    else:
+        every = (draw_averages, draw_scores, draw_curves, draw_target_returns)
+        pictures = [draw(comparison) for draw in every]
+    return [picture for picture in pictures if picture is not None]
 
 
 def draw_scores(comparison: Comparison) -> Picture:
     """Draws the score of each row on each task, with its interval and each seed."""
-    records: list[dict[str, Any]] = []
     rows = comparison.rows
     figure, panels = make_panels(
         comparison.tasks,
@@ -80,10 +80,6 @@ def draw_scores(comparison: Comparison) -> Picture:
                 panel.plot(cell.last, places, "|", color=colour, alpha=0.6, ms=9, zorder=2)
             panel.errorbar(mean, place, xerr=half, fmt="o", color=colour, ms=6, lw=2, zorder=3)
             panel.annotate(f"{mean:,.1f}", (mean, place), (0, 6), **ABOVE)
-            ends = ("", "") if half is None else (mean - half, mean + half)
-            record = {"task": task, "row": row, "mean": mean, "low": ends[0], "high": ends[1]}
-            seeds = {f"seed_{run.seed}": run.last for run in cell.runs}
-            records.append(record | seeds)
             reach = min(half or 0.0, WIDEST)
             seen.setdefault(task, []).extend([mean - reach, mean + reach, *cell.last])
         for row in comparison.baselines[:1]:
@@ -102,7 +98,6 @@ def draw_scores(comparison: Comparison) -> Picture:
         "on. All scales are of the same width, but begin at different scores."
         + guide_caption(comparison),
         to_png(figure),
-        records,
     )
 
 
@@ -113,7 +108,6 @@ def draw_averages(comparison: Comparison) -> Picture | None:
         return None
     figure = make_figure(7, 1.0 + (0.1 + row_height(rows)) * len(rows))
     panel = figure.add_subplot()
-    records: list[dict[str, Any]] = []
     for place, row in enumerate(rows):
         scores = comparison.scores(row, comparison.averaged)
         value, interval = interquartile_mean(scores), bootstrap_interval(interquartile_mean, scores)
@@ -124,8 +118,6 @@ def draw_averages(comparison: Comparison) -> Picture | None:
         panel.annotate(f"{value:,.1f}", (float(value), place), (0, 8), **ABOVE)
         if row in comparison.baselines[:1]:
             draw_guide(comparison, panel, row, float(value))
-        ends = {"low": "", "high": ""} if interval is None else {"low": low, "high": high}
-        records.append({"row": row, "interquartile_mean": float(value), **ends})
     panel.set_yticks(range(len(rows)), [wrapped(row) for row in rows])
     panel.set_ylim(len(rows) - 0.5, -0.8)
     panel.set_xlabel("interquartile mean of the normalised score")
@@ -142,56 +134,6 @@ def draw_averages(comparison: Comparison) -> Picture | None:
         "Dot: mean of the middle half of all runs; bar: the stratified bootstrap's 95 % interval "
         "(none where a task has a single seed)." + guide_caption(comparison),
         to_png(figure),
-        records,
-    )
-
-
-def draw_profiles(comparison: Comparison) -> Picture | None:
-    """Draws the performance profile of each row that was run on every task."""
-    rows = comparison.complete
-    if not rows:
-        return None
-    scores = {row: comparison.scores(row, comparison.averaged) for row in rows}
-    runs = np.concatenate([run for tasks in scores.values() for run in tasks])
-    margin = 0.04 * float(np.ptp(runs)) + 1
-    thresholds = np.linspace(runs.min() - margin, runs.max() + margin, 201)
-    figure = make_figure(8, max(4.2, 0.6 + row_height(rows) * len(rows)))
-    panel = figure.add_subplot()
-    records: list[dict[str, Any]] = []
-    for row in rows:
-        profile = performance_profile(scores[row], thresholds)
-        band = bootstrap_interval(
-            lambda resampled: performance_profile(resampled, thresholds),
-            scores[row],
-            repeats=1000,
-        )
-        style = style_of(comparison, row)
-        panel.step(thresholds, profile, where="post", lw=2, label=wrapped(row), **style)
-        if band is not None and len(rows) <= MOST_BANDS:
-            panel.fill_between(
-                thresholds, *band, step="post", color=style["color"], alpha=0.13, lw=0
-            )
-        for i, threshold in enumerate(thresholds):
-            ends = ("", "") if band is None else (band[0][i], band[1][i])
-            records.append(
-                {"row": row, "threshold": threshold, "share": profile[i]}
-                | {"low": ends[0], "high": ends[1]}
-            )
-    panel.set_xlabel("normalised score τ")
-    panel.set_ylabel("share of runs above τ")
-    panel.set_ylim(-0.02, 1.02)
-    panel.grid(color="#ddd", lw=0.6)
-    clean_panel(panel)
-    panel.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
-    count = len(comparison.averaged)
-    return Picture(
-        "performance_profile",
-        "Performance profiles: further right and up is better",
-        f"Share of the runs on {count} task{'s' * (count != 1)} that score above τ, averaged over "
-        "tasks; band: the stratified bootstrap's 95 % interval at each τ (none where a task has a "
-        f"single seed, or of more than {MOST_BANDS} rows).",
-        to_png(figure),
-        records,
     )
 
 
@@ -230,12 +172,7 @@ def draw_target_returns(comparison: Comparison) -> Picture | None:
             for run in cell.runs
         )
         ends = (min(targets), max(targets))
-        grey: dict[str, Any] = {
-            "color": "#555",
-            "fontsize": 8,
-            "textcoords": "offset points",
-            "ha": "right",
-        }
+        grey: dict[str, Any] = {**ABOVE, "color": "#555", "ha": "right", "bbox": None}
         panel.plot(ends, ends, color="#777", lw=1, ls=(0, (2, 2)), zorder=1)
         panel.annotate("as asked", (ends[1], ends[1]), (-4, -3), **grey)
         panel.axvline(best, color="#777", lw=1, zorder=1)
@@ -287,7 +224,10 @@ def _bands(
             axis.set_major_formatter(lambda x, _: f"{x:,.10g}")
         panel.grid(color="#ddd", lw=0.6)
     handles = [lines[row] for row in rows]
-    figure.legend(handles, rows, loc="outside upper left", ncols=columns, frameon=False, fontsize=9)
+    labels = [wrapped(row) for row in rows]
+    figure.legend(
+        handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=9
+    )
     return figure, panels, records
 
 
@@ -304,3 +244,106 @@ def _achieved(runs: Sequence[Run]) -> dict[float, list[float]]:
 
 def _shared(series: list[dict[Any, float]]) -> dict[Any, list[float]]:
     return {x: [s[x] for s in series] for x in series[0] if all(x in s for s in series)}
+
+
+def same_scale(
+    comparison: Comparison, panels: dict[str, "Axes"], seen: dict[str, list[float]]
+) -> None:
+    """Gives all panels with normalised scores scales of the same width."""
+    middles = {task: (min(seen[task]) + max(seen[task])) / 2 for task in comparison.averaged}
+    reaches = [(max(seen[task]) - min(seen[task])) / 2 for task in comparison.averaged]
+    reach = 1.15 * max([NARROWEST, *reaches])
+    for task, middle in middles.items():
+        panels[task].set_xlim(middle - reach, middle + reach)
+
+
+def unit_of(comparison: Comparison, task: str) -> str:
+    """Returns what an axis of a task's scores is called."""
+    return "normalised score" if task in comparison.averaged else "return"
+
+
+def style_of(comparison: Comparison, row: str) -> dict[str, Any]:
+    """Returns a row's colour and line: those of the central rows are the same in every picture."""
+    order = [*comparison.central, *(r for r in comparison.rows if r not in comparison.central)]
+    number = order.index(row)
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": LINES[number // len(COLOURS) % len(LINES)],
+    }
+
+
+def guide_caption(comparison: Comparison) -> str:
+    """Returns what a caption says of the guide, if there is one."""
+    return "".join(f" Dotted line: {row}." for row in comparison.baselines[:1])
+
+
+def draw_guide(comparison: Comparison, panel: "Axes", row: str, value: float) -> None:
+    """Draws the upright line that the other rows are seen to be left or right of."""
+    panel.axvline(value, color=style_of(comparison, row)["color"], lw=1, ls=(0, (2, 2)), zorder=1)
+
+
+def row_height(rows: Sequence[str]) -> float:
+    """Returns the height of a row, in inches: of the lines of its name."""
+    return 0.16 * (1 + max(wrapped(row).count("\n") + 1 for row in rows))
+
+
+def wrapped(row: str) -> str:
+    """Returns a row's name in lines of some 26 characters; dollars are no formula."""
+    text = printable(row).replace("$", r"\$")
+    return "\n".join(textwrap.wrap(text, 26, break_long_words=False, break_on_hyphens=False))
+
+
+def make_figure(width: float, height: float) -> "Figure":
+    """Makes an empty figure; sizes in inches."""
+    # Without pyplot: no display is looked for, and no figure outlives its picture.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    engine: Any = figure.get_layout_engine()
+    engine.set(h_pad=0.09, w_pad=0.06)
+    return figure
+
+
+def _across(tasks: Sequence[str]) -> int:
+    return 2 if len(tasks) == 4 else min(3, len(tasks))
+
+
+def figure_width(tasks: Sequence[str]) -> float:
+    """Returns the width, in inches, of a figure with a panel for each task."""
+    return 3.3 * _across(tasks) + 0.4
+
+
+def make_panels(
+    tasks: Sequence[str], height: float, *, above: float = 0.0, beside: float | None = None
+) -> tuple["Figure", list[tuple[str, "Axes"]]]:
+    """Makes a figure with a panel for each task, at most three in a line.
+
+    Args:
+        tasks: A panel for each.
+        height: Of a panel, in inches.
+        above: Room for a legend.
+        beside: Room for labels that the panels of a line share; None for labels of their own.
+    """
+    down = math.ceil(len(tasks) / _across(tasks))
+    figure = make_figure(figure_width(tasks) + (beside or 0), height * down + above + 0.4)
+    share: Any = False if beside is None else "row"
+    panels = figure.subplots(down, _across(tasks), squeeze=False, sharey=share)
+    for panel in panels.flat[len(tasks) :]:
+        panel.set_axis_off()
+    for task, panel in zip(tasks, panels.flat, strict=False):
+        panel.set_title(wrapped(short(task)), loc="left", fontsize=11, fontweight="bold")
+        clean_panel(panel)
+    return figure, list(zip(tasks, panels.flat, strict=False))
+
+
+def clean_panel(panel: "Axes") -> None:
+    """Takes away the frame above and to the right."""
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def to_png(figure: "Figure") -> bytes:
+    """Draws a figure."""
+    file = io.BytesIO()
+    # Without the date and the version of matplotlib: the same figures make the same file.
+    figure.savefig(file, dpi=150, format="png", metadata={"Software": None})
+    return file.getvalue()

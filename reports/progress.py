@@ -1,6 +1,5 @@
 """How far the runs of a sweep are: one table that is made again and again while they run."""
 
-import json
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -8,15 +7,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from omegaconf import OmegaConf
-from rich.markup import escape
+import yaml  # type: ignore[import-untyped]
 from rich.table import Table
+from rich.text import Text
 
 from common.errors import UserError
-from reports.runs import (
-    find_run_folders,
-    read_run,
-)
+from reports.records import find_records, logged
+from reports.runs import read_run
+from reports.tables import printable
 
 
 @dataclass(frozen=True)
@@ -24,12 +22,12 @@ class Progress:
     """How far one run is.
 
     Attributes:
-        folder: Where it lies.
+        folder: The run folder.
         finished: It has its final scores.
         step: Updates made, as far as they are logged.
         steps: Updates to make; None if the folder does not say.
         score: The final score, or that of the last evaluation in training; None before the first.
-        quiet: Seconds since its last sign.
+        quiet: Seconds since its last sign of life.
     """
 
     folder: Path
@@ -41,21 +39,21 @@ class Progress:
 
 
 def read_progress(folder: Path) -> Progress:
-    """Reads how far one run is; what is not there yet is left open.
+    """Reads how far one run is; what is not there yet, or damaged, is left open.
 
     Raises:
-        FileNotFoundError: A file went away while it was read.
+        FileNotFoundError: A file disappeared while it was read.
     """
     log, config, scores = (folder / n for n in ("metrics.jsonl", "config.yaml", "scores.json"))
-    step, score, sign = 0, None, folder.stat().st_mtime
+    step, sign = 0, folder.stat().st_mtime
+    score: float | None = None
     if log.is_file():
         sign = max(sign, log.stat().st_mtime)
-        for line in log.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):  # the last one may still be being written
-                record = json.loads(line)
-                step = record["step"]
-                score = record.get("eval/return_mean", score)
-                score = record.get("eval/normalized_score_mean", score)
+        with suppress(ValueError, LookupError, TypeError, AttributeError):
+            for record in logged(log):
+                step = int(record["step"])
+                for key in ("eval/return_mean", "eval/normalized_score_mean"):
+                    score = float(record[key]) if key in record else score
     final = _final_score(folder, scores.stat().st_mtime_ns) if scores.is_file() else None
     return Progress(
         folder=folder,
@@ -80,8 +78,10 @@ def _final_score(folder: Path, changed: int) -> float | None:
 
 @cache
 def _steps(config: Path, changed: int) -> int | None:
-    steps: int | None = OmegaConf.select(OmegaConf.load(config), "steps")
-    return steps
+    try:
+        return int(yaml.safe_load(config.read_text(encoding="utf-8"))["steps"])
+    except (ValueError, LookupError, TypeError, yaml.YAMLError):
+        return None
 
 
 def read_all(folders: Iterable[Path]) -> list[Progress]:
@@ -91,14 +91,14 @@ def read_all(folders: Iterable[Path]) -> list[Progress]:
         UserError: One is not a folder, or there is no run in it.
     """
     runs = []
-    for folder in find_run_folders(folders):
-        with suppress(FileNotFoundError):
+    for folder in find_records(folders)[0]:
+        with suppress(OSError):  # it was removed or renamed while it was read
             runs.append(read_progress(folder))
     return runs
 
 
 def progress_table(runs: Iterable[Progress]) -> Table:
-    """Makes the table: first what is not done, the last to give a sign on top; then what is."""
+    """Makes the table: first the unfinished runs, the last to give a sign on top; then the rest."""
     ordered = sorted(runs, key=lambda run: (run.finished, run.quiet))
     done = sum(run.finished for run in ordered)
     table = Table(title=f"{done} of {len(ordered)} runs done", title_justify="left")
@@ -109,12 +109,16 @@ def progress_table(runs: Iterable[Progress]) -> Table:
         score = "" if run.score is None else f"{run.score:,.1f}"
         updates = f"{run.step:,} / " + ("?" if run.steps is None else f"{run.steps:,}")
         state = "done" if run.finished else f"last sign {time_span(run.quiet)} ago"
-        table.add_row(escape(str(run.folder)), updates, score, state)
+        table.add_row(Text(printable(str(run.folder))), updates, score, state)
     return table
 
 
 def time_span(seconds: float) -> str:
-    """Returns a time in a unit that suits it: ``42 s``, ``7 min``, ``3 h``."""
+    """Returns a time in a unit that suits it.
+
+    >>> time_span(42), time_span(430), time_span(11_000)
+    ('42 s', '7 min', '3 h')
+    """
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

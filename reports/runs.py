@@ -1,22 +1,16 @@
-"""Run folders, read for a comparison."""
+"""What a comparison needs to know of a run: its score, how it was made, and what makes it equal."""
 
-import json
+import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
-
 from common.errors import UserError
 from envs.tasks import task_of_environment
-from reports.scores import (
-    Score,
-    read_scores,
-)
+from reports.records import Record, damaged, read_record
+from reports.scores import Score
 
 # Keys that do not change what is learned, and those of which the scores themselves tell more.
 IGNORED = (
@@ -25,8 +19,7 @@ IGNORED = (
     *("dataset.environment", "evaluation.episodes", "evaluation.every", "evaluation.seed"),
     "evaluation.episodes_in_training",
 )
-UNKNOWN = "-"  # a fact that a run folder does not tell, or that does not concern the run
-ABSENT = "absent"  # the value of a key that a run folder of another version does not have
+UNKNOWN = "-"  # a fact that a run does not tell, or that does not concern it
 
 Value = TypeVar("Value", bound=Hashable)
 
@@ -36,37 +29,40 @@ class Run:
     """One finished run.
 
     Attributes:
-        folder: Where it lies.
+        record: What it left behind.
         task: The data set, whatever part of it was trained on: ``builtin/hopper/medium-v0``; with
             `` (return)`` behind it if no reference returns are known, so that units never mix.
         backbone: ``min_gru``.
-        seed: Of the training.
-        config: What it may be named after: key, as ``protocol.name``, to value.
-        protocol: How it was scored and on what it was trained, in words: runs that differ in one
-            of these are not compared without a mark.
-        score: Of the last checkpoint, at the run's own target return (the nearest there is).
+        seed: Seed of the training.
+        config: The settings that make two runs different: key, as ``protocol.name``, to value.
+        facts: How it was scored and on what it was trained, in words: runs that differ in one of
+            these are not compared without a note.
+        score: Score of the last checkpoint at the run's own target return (the nearest there is).
         sweep: Scores at several target returns, in their order; nothing else of them differs from
             `score`, unless there are fewer episodes.
         others: Other evaluations of the last checkpoint: what differs, in words, to the score.
-        curve: Updates and score of each evaluation in training.
+        curve: Update and score of each evaluation in training.
         curve_episodes: Episodes of each of those.
         data_best: Return of the best episode that was trained on.
-        defaults: Of the keys of `config`, as far as they are known.
     """
 
-    folder: Path
+    record: Record
     task: str
     backbone: str
     seed: int
     config: dict[str, Hashable]
-    protocol: dict[str, str]
+    facts: dict[str, str]
     score: Score
     sweep: list[Score]
     others: dict[str, Score]
     curve: list[tuple[int, float]]
     curve_episodes: int
     data_best: float
-    defaults: dict[str, Hashable] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.record.folder
 
     @property
     def last(self) -> float:
@@ -84,96 +80,89 @@ class Run:
         return max((value for _, value in self.curve), default=None)
 
 
-def find_run_folders(folders: Iterable[Path]) -> list[Path]:
-    """Returns the run folders at and below some folders, finished or not, each once.
-
-    Raises:
-        UserError: One is not a folder, or there is no run in it.
-    """
-    found: dict[Path, Path] = {}
-    for folder in folders:
-        if not folder.is_dir():
-            reason = "is not a folder" if folder.exists() else "does not exist"
-            raise UserError(f"{folder} {reason}; give run folders, or folders of them: runs/")
-        inside = {
-            path.parent
-            for name in ("config.yaml", "scores.json")
-            for path in folder.rglob(name)
-            if not path.parent.name.startswith(".")
-        }
-        if not inside:
-            raise UserError(
-                f"{folder} holds no runs: there is no config.yaml in it or below; give the folder "
-                "that train.py wrote to."
-            )
-        found |= {path.resolve(): path for path in sorted(inside)}
-    return list(found.values())
-
-
 def read_run(folder: Path) -> Run:
     """Reads one run folder.
 
     Raises:
         UserError: It is unfinished, damaged or of another version.
     """
-    if not (folder / "scores.json").is_file():
-        raise UserError(
-            f"{folder} is unfinished, it has no scores.json: go on with the same command and "
-            f"resume=true, or score what was saved with python eval.py run={folder}."
-        )
+    return make_run(read_record(folder))
+
+
+def make_run(record: Record) -> Run:
+    """Works out what a comparison needs to know of a run.
+
+    Raises:
+        UserError: Its files are damaged or of another version.
+    """
     try:
-        scores = read_scores(folder / "scores.json")
-        config = dict(flatten(_read_yaml(folder / "config.yaml")))
-        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))["dataset"]
-        own_target = _own_target(config, described)
-        score = min(scores, key=lambda score: abs(score.target_return - own_target))
-        for path in sorted(folder.glob("scores-*.json")):
-            scores += read_scores(path)
-        sweep, others = _sort_out(scores, score)
-        normalized = score.normalized_score_mean is not None
-        reached = "last" if score.checkpoint_step == config["steps"] else score.checkpoint_step
-        return Run(
-            folder=folder,
-            task=score.dataset_id.partition(" (")[0] + ("" if normalized else " (return)"),
-            backbone=config["backbone.name"],
-            seed=config["seed"],
-            config={
-                **{key: value for key, value in config.items() if key not in IGNORED},
-                "rollout": score.rollout,
-                "scored_at_update": reached,
-            },
-            protocol=_protocol(score, described, config),
-            score=score,
-            sweep=sweep,
-            others=others,
-            curve=_read_curve(folder / "metrics.jsonl", normalized),
-            curve_episodes=config["evaluation.episodes_in_training"],
-            data_best=described["return_max"],
-        )
-    except UserError as error:
-        raise UserError(str(error)) from error
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{folder} is not a whole run folder: {Path(error.filename).name} is missing beside "
-            "scores.json; copy the folder again from its source, or train again."
-        ) from error
-    except (KeyError, TypeError, ValueError, OSError, YAMLError, OmegaConfBaseException) as error:
-        what = f"the key {error} is missing" if isinstance(error, KeyError) else str(error)
-        raise UserError(
-            f"{folder} is damaged or of another version of this project "
-            f"({what.splitlines()[0]}): train it again."
-        ) from error
+        return _make_run(record)
+    except Exception as error:  # a damaged file can hold anything, and other runs are to be shown
+        raise damaged(str(record.folder), error) from error
 
 
-def _own_target(config: dict[str, Any], described: dict[str, Any]) -> float:
+def _make_run(record: Record) -> Run:
+    config, data = record.config, record.data
+    every = [*record.scores, *(score for more in record.evaluations.values() for score in more)]
+    for score in every:
+        _check(score)
+    own_target = _own_target(config, data)
+    score = min(record.scores, key=lambda score: abs(score.target_return - own_target))
+    sweep, others = _sort_out(every, score)
+    normalized = score.normalized_score_mean is not None
+    reached = "last" if score.checkpoint_step == config["steps"] else score.checkpoint_step
+    shown = {
+        key: str(value) if isinstance(value, list | dict) else value
+        for key, value in config.items()
+        if key not in IGNORED
+    }
+    key = "eval/normalized_score_mean" if normalized else "eval/return_mean"
+    curve = [(int(row["step"]), float(row[key])) for row in record.curve if key in row]
+    _finite(data["return_max"], *(value for point in curve for value in point))
+    return Run(
+        record=record,
+        task=score.dataset_id.partition(" (")[0] + ("" if normalized else " (return)"),
+        backbone=str(config["backbone.name"]),
+        seed=int(config["seed"]),
+        config={**shown, "rollout": score.rollout, "scored_at_update": reached},
+        facts=_facts(score, data, config),
+        score=score,
+        sweep=sweep,
+        others=others,
+        curve=curve,
+        curve_episodes=int(config["evaluation.episodes_in_training"]),
+        data_best=float(data["return_max"]),
+    )
+
+
+def _check(score: Score) -> None:
+    """Refuses a score with values that no evaluation yields.
+
+    Raises:
+        ValueError: A number is not finite, or a text is none.
+    """
+    _finite(score.value, score.return_mean, score.length_mean, score.target_return)
+    _finite(score.episodes, score.seed, score.checkpoint_step)
+    for text in (score.dataset_id, score.environment_id, score.rollout, score.conditions):
+        if not isinstance(text, str):
+            raise ValueError(f"{text!r} is not a text")
+
+
+def _finite(*numbers: Any) -> None:
+    for number in numbers:
+        if not isinstance(number, int | float) or not math.isfinite(number):
+            raise ValueError(f"{number!r} is not a finite number")
+
+
+def _own_target(config: dict[str, Any], data: dict[str, Any]) -> float:
     """The return that a run's policy is asked for; see `target_return` in train.py."""
     given = config["evaluation.target_return"]
     if given is not None:
         return float(given)
-    task = task_of_environment(described["environment_id"])
-    if config.get("evaluation.target") == "published" and task is not None:
+    task = task_of_environment(data["environment_id"])
+    if config["evaluation.target"] == "published" and task is not None:
         return task.target_return
-    return float(described["return_top10"])
+    return float(data["return_top10"])
 
 
 def _sort_out(scores: list[Score], own: Score) -> tuple[list[Score], dict[str, Score]]:
@@ -201,20 +190,15 @@ def _sort_out(scores: list[Score], own: Score) -> tuple[list[Score], dict[str, S
     return [sweep[target] for target in sorted(sweep)], others
 
 
-def _read_yaml(path: Path) -> Any:
-    with open(path, encoding="utf-8") as file:
-        return OmegaConf.to_container(OmegaConf.load(file))
-
-
-def _protocol(score: Score, described: dict[str, Any], config: dict[str, Any]) -> dict[str, str]:
+def _facts(score: Score, data: dict[str, Any], config: dict[str, Any]) -> dict[str, str]:
     reference = UNKNOWN
     if score.reference_min is not None and score.reference_max is not None:
         reference = f"{score.reference_min:,.1f} and {score.reference_max:,.1f}"
     return {
-        "data set": score.dataset_id,
-        "data": f"{described['episodes']:,} episodes, {described['steps']:,} steps, mean return "
-        f"{described['return_mean']:,.1f}",
-        "data hash": described.get("sha256", UNKNOWN)[:12],
+        "part of the data": score.dataset_id.partition(" (")[2].rstrip(")") or "all",
+        "data": f"{data['episodes']:,} episodes, {data['steps']:,} steps, mean return "
+        f"{data['return_mean']:,.1f}",
+        "data hash": data.get("sha256", UNKNOWN)[:12],
         "environment": score.environment_id,
         "engine": score.engine,
         "MuJoCo": score.mujoco_version,
@@ -223,29 +207,10 @@ def _protocol(score: Score, described: dict[str, Any], config: dict[str, Any]) -
         "episodes": str(score.episodes),
         "seed of the start states": str(score.seed),
         "target return": f"{score.target_return:,.0f}"
-        if config.get("policy.return_to_go", True)
+        if config["policy.return_to_go"]
         else UNKNOWN,  # the policy does not see it
         "updates": f"{score.checkpoint_step:,}",
     }
-
-
-def _read_curve(path: Path, normalized: bool) -> list[tuple[int, float]]:
-    key = "eval/normalized_score_mean" if normalized else "eval/return_mean"
-    if not path.is_file():
-        return []
-    # A killed run leaves a line without an end.
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    records = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [(record["step"], record[key]) for record in records if key in record]
-
-
-def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields nested keys and their values: ``protocol.name``, ``windowed``."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", str(value) if isinstance(value, list) else value
 
 
 def usual(values: Sequence[Value]) -> Value:
@@ -253,13 +218,24 @@ def usual(values: Sequence[Value]) -> Value:
     return Counter(values).most_common(1)[0][0]
 
 
-def unusual(protocols: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """Returns the facts in which each protocol departs from the usual, to what is usual."""
+def unusual(facts: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Returns for each run the facts in which it departs from the usual, to what is usual."""
     common = {}
-    for fact in protocols[0]:
-        known = [protocol[fact] for protocol in protocols if protocol[fact] != UNKNOWN]
+    for fact in facts[0]:
+        known = [run[fact] for run in facts if run[fact] != UNKNOWN]
         common[fact] = usual(known) if known else UNKNOWN
     return [
-        {fact: common[fact] for fact in common if protocol[fact] not in (common[fact], UNKNOWN)}
-        for protocol in protocols
+        {fact: common[fact] for fact in common if run[fact] not in (common[fact], UNKNOWN)}
+        for run in facts
     ]
+
+
+def make_runs(records: Sequence[Record]) -> tuple[list[Run], list[UserError]]:
+    """Returns the runs that can be compared, and an error for each other one."""
+    runs, problems = [], []
+    for record in records:
+        try:
+            runs.append(make_run(record))
+        except UserError as error:
+            problems.append(error)
+    return runs, problems

@@ -33,16 +33,6 @@ def interquartile_mean(scores: Scores) -> np.ndarray:
     return np.asarray(middle.mean(axis=-1))
 
 
-def performance_profile(scores: Scores, thresholds: np.ndarray) -> np.ndarray:
-    """Returns the share of runs above each threshold, of shape (..., thresholds).
-
-    The share is taken within each task and then averaged over tasks (Agarwal et al., section 4.2,
-    the run-score distribution): with as many runs on each task, the share of all runs.
-    """
-    shares = [(task[..., None] > thresholds).mean(axis=-2) for task in scores]
-    return np.asarray(np.mean(shares, axis=0))
-
-
 def probability_of_improvement(scores: Scores, others: Scores) -> np.ndarray:
     """Returns how likely a run beats a run of another method on the same task, of shape (...).
 

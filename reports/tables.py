@@ -1,7 +1,8 @@
 """The tables of a comparison: text for people, and the same figures unrounded for programs."""
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,11 @@ class Table:
     rows: list[list[str]]
     caption: str = ""
     records: list[dict[str, Any]] = field(default_factory=list)
+
+
+def printable(text: str) -> str:
+    """Returns a text without control characters: names and paths can hold anything."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def d4rl_name(task: str) -> str | None:
@@ -89,8 +95,8 @@ def score_table(comparison: Comparison) -> Table:
                     "seeds": len(cell.runs),
                     "episodes_last": run.score.episodes,
                     "episodes_best": in_training,
-                    **{key.replace(" ", "_"): value for key, value in run.protocol.items()},
-                    "notes": " ".join(comparison.notes[i - 1] for i in marks),
+                    **{key.replace(" ", "_"): value for key, value in run.facts.items()},
+                    "notes": " ".join(map(str, marks)),
                 }
             )
     return Table(
@@ -294,23 +300,42 @@ def row_table(comparison: Comparison) -> Table:
         "Rows",
         ["row", "departs from the most frequent configuration in"],
         lines,
-        "Rows are named after the backbone and the keys that tell its runs apart; keys that "
-        "always change together are named once in a row's name, and all listed here.",
+        "A row is named after its run folders, without -seedN.",
     )
 
 
-def protocol_table(comparison: Comparison) -> Table:
+def facts_table(comparison: Comparison) -> Table:
     """Makes the table of how each task was scored, where no note says otherwise."""
     lines = []
     for task in comparison.tasks:
-        protocols = [c.runs[0].protocol for (t, _), c in comparison.cells.items() if t == task]
-        common = [usual([p[fact] for p in protocols]) for fact in protocols[0]]
-        lines.append([short(task), *common])
-    facts = next(iter(comparison.cells.values())).runs[0].protocol
+        facts = [c.runs[0].facts for (t, _), c in comparison.cells.items() if t == task]
+        lines.append([short(task), *(usual([run[fact] for run in facts]) for fact in facts[0])])
     return Table(
         "protocol",
         "Protocol",
-        ["task", *facts],
+        ["task", *next(iter(comparison.cells.values())).runs[0].facts],
         lines,
         "How the rows of each task were trained and scored, where no note says otherwise.",
     )
+
+
+def notes_table(comparison: Comparison) -> Table:
+    """Makes the table of notes, whose numbers stand beside the scores that they concern."""
+    lines = [
+        [str(number), note.row, note.task, note.fact, note.value, note.usual]
+        for number, note in enumerate(comparison.notes, start=1)
+    ]
+    return Table(
+        "notes",
+        "Notes",
+        ["note", "row", "task", "fact", "value", "usual"],
+        lines,
+        "Where runs are not trained or scored like those that they stand beside.",
+    )
+
+
+def with_columns(table: Table, columns: Sequence[str]) -> Table:
+    """Returns a table with some of its columns only."""
+    places = [table.columns.index(name) for name in columns]
+    rows = [[row[place] for place in places] for row in table.rows]
+    return replace(table, columns=list(columns), rows=rows)

@@ -55,7 +55,7 @@ def make_run(
             "reference_min": about.reference.minimum,
             "reference_max": about.reference.maximum,
         }
-    dataset |= {"reference_source": about.reference_source, "episodes": 9, "steps": 999}
+    dataset |= {"reference_source": about.reference.source, "episodes": 9, "steps": 999}
     dataset |= {"return_mean": 1000.0, "return_top10": 3000.0, "return_max": 3300.0}
     if sha256 is not None:
         dataset["sha256"] = sha256

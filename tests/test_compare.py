@@ -28,6 +28,10 @@ def printed(folders, tmp_path, published=False):
     return text.getvalue(), out
 
 
+def markdown(out):
+    return (out / "report.md").read_text()
+
+
 def records(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
@@ -42,14 +46,14 @@ def benchmark(tmp_path_factory):
             folder = runs / task
             targets = (1500.0, 3000.0, 6000.0)
             make_run(
-                folder / f"gru{seed}", task, score=gru + more, seed=seed,
+                folder / f"min_gru-seed{seed}", task, score=gru + more, seed=seed,
                 curve=(30, gru + 10, gru), targets=targets,
             )  # fmt: skip
             make_run(
-                folder / f"attention{seed}", task, "attention", score=att + more, seed=seed,
+                folder / f"attention-seed{seed}", task, "attention", score=att + more, seed=seed,
                 curve=(20, att, 3)[: 3 - seed % 2], targets=targets,
             )  # fmt: skip
-    make_run(runs / "hopper-medium" / "lstm", backbone="min_lstm", score=65)
+    make_run(runs / "hopper-medium" / "min_lstm", backbone="min_lstm", score=65)
     return runs
 
 
@@ -90,8 +94,8 @@ def test_figures_by_hand(report):
     assert better["min_lstm", "min_gru"]["tasks"] == "1"
     assert better["min_lstm", "min_gru"]["probability_low"] == ""
 
-    for words in ("60.0 ± 24.8", "min_lstm was not run on walker2d-medium; it has no average"):
-        assert words in text
+    assert "60.0 ± 24.8" in text
+    assert "| 1 | min_lstm | walker2d-medium | runs | none | needed for" in markdown(out)
     assert max(map(len, text.split("\n\n")[0].splitlines())) <= 80
     assert "\x1b" not in text
 
@@ -106,8 +110,7 @@ def test_published_scores_stand_apart_and_only_for_tasks_that_were_run(report):
     assert "not checked" in first["evidence"]
     assert "not comparable with the other tables" in " ".join(text.split())
     assert all("minGRU" not in line["row"] for line in records(out / "scores.csv"))
-    markdown = (out / "report.md").read_text()
-    assert markdown.index("## Published scores") > markdown.index("## Protocol")
+    assert markdown(out).index("## Published scores") > markdown(out).index("## Protocol")
 
 
 def test_published_scores_of_tasks_that_nobody_published(tmp_path):
@@ -118,21 +121,17 @@ def test_published_scores_of_tasks_that_nobody_published(tmp_path):
     # Without reference returns: the return itself, and no average over tasks.
     (line,) = records(out / "scores.csv")
     assert line["unit"] == "return" and float(line["last"]) == pytest.approx(1607, abs=1)
-    assert "no reference returns are known" in text and not (out / "overall.csv").exists()
+    assert "| 1 | all | hopper-medium (return) | reference returns |" in markdown(out)
+    assert not (out / "overall.csv").exists()
 
 
 def test_the_report_is_one_file_that_needs_no_other(report, benchmark, tmp_path):
     _, out = report
     page = (out / "report.html").read_text()
     names = {p.stem for p in out.glob("*.png")}
-    assert names == {
-        "interquartile_mean", "score_per_task", "performance_profile", "learning_curve",
-        "target_return",
-    }  # fmt: skip
+    assert names == {"interquartile_mean", "score_per_task", "learning_curve", "target_return"}
     assert page.count('src="data:image/png;base64,iVBOR') == len(names)
     assert not re.search(r"(src|href)=[\"'](?!data:)", page)
-    for name in names:
-        assert records(out / f"{name}.csv")
     curves = {"min_gru": [], "attention": []}
     for line in records(out / "learning_curve.csv"):
         if "hopper" in line["task"]:
@@ -154,7 +153,7 @@ def test_other_conditions_by_hand(tmp_path):
     for seed, (score, noisy) in enumerate([(50, 30), (60, 50), (70, None)]):
         noise = [(noisy, 3000.0, {"conditions": "observation_noise 0.1"})]
         others = {} if noisy is None else {"scores-observation_noise-0.1": noise}
-        make_run(tmp_path / "runs" / str(seed), score=score, seed=seed, others=others)
+        make_run(tmp_path / "runs" / f"a-seed{seed}", score=score, seed=seed, others=others)
     text, out = printed([tmp_path / "runs"], tmp_path)
     (line,) = records(out / "conditions.csv")
     assert line["condition"] == "observation_noise 0.1" and line["seeds"] == "2"
@@ -164,29 +163,15 @@ def test_other_conditions_by_hand(tmp_path):
     assert "Under other conditions" in text and "60.0 ± 24.8" in text
 
 
-def test_step_times_are_measured_once_for_each_kind_of_step(tmp_path):
-    make_run(tmp_path / "runs" / "a")
-    make_run(tmp_path / "runs" / "b", steps=3000, step=3000)
-    make_run(tmp_path / "runs" / "c", rollout="window")
-    out = tmp_path / "out"
-    compare.main([tmp_path / "runs"], out=out, console=Console(file=io.StringIO()), step_times=True)
-    found = records(out / "step_time.csv")
-    assert len({line["row"] for line in found}) == 2
-    assert [line["history"] for line in found] == ["10", "30", "100", "300", "1000"] * 2
-    slow, fast = float(found[0]["seconds"]), float(found[5]["seconds"])
-    assert "window" in found[0]["row"] and slow > fast > 0
-    assert (out / "step_time.png").stat().st_size > 10_000
-
-
 def test_different_tasks_have_no_average(tmp_path):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", "walker2d-medium", "attention", targets=(100.0, 3000.0))
-    text, out = printed([tmp_path], tmp_path)
-    assert "min_gru was not run on walker2d-medium; it has no average over tasks." in text
-    assert "attention was not run on hopper-medium; it has no average over tasks." in text
+    _, out = printed([tmp_path], tmp_path)
+    assert "| 1 | a | walker2d-medium | runs | none |" in markdown(out)
+    assert "| 2 | b | hopper-medium | runs | none |" in markdown(out)
     assert [line["mean"] for line in records(out / "overall.csv") if "mean" in line] == []
     assert not (out / "improvement.csv").exists()
-    assert not (out / "performance_profile.png").exists()
+    assert not (out / "interquartile_mean.png").exists()
 
 
 def test_without_matplotlib_the_tables_are_written_all_the_same(tmp_path, monkeypatch):
@@ -257,7 +242,7 @@ BAD = {
     "empty": (lambda t: [t / "empty"], r"empty holds no runs: there is no config\.yaml"),
     "unfinished": (lambda t: [t / "unfinished"], r"none of the 1 runs in .* can be compared"),
     "watch": (lambda t: ["--watch", t / "empty"], r"empty holds no runs"),
-    "out": (lambda t: [t / "good", "--out", t / "file.txt"], r"cannot be written to .*file\.txt"),
+    "out": (lambda t: [t / "good", "--out", t / "file.txt"], r"file\.txt cannot be written"),
 }
 
 

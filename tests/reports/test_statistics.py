@@ -12,7 +12,6 @@ from reports.statistics import (
     bootstrap_interval,
     interquartile_mean,
     mean_over_tasks,
-    performance_profile,
     probability_of_improvement,
     student_half_width,
     student_quantile,
@@ -40,15 +39,6 @@ def test_mean_over_tasks_weighs_tasks_not_runs():
     assert mean_over_tasks(arrays([1, 2, 3], [10])) == 6
 
 
-def test_performance_profile_by_hand():
-    scores = arrays([10, 20, 30, 40], [20, 60])
-    found = performance_profile(scores, np.array([0.0, 10, 20, 39, 40, 60]))
-    # Strictly above: 20 is not above 20. Each task counts the same, whatever its runs.
-    np.testing.assert_allclose(
-        found, [1, (3 / 4 + 1) / 2, (2 / 4 + 1 / 2) / 2, (1 / 4 + 1 / 2) / 2, 1 / 4, 0]
-    )
-
-
 def test_probability_of_improvement_by_hand():
     # First task: of the pairs (1,2) (1,3) (3,2) (3,3) one is won and one tied: 1.5 of 4.
     # Second: 5 against 1, 2 and 9: 2 of 3.
@@ -71,8 +61,6 @@ def test_what_the_definitions_promise(scores, data):
     for mean in (interquartile_mean, mean_over_tasks):
         assert mean(stretched) == pytest.approx(2 * float(mean(scores)) + 7)
         assert np.concatenate(scores).min() <= mean(scores) <= np.concatenate(scores).max()
-    profile = performance_profile(scores, np.linspace(-201, 201, 50))
-    assert profile[0] == 1 and profile[-1] == 0 and np.all(np.diff(profile) <= 0)
 
 
 @given(tasks)
@@ -80,14 +68,10 @@ def test_resamples_are_computed_side_by_side(scores):
     rng = np.random.default_rng(0)
     resampled = [task[rng.integers(len(task), size=(6, len(task)))] for task in scores]
     others = [task[:, ::-1] + 1.5 for task in resampled]
-    thresholds = np.array([-3.0, 0, 8])
     for i in range(6):
         own, other = [task[i] for task in resampled], [task[i] for task in others]
         for mean in (interquartile_mean, mean_over_tasks):
             assert mean(resampled)[i] == pytest.approx(float(mean(own)))
-        np.testing.assert_allclose(
-            performance_profile(resampled, thresholds)[i], performance_profile(own, thresholds)
-        )
         assert probability_of_improvement(resampled, others)[i] == pytest.approx(
             float(probability_of_improvement(own, other))
         )
@@ -137,8 +121,6 @@ def test_bootstrap_draws_both_methods_and_repeats_itself():
     assert first == again
     # Only if both vary: with the others held, 1 beats neither, and the lower end would be higher.
     assert 0 <= first[0] < probability_of_improvement(scores, others) < first[1] <= 1
-    band = bootstrap_interval(lambda s: performance_profile(s, np.arange(9.0)), scores, repeats=50)
-    assert band[0].shape == band[1].shape == (9,)
 
 
 def test_a_single_seed_has_no_interval():

@@ -1,0 +1,257 @@
+"""Which runs share a row, what is noted, and what is left out."""
+
+import re
+
+import pytest
+from run_folders import damage, make_run
+
+from agents.policy import PolicyConfig
+from configs.schema import EvaluationConfig
+from reports.comparison import Note, compare_runs
+from reports.records import UnfinishedRun, read_records
+from reports.runs import make_runs, read_run
+
+
+def read_runs(folder):
+    records, problems = read_records([folder])
+    runs, damaged = make_runs(records)
+    return runs, problems + damaged
+
+
+def compared(folder):
+    runs, problems = read_runs(folder)
+    assert not problems
+    return compare_runs(runs)
+
+
+def test_rows_are_named_after_their_folders(tmp_path):
+    for seed in range(2):
+        for task in ("hopper-medium", "walker2d-medium"):
+            make_run(tmp_path / task / f"min_gru-bc-seed{seed}", task, seed=seed, rollout="window")
+            make_run(tmp_path / task / f"min_gru-streamed-seed{seed}", task, seed=seed)
+    found = compared(tmp_path)
+    assert sorted(found.rows) == ["min_gru-bc", "min_gru-streamed"]
+    assert all(len(cell.runs) == 2 for cell in found.cells.values())
+    assert found.baselines == ["min_gru-bc"]
+    make_run(tmp_path / "hopper-medium" / "min_gru-seed0", rollout="rolling")
+    assert compared(tmp_path).baselines == ["min_gru"]
+
+
+def test_runs_of_one_folder_name_that_differ_in_more_than_their_seed_have_rows_of_their_own(
+    tmp_path,
+):
+    for seed in range(3):
+        make_run(tmp_path / f"bc-seed{seed}", seed=seed)
+    make_run(tmp_path / "later" / "bc-seed3", seed=3, steps=3000, step=500)
+    found = compared(tmp_path)
+    assert {row: [run.seed for run in cell.runs] for (_, row), cell in found.cells.items()} == {
+        "bc": [0, 1, 2],
+        "bc steps=3000 scored_at_update=500": [3],
+    }
+
+
+def test_a_setting_that_another_version_does_not_know_is_no_difference(tmp_path):
+    for seed in range(3):
+        make_run(tmp_path / f"min_gru-seed{seed}", seed=seed)
+    path = tmp_path / "min_gru-seed1" / "config.yaml"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if "previous_action" not in line))
+    damage(tmp_path / "min_gru-seed2", "config.yaml", lambda t: t.replace("dropout", "drop"))
+    found = compared(tmp_path)
+    assert found.rows == ["min_gru"] and not found.notes
+
+
+@pytest.mark.parametrize(
+    ("more", "fact", "value", "usual"),
+    [
+        ({"episodes": 2}, "episodes", "2", "4"),
+        ({"environment": "Hopper-v4"}, "environment", "Hopper-v4", "Hopper-v5"),
+        ({"engine": "envpool"}, "engine", "envpool", "gymnasium"),
+        ({"targets": (1800.0,)}, "target return", "1,800", "3,000"),
+        ({"step": 500}, "updates", "500", "1,500"),
+    ],
+)
+def test_what_was_scored_otherwise_is_noted(tmp_path, more, fact, value, usual):
+    for row in ("a", "b"):
+        make_run(tmp_path / f"{row}-seed0")
+    make_run(tmp_path / "c-seed0", **more)
+    found = compared(tmp_path)
+    assert found.notes == [Note("c", "hopper-medium", fact, value, usual)]
+    assert found.marks == {("builtin/hopper/medium-v0", "c"): [1]}
+
+
+def test_a_configuration_that_changes_from_task_to_task_is_noted(tmp_path):
+    make_run(tmp_path / "hopper" / "a")
+    make_run(tmp_path / "walker" / "a", "walker2d-medium", protocol={"context_length": 20})
+    found = compared(tmp_path)
+    assert found.rows == ["a"]
+    assert found.notes == [
+        Note("a", "hopper-medium", "protocol.context_length", "64", "one for all tasks"),
+        Note("a", "walker2d-medium", "protocol.context_length", "20", "one for all tasks"),
+    ]
+
+
+def test_of_several_targets_the_runs_own_is_the_score(tmp_path):
+    run = read_run(make_run(tmp_path / "run", targets=(6000.0, 3000.0, 100.0)))
+    assert run.score.target_return == 3000
+    assert [score.target_return for score in run.sweep] == [100, 3000, 6000]
+    asked = EvaluationConfig(target_return=6000.0)
+    other = make_run(tmp_path / "other", targets=(6000.0, 3000.0), evaluation=asked)
+    assert read_run(other).score.target_return == 6000
+
+
+def test_other_evaluations_are_read_beside_the_score_and_never_instead_of_it(tmp_path):
+    folder = make_run(
+        tmp_path / "run",
+        score=50,
+        others={
+            "scores-target_fraction-0.5-1": [(20, 1650.0, {}), (55, 3300.0, {})],
+            "scores-episodes-2": [(10, 3000.0, {"episodes": 2})],
+            "scores-horizon-5000": [(99, 3000.0, {"conditions": "horizon 5000"})],
+            "scores-rollout-window": [(48, 100.0, {"rollout": "window"})],
+            "scores-older-weights": [(5, 6000.0, {"checkpoint_step": 500})],
+        },
+    )
+    run = read_run(folder)
+    assert run.last == pytest.approx(50)
+    assert [score.target_return for score in run.sweep] == [1650, 3000, 3300]
+    assert run.sweep[1] == run.score
+    assert {what: round(score.value) for what, score in run.others.items()} == {
+        "horizon 5000": 99,
+        "rollout window, target return 100": 48,
+    }
+
+
+def test_rows_on_some_of_the_tasks_are_a_part_with_averages_of_its_own(tmp_path):
+    for i, task in enumerate(("hopper-medium", "walker2d-medium", "halfcheetah-medium")):
+        make_run(tmp_path / task / "min_gru", task, score=60)
+        make_run(tmp_path / task / "min_gru_window", task, score=55, rollout="window")
+        if i < 2:
+            make_run(tmp_path / task / "attention", task, "attention", score=40)
+            make_run(tmp_path / task / "long", task, score=70, steps=3000, step=3000)
+            make_run(tmp_path / task / "short", task, score=50, steps=300, step=300)
+    make_run(tmp_path / "walker2d-medium" / "lstm", "walker2d-medium", "min_lstm")
+    found = compared(tmp_path)
+    whole, part = found.parts()
+    assert whole.rows == ["min_gru", "min_gru_window", "lstm"]
+    assert part.rows == ["long", "min_gru", "short", "attention"]
+    assert part.complete == part.rows and len(part.tasks) == 2
+    (alone,) = [note for note in found.notes if note.fact == "runs"]
+    assert (alone.row, alone.task) == ("lstm", "halfcheetah-medium, hopper-medium")
+
+
+def test_where_every_row_is_in_a_part_no_row_lacks_an_average(tmp_path):
+    for task in ("hopper-medium", "walker2d-medium", "halfcheetah-medium"):
+        for steps in (300, 700, 900):
+            key = {"steps": steps, "step": steps}
+            if task != "halfcheetah-medium":
+                make_run(tmp_path / task / f"gru-{steps}", task, **key)
+            if task != "hopper-medium":
+                make_run(tmp_path / task / f"lstm-{steps}", task, "min_lstm", **key)
+    found = compared(tmp_path)
+    assert [len(part.tasks) for part in found.parts()] == [2, 2]
+    assert not [note for note in found.notes if note.fact == "runs"]
+
+
+def test_seeds_on_other_data_share_a_row_and_are_noted(tmp_path):
+    for name in ("bc", "plain"):
+        for seed, digest in enumerate(["a" * 64, "a" * 64, "b" * 64, None]):
+            folder = tmp_path / f"{name}-seed{seed}"
+            make_run(folder, seed=seed, sha256=digest, held_out=0.1 * (name == "bc"))
+    found = compared(tmp_path)
+    assert {row: len(cell.runs) for (_, row), cell in found.cells.items()} == {"bc": 4, "plain": 4}
+    # An older run, which does not tell, is not noted.
+    assert found.notes == [
+        Note("bc, plain", "hopper-medium", "data hash of seed 2", "b" * 12, "a" * 12)
+    ]
+    assert all(marks == [1] for marks in found.marks.values())
+
+
+def test_the_target_of_a_policy_that_does_not_see_it_is_no_difference(tmp_path):
+    make_run(tmp_path / "gru")
+    bc = PolicyConfig(return_to_go=False)
+    make_run(tmp_path / "bc", policy=bc, targets=(1000.0,))
+    assert not compared(tmp_path).notes
+
+
+def test_a_run_that_was_copied_is_counted_once(tmp_path):
+    for folder in (tmp_path / "run", tmp_path / "copy" / "run"):
+        make_run(folder)
+    found = compared(tmp_path)
+    (cell,) = found.cells.values()
+    assert len(cell.runs) == 1
+    (note,) = found.notes
+    assert "is left out: the same run" in note.value and note.fact == "seed 0"
+
+
+DAMAGE = {
+    "of another version: scores": (
+        lambda f: damage(f, "scores.json", lambda t: t.replace('"seed"', '"start_seed"')),
+        r"scores\.json' do not have the expected keys.*seed, start_seed; run eval\.py again",
+    ),
+    "of another version: config": (
+        lambda f: damage(
+            f, "config.yaml", lambda t: t.replace("backbone:\n  name:", "net:\n  is:")
+        ),
+        r"of another version of this project \(the key 'backbone\.name' is missing\): train it",
+    ),
+    "without data in config.json": (
+        lambda f: (f / "config.json").write_text("{}"),
+        r"the key 'dataset' is missing",
+    ),
+    "cut off": (lambda f: damage(f, "config.yaml", lambda t: t[:40] + ": ["), r"is damaged or of"),
+    "not text": (
+        lambda f: (f / "metrics.jsonl").write_bytes(b"\xff\xfe\n"),
+        r"is damaged or of another version",
+    ),
+    "without its configuration": (
+        lambda f: (f / "config.yaml").unlink(),
+        r"is not a whole run folder: config\.yaml is missing beside scores\.json",
+    ),
+    "a list": (lambda f: (f / "config.yaml").write_text("- 1\n"), r"is damaged or of another"),
+    "a score that is no number": (
+        lambda f: damage(
+            f, "scores.json", lambda t: re.sub(r'("return_mean"): [\d.]+', r"\1: NaN", t)
+        ),
+        r"nan is not a finite number",
+    ),
+    "a data set that is no text": (
+        lambda f: damage(
+            f, "scores.json", lambda t: re.sub(r'("dataset_id"): "[^"]*"', r"\1: 3", t)
+        ),
+        r"3 is not a text",
+    ),
+    "a seed that is no number": (
+        lambda f: damage(f, "config.yaml", lambda t: re.sub(r"(?m)^seed: .*", "seed: [a]", t)),
+        r"is damaged or of another",
+    ),
+    "no numbers in its curve": (
+        lambda f: (f / "metrics.jsonl").write_text('{"step": 1, "eval/return_mean": null}\n[]\n'),
+        r"is damaged or of another",
+    ),
+    "unfinished": (
+        lambda f: (f / "scores.json").unlink(),
+        r"is unfinished, it has no scores\.json: resume it with .*resume=true, or .*eval\.py",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_run_that_cannot_be_read_is_named_in_a_sentence_and_left_out(tmp_path, kind):
+    broken, words = DAMAGE[kind]
+    good, bad = make_run(tmp_path / "good"), make_run(tmp_path / "bad")
+    broken(bad)
+    runs, (problem,) = read_runs(tmp_path)
+    assert [run.folder for run in runs] == [good]
+    reason = str(problem)
+    assert re.search(words, reason), reason
+    assert str(bad) in reason and "\n" not in reason and reason.endswith(".")
+    assert isinstance(problem, UnfinishedRun) == (kind == "unfinished")
+
+
+def test_a_line_that_a_kill_cut_off_is_passed_over(tmp_path):
+    folder = make_run(tmp_path / "run", curve=(10, 30, 20))
+    damage(folder, "metrics.jsonl", lambda text: text + '{"step": 9, "eval/norm')
+    run = read_run(folder)
+    assert [step for step, _ in run.curve] == [50, 100, 150]
+    assert run.best == pytest.approx(30)
