@@ -1,15 +1,15 @@
 """The benchmark: every backbone on the nine built-in data sets, and what the design leaves open.
 
-    python benchmarks/locomotion.py --jobs 2          # trains what is missing; stop it at any time
+    python benchmarks/locomotion.py --jobs 2              # trains what is missing; stop it any time
     python benchmarks/locomotion.py --jobs 2 --evaluate   # other targets, harder conditions
-    python compare.py benchmarks/results/locomotion --name-by folder   # tables and pictures
+    python compare.py benchmarks/results/locomotion       # tables and pictures
 
 Every run is `python train.py` with the overrides below, of equal updates and batches (Decision
-Transformer's 64 windows of 20 steps), its schedule decayed to its end. Run folders lie in
-benchmarks/results/locomotion; a run whose scores.json is there is not trained again. Seeds come
-first, so that whatever is finished is a comparison. Plan for 1 to 4 minutes a run and core where
-bfloat16 is fast, and more for Decision Transformer, which trains on three tokens a step and is run
-by window.
+Transformer's 64 windows of 20 steps), its schedule decayed to its end. Runs are trained in
+runs/locomotion and kept as rows of the tables in benchmarks/results/locomotion; a run that has its
+row is not trained again. Seeds come first, so that whatever is finished is a comparison. Plan for
+1 to 4 minutes a run and core where bfloat16 is fast, and more for Decision Transformer, which
+trains on three tokens a step and acts by running its window again.
 """
 
 from __future__ import annotations
@@ -17,15 +17,25 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-RUNS = Path("benchmarks", "results", "locomotion")
+sys.path.insert(0, str(ROOT))
+
+from agents.checkpoint import load_policy  # noqa: E402
+from common.errors import UserError  # noqa: E402
+from configs.launch import command  # noqa: E402
+from configs.schema import register  # noqa: E402
+from eval import file_name, own_evaluation  # noqa: E402
+from reports.records import Record, read_records, read_tables, write_tables  # noqa: E402
+
+RUNS = Path("runs", "locomotion")
+RESULTS = ROOT / "benchmarks" / "results" / "locomotion"
 
 # 64 windows of 20 steps an update. All act on a past as long as that: recurrent backbones by two
 # states restarted in turn, attention by running the window again.
@@ -129,69 +139,101 @@ EVALUATIONS: list[tuple[list[str], list[str], str]] = [
 ]
 
 
-def commands(groups: list[str], seeds: list[int]) -> Iterator[tuple[Path, list[str]]]:
-    """Yields the folder and the overrides of every run, in the order of their worth."""
+def commands(groups: list[str], seeds: list[int]) -> Iterator[tuple[str, list[str]]]:
+    """Yields the name and the overrides of every run, in the order of their worth."""
     for seed, group in itertools.product(seeds, groups):
         datasets, variants = GROUPS[group]
         for dataset, (name, overrides) in itertools.product(datasets, variants.items()):
-            folder = RUNS / dataset / f"{name}-seed{seed}"
-            yield folder, [f"dataset={dataset}", f"seed={seed}", *COMMON, *overrides]
+            asked = [f"dataset={dataset}", f"seed={seed}", *COMMON, *overrides]
+            yield f"{dataset}/{name}-seed{seed}", asked
 
 
-def train(folder: Path, overrides: list[str]) -> None:
-    """Trains one run, or goes on with it, unless its folder holds a finished one."""
-    if (ROOT / folder / "scores.json").exists():
-        return
-    command = ["python", "train.py", *overrides, f"run_dir={folder}", "resume=true"]
-    print(" ".join(["$", *command]), flush=True)
+def evaluations(seeds: list[int]) -> Iterator[tuple[str, list[str]]]:
+    """Yields the name of the run and the arguments of every further evaluation."""
+    for (datasets, names, arguments), seed in itertools.product(EVALUATIONS, seeds):
+        for dataset, name in itertools.product(datasets, names):
+            yield f"{dataset}/{name}-seed{seed}", arguments.split()
+
+
+def train(name: str, overrides: list[str]) -> None:
+    """Trains one run, or resumes it."""
+    asked = ["python", "train.py", *overrides, f"run_dir={RUNS / name}", "resume=true"]
+    print(" ".join(["$", *asked]), flush=True)
     done = subprocess.run(
-        [sys.executable, *command[1:]], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [sys.executable, *asked[1:]], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     if done.returncode:
         print(done.stdout.decode(errors="replace"), flush=True)
-    else:
-        # What resumes it is of no use any more, and the largest file.
-        (ROOT / folder / "training_state.pt").unlink(missing_ok=True)
 
 
-def evaluate(folder: Path, arguments: str) -> None:
-    """Makes one further evaluation of a trained policy, unless its file of scores is there."""
-    scores = "scores-" + re.sub(r"[^\w.]+", "-", arguments).strip("-") + ".json"
-    if not (ROOT / folder / "model.safetensors").exists() or (ROOT / folder / scores).exists():
+def evaluate(name: str, arguments: list[str], known: dict[str, Record]) -> None:
+    """Makes one further evaluation of a trained policy, unless it has been made."""
+    folder = RUNS / name
+    if not (ROOT / folder / "scores.json").exists():
+        return  # its policy is not on this machine
+    policy, description, _ = load_policy(ROOT / folder)
+    ((_, config),) = command.check([f"run={folder}", *arguments], "eval")
+    file = file_name(config, own_evaluation(ROOT / folder, policy, description))
+    if Path(file).stem in known[name].evaluations:
         return
-    command = ["python", "eval.py", f"run={folder}", *arguments.split()]
-    print(" ".join(["$", *command]), flush=True)
-    subprocess.run([sys.executable, *command[1:]], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    asked = ["python", "eval.py", f"run={folder}", *arguments]
+    print(" ".join(["$", *asked]), flush=True)
+    subprocess.run([sys.executable, *asked[1:]], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
-def evaluations(seeds: list[int]) -> Iterator[tuple[Path, str]]:
-    """Yields the folder and the arguments of every further evaluation."""
-    for (datasets, names, arguments), seed in itertools.product(EVALUATIONS, seeds):
-        for dataset, name in itertools.product(datasets, names):
-            yield RUNS / dataset / f"{name}-seed{seed}", arguments
+def collect(runs: Path, results: Path) -> dict[str, Record]:
+    """Takes finished runs over into the tables, and returns all that are there.
+
+    A run folder replaces the row of its name, whose other evaluations are kept.
+    """
+    records: dict[str, Record] = {}
+    if (results / "runs.csv").exists():
+        found, problems = read_tables(results)
+        if problems:
+            raise problems[0]
+        records = {record.name: record for record in found}
+    if runs.is_dir() and any(runs.rglob("scores.json")):
+        for record in read_records([runs])[0]:
+            known = records.get(record.name)
+            if known is not None and known.scores[0].return_mean == record.scores[0].return_mean:
+                evaluations = known.evaluations | record.evaluations
+                record = replace(record, evaluations=evaluations)
+            records[record.name] = record
+        write_tables(results, records.values())
+    return records
 
 
 def main() -> None:
     """Trains or evaluates what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--groups", nargs="+", default=list(GROUPS), choices=GROUPS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each one thread")
-    parser.add_argument("--evaluate", action="store_true", help="score again what was trained")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on one thread")
+    parser.add_argument("--evaluate", action="store_true", help="evaluate what was trained")
     parser.add_argument("--dry-run", action="store_true", help="only print what is missing")
-    arguments = parser.parse_args()
+    given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    if arguments.evaluate:
-        with ThreadPoolExecutor(arguments.jobs) as pool:
-            list(pool.map(lambda asked: evaluate(*asked), evaluations(arguments.seeds)))
-        return
-    runs = list(commands(arguments.groups, arguments.seeds))
-    missing = [(f, o) for f, o in runs if not (ROOT / f / "scores.json").exists()]
+    known = collect(ROOT / RUNS, RESULTS)
+    runs = list(commands(given.groups, given.seeds))
+    missing = [run for run in runs if run[0] not in known]
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished.", flush=True)
-    if not arguments.dry_run:
-        with ThreadPoolExecutor(arguments.jobs) as pool:
-            list(pool.map(lambda run: train(*run), missing))
+    if given.dry_run:
+        return
+    try:
+        with ThreadPoolExecutor(given.jobs) as pool:
+            if given.evaluate:
+                register()
+                list(pool.map(lambda asked: evaluate(*asked, known), evaluations(given.seeds)))
+            else:
+                list(pool.map(lambda run: train(*run), missing))
+    finally:
+        collect(ROOT / RUNS, RESULTS)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -278,7 +278,11 @@ def read_tables(folder: Path) -> tuple[list[Record], list[UserError]]:
         try:
             if repeated:
                 raise ValueError("its name is there twice")
-            own = {key: value for key, value in row.items() if key.startswith("score.")}
+            own = {
+                key: _unpack(key, value) if key.endswith(EPISODES) else value
+                for key, value in row.items()
+                if key.startswith("score.")
+            }
             scores = {"scores": [Score(**_nested(own, "score."))]}
             for other in evaluations.get(name, []):
                 emptied: dict[str, Any] = {f"score.{key}": [] for key in EPISODES}
@@ -311,7 +315,7 @@ def _read_rows(path: Path) -> dict[str, list[dict[str, Any]]]:
     rows: dict[str, list[dict[str, Any]]] = {}
     with open(path, encoding="utf-8", newline="") as file:
         for cells in csv.DictReader(file):
-            row = {key: _from_cell(key, cell) for key, cell in cells.items() if cell}
+            row = {key: _from_cell(cell) for key, cell in cells.items() if cell}
             rows.setdefault(str(row["run"]), []).append(row)
     return rows
 
@@ -328,15 +332,17 @@ def _to_cell(key: str, value: Any) -> str:
     return json.dumps(value)
 
 
-def _from_cell(key: str, cell: str) -> Any:
-    if key.endswith(EPISODES):
-        kind = int if key.endswith("lengths") else float
-        numbers = np.frombuffer(zlib.decompress(base64.b64decode(cell)), "<f4")
-        return numbers.astype(kind).tolist()
+def _from_cell(cell: str) -> Any:
     try:
         return json.loads(cell)
     except ValueError:
         return cell
+
+
+def _unpack(key: str, cell: str) -> list[float] | list[int]:
+    numbers = np.frombuffer(zlib.decompress(base64.b64decode(cell)), "<f4")
+    kind = int if key.endswith("lengths") else float
+    return list(numbers.astype(kind).tolist())
 
 
 def to_csv(records: Sequence[dict[str, Any]]) -> str:

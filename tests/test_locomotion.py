@@ -1,8 +1,12 @@
-"""The benchmark's runs can all be asked for; none is asked for twice."""
+"""The benchmark's runs can all be asked for, none twice, and finished ones are kept."""
 
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from run_folders import make_run
 
 from benchmarks import locomotion
 from configs.launch import command
@@ -11,8 +15,8 @@ from configs.schema import register
 RUNS = list(locomotion.commands(list(locomotion.GROUPS), [0]))
 
 
-def test_each_run_has_its_folder():
-    assert max(Counter(folder for folder, _ in RUNS).values()) == 1
+def test_each_run_has_its_name():
+    assert max(Counter(name for name, _ in RUNS).values()) == 1
 
 
 @pytest.mark.parametrize("group", locomotion.GROUPS)
@@ -31,5 +35,35 @@ def test_each_variant_composes_and_differs(group):
 
 
 def test_only_runs_that_are_made_are_evaluated():
-    made = {folder for folder, _ in RUNS}
-    assert {folder for folder, _ in locomotion.evaluations([0])} <= made
+    made = {name for name, _ in RUNS}
+    assert {name for name, _ in locomotion.evaluations([0])} <= made
+
+
+def test_runs_in_the_tables_are_not_trained_again():
+    done = subprocess.run(
+        [sys.executable, "benchmarks/locomotion.py", "--dry-run", "--groups", "main"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "162 of 162 runs are finished.\n", done.stderr
+
+
+def test_finished_runs_become_rows_and_nothing_is_lost(tmp_path):
+    runs, results = tmp_path / "runs", tmp_path / "results"
+    noise = {"scores-observation_noise-0.1": [(40, 3000.0, {})]}
+    make_run(runs / "hopper-medium" / "a-seed0", score=50, others=noise)
+    make_run(runs / "hopper-medium" / "b-seed0", finished=False)
+    assert locomotion.collect(runs, results).keys() == {"hopper-medium/a-seed0"}
+    first = (results / "runs.csv").read_bytes()
+
+    # On another machine, without the first run's folder.
+    more = tmp_path / "more"
+    make_run(more / "hopper-medium" / "c-seed0", score=60)
+    found = locomotion.collect(more, results)
+    assert [name.rpartition("/")[2] for name in found] == ["a-seed0", "c-seed0"]
+    assert (results / "runs.csv").read_bytes().startswith(first)
+    # The same run again, where it has not been evaluated further: its evaluations are kept.
+    make_run(more / "hopper-medium" / "a-seed0", score=50)
+    again = locomotion.collect(more, results)["hopper-medium/a-seed0"]
+    assert again.evaluations.keys() == {"scores-observation_noise-0.1"}
