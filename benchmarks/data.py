@@ -49,8 +49,7 @@ from envs.data.combine import hold_out
 from envs.data.episodes import Episodes
 from envs.data.sources.d4rl import load_d4rl
 from envs.data.sources.minari import load_minari
-from envs.data.store import store_trajectories
-from envs.data.trajectories import Trajectory
+from envs.data.store import store_episodes
 
 RESULTS = Path(__file__).resolve().parent / "results" / "data.csv"
 CONTEXT = {"windowed": 20, "streamed": 64, "whole_episodes": 20}
@@ -60,17 +59,16 @@ def synthetic(n_episodes: int, seed: int = 0) -> Episodes:
     """Episodes of 300 to 1,700 steps, 1,000 in the mean, of standard normal observations."""
     generator = np.random.default_rng(seed)
     lengths = generator.integers(300, 1701, n_episodes)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    steps = int(offsets[-1])
+    steps = int(lengths.sum())
     terminations = np.zeros(steps, bool)
-    terminations[offsets[1:] - 1] = True
+    terminations[np.cumsum(lengths) - 1] = True
     return Episodes(
         observations=generator.standard_normal((steps, 11), np.float32),
         actions=generator.uniform(-1, 1, (steps, 3)).astype(np.float32),
         rewards=generator.standard_normal(steps, np.float32),
         terminations=terminations,
         truncations=np.zeros(steps, bool),
-        offsets=offsets,
+        lengths=lengths,
         action_low=np.full(3, -1.0),
         action_high=np.full(3, 1.0),
         dataset_id="synthetic",
@@ -82,9 +80,11 @@ class PerSample:
     """A Python call for each sample: draw an episode, a start in it, slice, pad, stack."""
 
     def __init__(self, episodes: Episodes, rows: int, length: int) -> None:
-        spans = list(zip(episodes.offsets[:-1], episodes.offsets[1:], strict=True))
-        names = ("observations", "actions", "returns_to_go", "timesteps")
-        self.episodes = [{n: getattr(episodes, n)[b:e] for n in names} for b, e in spans]
+        names = ("observations", "actions", "returns_to_go")
+        self.episodes = [
+            {n: getattr(episodes, n)[b:e] for n in names} | {"timesteps": np.arange(e - b)}
+            for b, e in episodes.borders
+        ]
         self.probabilities = episodes.lengths / episodes.n_steps
         self.rows, self.length = rows, length
         self.generator = np.random.default_rng(0)
@@ -159,16 +159,14 @@ def trainer_of(episodes: Episodes, protocol: ProtocolConfig, folder: Path) -> Tr
 def reading(rounds: int = 3) -> None:
     """Stores a Minari set, and prints how long reading it takes."""
     generator = np.random.default_rng(0)
-    trajectories = [
-        Trajectory(
-            generator.standard_normal((1001, 17)),
-            generator.uniform(-1, 1, (1000, 6)).astype(np.float32),
-            generator.standard_normal(1000),
-            terminated=False,
-            truncated=True,
-        )
-        for _ in range(1000)
-    ]
+    steps = 1_000_000
+    arrays = {
+        "observations": generator.standard_normal((steps, 17)),
+        "actions": generator.uniform(-1, 1, (steps, 6)).astype(np.float32),
+        "rewards": generator.standard_normal(steps),
+        "terminations": np.zeros(steps, bool),
+        "truncations": np.arange(steps) % 1000 == 999,
+    }
     names = ("observations", "actions", "rewards", "terminations", "truncations")
 
     def with_h5py() -> None:
@@ -179,7 +177,7 @@ def reading(rounds: int = 3) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MINARI_DATASETS_PATH"] = folder
-        store_trajectories("speed/cheetah-v0", trajectories, environment_id="HalfCheetah-v5")
+        store_episodes("speed/cheetah-v0", arrays, environment_id="HalfCheetah-v5")
         path = Path(folder, "speed/cheetah-v0/data/main_data.hdf5")
         lines = ["| h5py, s | first, s | times h5py | later, s |", "|---:|---:|---:|---:|"]
         for _ in range(rounds):

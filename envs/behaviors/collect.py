@@ -13,7 +13,6 @@ import gymnasium as gym
 import minari
 import mujoco
 import numpy as np
-from minari.storage import get_dataset_path
 
 from common.arguments import parse_arguments, run_command
 from common.checks import MOST_STEPS, check_fields, number, seed
@@ -23,11 +22,48 @@ from envs.behaviors import RECIPES, Recipe, find_recipe
 from envs.behaviors.policy import (
     Behavior,
 )
-from envs.data.store import store_trajectories
-from envs.data.trajectories import Trajectory
+from envs.data.store import dataset_path, store_episodes
 from envs.simulation.simulators import Simulators
 
 N_ENVIRONMENTS = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """One episode, with the observation after its last step.
+
+    Attributes:
+        observations: (steps + 1, observation_dim).
+        actions: (steps, action_dim).
+        rewards: (steps,).
+        terminated: Whether the last step terminated the episode.
+        truncated: Whether the time limit ended the episode.
+        seed: What the environment's reset got.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminated: bool
+    truncated: bool
+    seed: int
+
+
+def flat_arrays(trajectories: list[Trajectory]) -> dict[str, np.ndarray]:
+    """Returns the arrays that `store_episodes` takes."""
+    ends = np.cumsum([len(t.rewards) for t in trajectories]) - 1
+    flags = np.zeros((2, ends[-1] + 1), bool)
+    flags[0, ends] = [t.terminated for t in trajectories]
+    flags[1, ends] = [t.truncated for t in trajectories]
+    return {
+        "observations": np.concatenate([t.observations[:-1] for t in trajectories]),
+        "actions": np.concatenate([t.actions for t in trajectories]),
+        "rewards": np.concatenate([t.rewards for t in trajectories]),
+        "terminations": flags[0],
+        "truncations": flags[1],
+        "next_observations": np.concatenate([t.observations[1:] for t in trajectories]),
+        "seeds": np.array([t.seed for t in trajectories]),
+    }
 
 
 def run_episodes(
@@ -166,9 +202,9 @@ def make_dataset(recipe: Recipe, steps: int, seed: int, *, overwrite: bool = Fal
         f"shares (MuJoCo {mujoco.__version__}, Gymnasium {gym.__version__}, seed {seed}). "
         f"Reference scores: {task.reference.source}."
     )
-    store_trajectories(
+    store_episodes(
         recipe.dataset_id,
-        lambda: collect(recipe, steps, seed),
+        lambda: flat_arrays(collect(recipe, steps, seed)),
         environment_id=task.environment_id,
         overwrite=overwrite,
         exist_ok=True,
@@ -220,16 +256,16 @@ def main(arguments: list[str]) -> None:
         raise UserError(
             f"there is no built-in data set '{config.dataset}'; there are: {', '.join(RECIPES)}"
         )
-    if get_dataset_path(recipe.dataset_id).exists() and not config.overwrite:
+    if dataset_path(recipe.dataset_id).exists() and not config.overwrite:
         raise UserError(
-            f"{recipe.dataset_id} exists already in {get_dataset_path()}; "
+            f"{recipe.dataset_id} exists already in {dataset_path()}; "
             "add overwrite=true to replace it"
         )
     make_dataset(recipe, config.steps, config.seed, overwrite=config.overwrite)
     returns = [episode.rewards.sum() for episode in minari.load_dataset(recipe.dataset_id)]
     print(
         f"{recipe.dataset_id}: {len(returns)} episodes, mean return {np.mean(returns):.1f} "
-        f"(standard deviation {np.std(returns):.1f}), in {get_dataset_path(recipe.dataset_id)}"
+        f"(standard deviation {np.std(returns):.1f}), in {dataset_path(recipe.dataset_id)}"
     )
 
 

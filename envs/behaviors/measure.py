@@ -17,12 +17,11 @@ from common.arguments import (
 )
 from common.checks import check_fields, number, seed
 from common.errors import UserError
-from envs.behaviors.collect import run_episodes
+from envs.behaviors.collect import Trajectory, run_episodes
 from envs.behaviors.policy import (
     Behavior,
     load_behavior,
 )
-from envs.data.trajectories import Trajectory
 from envs.simulation.simulators import Simulators
 from envs.tasks import TASKS, Task
 

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from envs.data.episodes import (
-    Episodes,
-)
+from common.memory import require_memory
+from envs.data.episodes import Episodes
 from envs.data.mapped import release, too_large
+
+# Bytes of a step in a batch, of any dimensions: index, timestep, resets, mask, return-to-go.
+_LEAST_STEP_BYTES = 22
 
 
 @dataclass
@@ -35,45 +37,37 @@ class ProtocolConfig:
         context_length: Steps in a row of a batch (`streamed`, `windowed`).
         restart: Probability that a piece begins from the initial state, as only the first of an
             episode would (`streamed`).
-        burn_in: Steps at the beginning of a window that only warm the state up: they do not count
-            in the loss, unless the episode begins with them (`windowed`).
     """
 
     name: str = "streamed"
     batch_steps: int = 2048
     context_length: int = 64
     restart: float = 0.25
-    burn_in: int = 0
 
     def __post_init__(self) -> None:
         if self.name not in BATCHES:
-            raise ValueError(
+            raise UserError(
                 f"protocol.name '{self.name}' does not exist; there are: {', '.join(BATCHES)}."
             )
         if self.context_length < 1:
-            raise ValueError(
+            raise UserError(
                 f"protocol.context_length is {self.context_length}; it must be at least 1."
             )
         if self.batch_steps < self.context_length:
-            raise ValueError(
+            raise UserError(
                 f"protocol.batch_steps is {self.batch_steps}, less than one row of "
                 f"protocol.context_length = {self.context_length} steps; raise the first or lower "
                 "the second."
             )
-        if not 0 <= self.burn_in < self.context_length:
-            raise ValueError(
-                f"protocol.burn_in is {self.burn_in}; it must be at least 0 and less than "
-                f"protocol.context_length = {self.context_length}."
-            )
         if not 0 <= self.restart <= 1:
-            raise ValueError(
+            raise UserError(
                 f"protocol.restart is {self.restart}, a probability; it must be between 0 and 1."
             )
-        if self.burn_in and self.name != "windowed":
-            raise ValueError(
-                f"protocol.burn_in is {self.burn_in}, but protocol.name '{self.name}' has no "
-                "windows; leave it at 0 or choose 'windowed'."
-            )
+        require_memory(
+            self.batch_steps * _LEAST_STEP_BYTES,
+            f"protocol.batch_steps={self.batch_steps}",
+            "lower it.",
+        )
 
     @property
     def rows(self) -> int:
@@ -110,8 +104,7 @@ class Batches:
         self.config = config
         self.rank, self.ranks = rank, ranks
         self.own_rows = slice(config.rows * rank // ranks, config.rows * (rank + 1) // ranks)
-        self.lengths = np.asarray(episodes.lengths)
-        self.starts = np.asarray(episodes.offsets[:-1])
+        self.lengths, self.starts = episodes.lengths, episodes.starts
         if config.batch_steps < self._least_steps():
             raise UserError(
                 f"protocol.batch_steps is {config.batch_steps}, too few for {ranks} processes to "
@@ -124,9 +117,15 @@ class Batches:
             "actions": episodes.actions,
             "returns_to_go": episodes.returns_to_go,
         }
-        self.too_large = too_large(*arrays.values())
+        self.too_large = too_large(arrays.values(), episodes.n_steps)
         # Data that do not fit in memory do not fit on the device either: their batches go there.
         home = torch.device("cpu") if self.too_large else device
+        if home.type != "cpu" and episodes.n_steps < len(episodes.rewards):
+            # Only what was selected is copied to the device.
+            arrays = {
+                k: np.concatenate([a[b:e] for b, e in episodes.spans]) for k, a in arrays.items()
+            }
+            self.starts = np.cumsum(self.lengths) - self.lengths
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of arrays that are read-only: so are these tensors
             self.data = {name: torch.as_tensor(a).to(home) for name, a in arrays.items()}
@@ -322,7 +321,6 @@ class Windows(Batches):
         resets = np.zeros(index.shape, dtype=bool)
         resets[:, 0] = True
         index = self.starts[episode][:, None] + np.where(mask, index, first[:, None])
-        mask[first > 0, : self.config.burn_in] = False
         return self._gather(index, resets, mask)
 
 

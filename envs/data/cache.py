@@ -3,7 +3,7 @@
 The cached copy of a data set is a directory of .npy files, one for each array of `Episodes`. It
 lies in the directory ``.decision-minrnn`` of Minari's store if MINARI_DATASETS_PATH names one, and
 else in ``$XDG_CACHE_HOME/decision-minrnn`` (``~/.cache/decision-minrnn``). It may be deleted at any
-time. Its name is a fingerprint of the source, so that a changed source is read anew.
+time. Its name is a fingerprint of the source, so that a changed source is read again.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +22,15 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import hidden_directory, only_process, put_in_place
+from common.memory import require_memory
 from common.terminal import steps_bar
-from envs.data.episodes import (
-    Episodes,
-)
-from envs.data.mapped import RESIDENT_BYTES, open_array
+from envs.data.episodes import TYPES, Episodes
+from envs.data.mapped import RESIDENT_BYTES
 
 logger = logging.getLogger(__name__)
 
 # Part of every fingerprint: raise it when the files below change their meaning.
-FORMAT = 1
-
-TYPES: dict[str, type] = {
-    "observations": np.float32,
-    "actions": np.float32,
-    "rewards": np.float32,
-    "terminations": np.bool_,
-    "truncations": np.bool_,
-}
+FORMAT = 2
 
 # A file is fingerprinted by its size, its time of change and this many blocks of its content:
 # reading all of it would take as long as reading the data.
@@ -67,7 +58,19 @@ class Reading:
     observation_dim: int
     action_dim: int
     rows: Iterator[dict[str, np.ndarray]]
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each array."""
+        steps = int(self.lengths.sum())
+        dimensions = {"observations": (self.observation_dim,), "actions": (self.action_dim,)}
+        return {key: (steps, *dimensions.get(key, ())) for key in TYPES}
+
+    @property
+    def size(self) -> int:
+        """Bytes of all arrays."""
+        return sum(math.prod(s) * np.dtype(TYPES[key]).itemsize for key, s in self.shapes.items())
 
 
 def load_cached(
@@ -79,19 +82,22 @@ def load_cached(
     a warning. One process makes a copy; another that wants the same waits for it.
 
     Args:
-        files: What the data set is stored in.
+        files: The files of the data set.
         attributes: The attributes of Episodes that are not arrays of steps.
         read: Begins to read the source.
 
     Raises:
         UserError: The source cannot be read, or does not hold valid episodes.
     """
-    bounds = (attributes["action_low"], attributes["action_high"])
-    entry = _directory(files) / _fingerprint(files, bounds)
+    name = attributes["dataset_id"]
+    try:
+        bounds = (attributes["action_low"], attributes["action_high"])
+        entry = _directory(files) / _fingerprint(files, bounds)
+    except OSError as error:
+        raise UserError(f"{name} cannot be read ({error}); mend its permissions") from error
     episodes = _open(entry, attributes)
     if episodes is not None:
         return episodes
-    name = attributes["dataset_id"]
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         with only_process(entry.parent / ".lock", f"reading {name}"):
@@ -99,9 +105,12 @@ def load_cached(
                 with hidden_directory(entry.parent) as hidden:
                     _write(hidden / "new", name, read())
                     # Checked before it is put in place, and never again.
-                    _arrays_to_episodes(hidden / "new", attributes, check=True)
+                    _map(hidden / "new", attributes, check=True)
                     put_in_place(hidden / "new", entry, hidden)
-                _remove_others(entry)
+                # Stale entries go; open mappings of them stay valid.
+                for other in entry.parent.iterdir():
+                    if other.is_dir() and other != entry:
+                        shutil.rmtree(other, ignore_errors=True)
             episodes = _open(entry, attributes)
     except OSError as error:
         _warn(name, error)
@@ -112,7 +121,7 @@ def load_cached(
 
 
 def lay_out(attributes: dict[str, Any], read: Callable[[], Reading]) -> Episodes:
-    """Makes Episodes of parts of others: in memory or, if they are large, in files.
+    """Makes Episodes of parts of others, in memory or, if they are large, in mapped files.
 
     The files have no name and are gone with the process. Where they cannot be made the data are
     kept in memory, with a warning.
@@ -122,9 +131,7 @@ def lay_out(attributes: dict[str, Any], read: Callable[[], Reading]) -> Episodes
         read: Begins to read the parts, which have been checked.
     """
     reading = read()
-    shapes = _shapes(reading)
-    size = sum(math.prod(shapes[key]) * np.dtype(TYPES[key]).itemsize for key in TYPES)
-    if size > RESIDENT_BYTES:
+    if reading.size > RESIDENT_BYTES:
         name, root = attributes["dataset_id"], cache_root()
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -133,7 +140,7 @@ def lay_out(attributes: dict[str, Any], read: Callable[[], Reading]) -> Episodes
                 hidden_directory(root) as hidden,
             ):
                 _write(hidden / "new", name, reading)
-                return _arrays_to_episodes(hidden / "new", attributes, check=False)
+                return _map(hidden / "new", attributes, check=False)
         except OSError as error:
             _warn(name, error)
             reading = read()
@@ -150,7 +157,7 @@ def cache_root() -> Path:
 
 
 def _directory(files: Sequence[Path]) -> Path:
-    """Returns where the copies of one source are: at most one, but for other processes' times."""
+    """Returns the directory of the copies of one source, of which there is one at most."""
     path = str(files[0].resolve())
     readable = re.sub(r"[^\w.-]+", "-", "-".join(files[0].resolve().parts[-3:]))[-60:]
     return cache_root() / f"{readable}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
@@ -173,29 +180,30 @@ def _fingerprint(files: Sequence[Path], bounds: Sequence[np.ndarray]) -> str:
 
 def _open(entry: Path, attributes: dict[str, Any]) -> Episodes | None:
     try:
-        episodes = _arrays_to_episodes(entry, attributes, check=False)
+        episodes = _map(entry, attributes, check=False)
         notes = (entry / "notes.txt").read_text().splitlines()
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, UserError):
         return None  # not there, or damaged
     for note in notes:
         logger.warning("%s", note)
     return episodes
 
 
-def _arrays_to_episodes(entry: Path, attributes: dict[str, Any], *, check: bool) -> Episodes:
+def _map(entry: Path, attributes: dict[str, Any], *, check: bool) -> Episodes:
     arrays: dict[str, Any] = {
-        name: open_array(entry / f"{name}.npy") for name in (*TYPES, "offsets")
+        name: np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        for name in (*TYPES, "lengths")
     }
     return Episodes(**arrays, **attributes, check=check)
 
 
 def _write(directory: Path, name: str, reading: Reading) -> None:
     directory.mkdir()
-    np.save(directory / "offsets.npy", _offsets(reading))
+    np.save(directory / "lengths.npy", reading.lengths.astype(np.int64))
     (directory / "notes.txt").write_text("\n".join(reading.notes))
     with ExitStack() as stack:
         files = {key: stack.enter_context((directory / f"{key}.npy").open("wb")) for key in TYPES}
-        for key, shape in _shapes(reading).items():
+        for key, shape in reading.shapes.items():
             header = np.lib.format.header_data_from_array_1_0(np.empty(0, TYPES[key]))
             np.lib.format.write_array_header_1_0(files[key], header | {"shape": shape})
         for rows in _converted(name, reading):
@@ -204,37 +212,29 @@ def _write(directory: Path, name: str, reading: Reading) -> None:
 
 
 def _in_memory(reading: Reading, attributes: dict[str, Any], *, check: bool) -> Episodes:
-    arrays: dict[str, Any] = {k: np.empty(s, TYPES[k]) for k, s in _shapes(reading).items()}
+    name = attributes["dataset_id"]
+    require_memory(reading.size, name, "take less of it, or make room on the disk for its cache")
+    arrays: dict[str, Any] = {k: np.empty(s, TYPES[k]) for k, s in reading.shapes.items()}
     filled = 0
-    for rows in _converted(attributes["dataset_id"], reading):
+    for rows in _converted(name, reading):
         begin, filled = filled, filled + len(rows["rewards"])
         for key, values in rows.items():
             arrays[key][begin:filled] = values
     for note in reading.notes:
         logger.warning("%s", note)
-    return Episodes(**arrays, offsets=_offsets(reading), **attributes, check=check)
+    return Episodes(**arrays, lengths=reading.lengths, **attributes, check=check)
 
 
 def _warn(name: str, error: OSError) -> None:
     logger.warning(
-        "%s is kept in memory, for no copy of it can be cached below %s (%s)",
+        "%s is kept in memory, because no copy of it can be cached below %s (%s)",
         *(name, cache_root(), error.strerror or error),
     )
 
 
-def _offsets(reading: Reading) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(reading.lengths)]).astype(np.int64)
-
-
-def _shapes(reading: Reading) -> dict[str, tuple[int, ...]]:
-    steps = int(reading.lengths.sum())
-    dimensions = {"observations": (reading.observation_dim,), "actions": (reading.action_dim,)}
-    return {key: (steps, *dimensions.get(key, ())) for key in TYPES}
-
-
 def _converted(name: str, reading: Reading) -> Iterator[dict[str, np.ndarray]]:
     """Yields the rows in the types of `Episodes`, having checked their shapes."""
-    shapes = _shapes(reading)
+    shapes = reading.shapes
     steps = shapes["rewards"][0]
     row = 0
     with steps_bar(f"reading {name}", steps, shown=steps >= _STEPS_WITH_PROGRESS) as show:
@@ -258,10 +258,3 @@ def _converted(name: str, reading: Reading) -> Iterator[dict[str, np.ndarray]]:
             show(row)
     if row != steps:
         raise UserError(f"{name}: {row} steps were read, not {steps}; the source has changed")
-
-
-def _remove_others(entry: Path) -> None:
-    """Removes the copies of what the source was before; who has them open keeps them."""
-    for other in entry.parent.iterdir():
-        if other.is_dir() and other != entry:
-            shutil.rmtree(other, ignore_errors=True)

@@ -1,64 +1,36 @@
 """Parts and sums of data sets: the best episodes, fewer of them, some held out, several together.
 
-All of them keep or leave whole episodes, and keep the environment and the reference scores.
+All of them keep whole episodes, the environment and the reference returns. A part shares the arrays
+of the whole: nothing is copied.
+
+>>> episodes = Episodes.from_arrays(
+...     *(np.zeros((4, 2)), np.zeros((4, 1)), [5, 1, 9, 7], np.ones(4), np.zeros(4)),
+...     action_low=[-1],
+...     action_high=[1],
+...     dataset_id="mine/walk-v0",
+... )
+>>> chosen = best(episodes, 0.5)
+>>> chosen.returns.tolist(), chosen.dataset_id, chosen.rewards is episodes.rewards
+([9.0, 7.0], 'mine/walk-v0 (best 50 %)', True)
+>>> train, held_out = hold_out(episodes, 0.25, seed=0)
+>>> train.n_episodes, held_out.n_episodes, held_out.dataset_id
+(3, 1, 'mine/walk-v0 (held out)')
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from typing import Any
 
 import numpy as np
 
 from common.errors import UserError
-from envs.data.cache import TYPES, Reading, lay_out
-from envs.data.episodes import (
-    Episodes,
-)
-from envs.data.mapped import PIECE_BYTES, pieces, release
+from envs.data.cache import Reading, lay_out
+from envs.data.episodes import TYPES, Episodes
 
 logger = logging.getLogger(__name__)
 
-# Of a random order of the episodes: that of smaller sets is the beginning of that of larger ones.
+# Of the random order of the episodes in `limit`: smaller choices are the beginning of larger ones.
 _SEED = 0
-
-
-def select(episodes: Episodes, chosen: np.ndarray, dataset_id: str) -> Episodes:
-    """Returns some of the episodes, copied, in the order that is given.
-
-    Args:
-        episodes: All of them.
-        chosen: (k,) int, numbers of episodes.
-        dataset_id: What the result is called.
-    """
-    lengths = episodes.lengths[chosen]
-    ends = np.cumsum(lengths)
-    shift = episodes.offsets[:-1][chosen] - (ends - lengths)
-
-    def rows() -> Iterator[dict[str, np.ndarray]]:
-        arrays = {name: getattr(episodes, name) for name in TYPES}
-        count = max(1, PIECE_BYTES // sum(array[:1].nbytes for array in arrays.values()))
-        for begin in range(0, int(ends[-1]), count):
-            index = np.arange(begin, min(begin + count, int(ends[-1])))
-            index += shift[np.searchsorted(ends, index, side="right")]
-            yield {name: array[index] for name, array in arrays.items()}
-            release(*arrays.values())
-
-    return _lay_out(episodes, lengths, rows, dataset_id=dataset_id)
-
-
-def _lay_out(
-    like: Episodes,
-    lengths: np.ndarray,
-    rows: Callable[[], Iterator[dict[str, np.ndarray]]],
-    **changes: Any,
-) -> Episodes:
-    """Returns Episodes of other steps, but with the attributes of `like`."""
-    attributes = {f.name: getattr(like, f.name) for f in fields(like)} | changes
-    for name in (*TYPES, "offsets"):
-        del attributes[name]
-    dimensions = like.observations.shape[1], like.actions.shape[1]
-    return lay_out(attributes, lambda: Reading(lengths, *dimensions, rows()))
 
 
 def best(episodes: Episodes, fraction: float) -> Episodes:
@@ -70,14 +42,14 @@ def best(episodes: Episodes, fraction: float) -> Episodes:
     if not 0 < fraction <= 1:
         raise UserError(f"top_fraction is {fraction}; it must be above 0 and at most 1")
     count = max(1, round(fraction * episodes.n_episodes))
-    chosen = np.sort(np.argsort(-episodes.returns, kind="stable")[:count])
-    return select(episodes, chosen, f"{episodes.dataset_id} (best {100 * fraction:g} %)")
+    chosen = np.argsort(-episodes.returns, kind="stable")[:count]
+    return episodes.select(chosen, f"{episodes.dataset_id} (best {100 * fraction:g} %)")
 
 
 def limit(
     episodes: Episodes, max_episodes: int | None = None, max_steps: int | None = None
 ) -> Episodes:
-    """Returns a random choice of episodes, always the same, that is not larger than asked for.
+    """Returns a random choice of episodes, always the same, of at most the size asked for.
 
     A smaller choice is part of every larger one.
 
@@ -100,7 +72,7 @@ def limit(
                 "episodes are kept whole; raise max_steps"
             )
         order = order[:count]
-    return select(episodes, np.sort(order), name)
+    return episodes.select(order, name)
 
 
 def hold_out(episodes: Episodes, fraction: float, seed: int) -> tuple[Episodes, Episodes]:
@@ -108,8 +80,8 @@ def hold_out(episodes: Episodes, fraction: float, seed: int) -> tuple[Episodes, 
 
     Args:
         episodes: All of them.
-        fraction: Of the episodes to hold out; at least one is, and at least one is not.
-        seed: Of the choice.
+        fraction: Share of the episodes to hold out; at least one is, and at least one is not.
+        seed: Seed of the choice.
 
     Returns:
         The episodes to train on and those held out.
@@ -123,11 +95,8 @@ def hold_out(episodes: Episodes, fraction: float, seed: int) -> tuple[Episodes, 
         raise UserError(f"{episodes.dataset_id} has one episode only: none can be held out")
     count = min(max(1, round(fraction * episodes.n_episodes)), episodes.n_episodes - 1)
     order = np.random.default_rng(seed).permutation(episodes.n_episodes)
-    name = episodes.dataset_id
-    return (
-        select(episodes, np.sort(order[count:]), name),
-        select(episodes, np.sort(order[:count]), f"{name} (held out)"),
-    )
+    held_out = episodes.select(order[:count], f"{episodes.dataset_id} (held out)")
+    return episodes.select(order[count:]), held_out
 
 
 def concatenate(parts: Sequence[Episodes]) -> Episodes:
@@ -140,26 +109,7 @@ def concatenate(parts: Sequence[Episodes]) -> Episodes:
         raise UserError("a mix needs parts: dataset.parts=[hopper-medium,hopper-medium-expert]")
     first = parts[0]
     for other in parts[1:]:
-        environments = [(p.environment_id, p.environment_kwargs) for p in (first, other)]
-        if environments[0] != environments[1]:
-            raise UserError(
-                f"{first.dataset_id} is of {_environment(first)}, but {other.dataset_id} of "
-                f"{_environment(other)}; mix data of one environment, or say in which one to "
-                "evaluate, as dataset.environment=Hopper-v5"
-            )
-        for name in ("observations", "actions"):
-            found = [getattr(part, name).shape[1] for part in (first, other)]
-            if found[0] != found[1]:
-                raise UserError(
-                    f"the {name} of {first.dataset_id} have {found[0]} dimensions, those of "
-                    f"{other.dataset_id} {found[1]}; mix data of one environment"
-                )
-        for name in ("action_low", "action_high"):
-            if not np.array_equal(getattr(first, name), getattr(other, name)):
-                raise UserError(
-                    f"{first.dataset_id} and {other.dataset_id} differ in {name}: "
-                    f"{getattr(first, name)} and {getattr(other, name)}"
-                )
+        _require_same_task(first, other)
     scored = [part for part in parts if part.reference is not None]
     reference = scored[0].reference if scored else None
     if any(part.reference != reference for part in scored):
@@ -167,17 +117,41 @@ def concatenate(parts: Sequence[Episodes]) -> Episodes:
 
     def rows() -> Iterator[dict[str, np.ndarray]]:
         for part in parts:
-            arrays = {name: getattr(part, name) for name in TYPES}
-            for piece in pieces(*arrays.values()):
-                yield {name: array[piece] for name, array in arrays.items()}
+            for piece in part.pieces(*TYPES):
+                yield {name: getattr(part, name)[piece] for name in TYPES}
 
-    return _lay_out(
-        first,
-        np.concatenate([part.lengths for part in parts]),
-        rows,
-        dataset_id=" + ".join(part.dataset_id for part in parts),
-        reference=reference,
-    )
+    attributes = {f.name: getattr(first, f.name) for f in fields(first)} | {
+        "dataset_id": " + ".join(part.dataset_id for part in parts),
+        "reference": reference,
+    }
+    for name in (*TYPES, "lengths", "starts"):
+        del attributes[name]
+    lengths = np.concatenate([part.lengths for part in parts])
+    dimensions = first.observations.shape[1], first.actions.shape[1]
+    return lay_out(attributes, lambda: Reading(lengths, *dimensions, rows()))
+
+
+def _require_same_task(first: Episodes, other: Episodes) -> None:
+    environments = [(part.environment_id, part.environment_kwargs) for part in (first, other)]
+    if environments[0] != environments[1]:
+        raise UserError(
+            f"{first.dataset_id} is of {_environment(first)}, but {other.dataset_id} of "
+            f"{_environment(other)}; mix data of one environment, or say in which one to "
+            "evaluate, as dataset.environment=Hopper-v5"
+        )
+    for name in ("observations", "actions"):
+        found = [getattr(part, name).shape[1] for part in (first, other)]
+        if found[0] != found[1]:
+            raise UserError(
+                f"the {name} of {first.dataset_id} have {found[0]} dimensions, those of "
+                f"{other.dataset_id} {found[1]}; mix data of one environment"
+            )
+    for name in ("action_low", "action_high"):
+        if not np.array_equal(getattr(first, name), getattr(other, name)):
+            raise UserError(
+                f"{first.dataset_id} and {other.dataset_id} differ in {name}: "
+                f"{getattr(first, name)} and {getattr(other, name)}"
+            )
 
 
 def _environment(episodes: Episodes) -> str:

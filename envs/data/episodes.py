@@ -1,8 +1,8 @@
 """Episodes: every data set as the same flat arrays, validated once."""
 
-import itertools
-from collections.abc import Sequence
-from dataclasses import InitVar, dataclass, field
+import hashlib
+from collections.abc import Iterator
+from dataclasses import InitVar, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,29 +19,56 @@ OBSERVATION_STD_FLOOR = 1e-3
 # Room for the rounding of bounds and actions that were stored in different precisions.
 ACTION_TOLERANCE = 1e-5
 
+# The arrays that have a row for each step.
+TYPES: dict[str, type] = {
+    "observations": np.float32,
+    "actions": np.float32,
+    "rewards": np.float32,
+    "terminations": np.bool_,
+    "truncations": np.bool_,
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Episodes:
-    """Whole episodes laid end to end.
+    """Whole episodes in flat arrays that have a row for each step.
 
-    Row t holds one step: the observation in which action t was taken, and what came of it. The
-    observation after the last action of an episode is not kept. Arrays are converted to the types
-    below and checked when the object is made.
+    Row t holds the observation in which action t was taken, and what came of it; the observation
+    after the last action of an episode is not kept. Episode i is the rows starts[i] to
+    starts[i] + lengths[i] - 1. A selection of episodes (`select`) shares the arrays and has fewer
+    starts and lengths: nothing is copied. Arrays are converted to the types below and checked.
+
+    >>> episodes = Episodes.from_arrays(
+    ...     observations=np.zeros((5, 2)),
+    ...     actions=np.zeros((5, 1)),
+    ...     rewards=[1, 1, 1, 10, 10],
+    ...     terminations=[0, 0, 1, 0, 0],
+    ...     truncations=[0, 0, 0, 0, 1],
+    ...     action_low=[-1],
+    ...     action_high=[1],
+    ...     dataset_id="mine/walk-v0",
+    ... )
+    >>> episodes.lengths.tolist(), episodes.returns.tolist()
+    ([3, 2], [3.0, 20.0])
+    >>> episodes.returns_to_go.tolist()
+    [3.0, 2.0, 1.0, 20.0, 10.0]
 
     Attributes:
-        observations: (steps, observation_dim) float32.
-        actions: (steps, action_dim) float32.
-        rewards: (steps,) float32.
-        terminations: (steps,) bool.
-        truncations: (steps,) bool.
-        offsets: (episodes + 1,) int64; episode i is the rows offsets[i] to offsets[i + 1] - 1.
+        observations: (rows, observation_dim) float32.
+        actions: (rows, action_dim) float32.
+        rewards: (rows,) float32.
+        terminations: (rows,) bool.
+        truncations: (rows,) bool.
+        lengths: (episodes,) int64, steps of each episode.
         action_low: (action_dim,) float32, lower bounds of the actions.
         action_high: (action_dim,) float32, upper bounds of the actions.
         dataset_id: Id of the data set.
         environment_id: Gymnasium id of the environment; None if unknown.
         environment_kwargs: Keyword arguments of `gymnasium.make` for that environment.
         reference: Reference returns; None if none are known.
-        check: Whether the arrays are checked; not if they were, as those in the cache.
+        starts: (episodes,) int64, ascending, the first row of each episode; by default they cover
+            all rows, end to end.
+        check: Whether the values are checked; not if they were, as those in the cache.
 
     Raises:
         UserError: The arrays do not hold valid episodes.
@@ -52,82 +79,99 @@ class Episodes:
     rewards: np.ndarray
     terminations: np.ndarray
     truncations: np.ndarray
-    offsets: np.ndarray
+    lengths: np.ndarray
     action_low: np.ndarray
     action_high: np.ndarray
     dataset_id: str
-    environment_id: str | None
+    environment_id: str | None = None
     environment_kwargs: dict[str, Any] = field(default_factory=dict)
     reference: Reference | None = None
+    starts: np.ndarray = field(default=None)  # type: ignore[arg-type]
     check: InitVar[bool] = True
 
     def __post_init__(self, check: bool) -> None:
-        types = {"terminations": np.bool_, "truncations": np.bool_, "offsets": np.int64}
-        for name in ("observations", "actions", "rewards", "action_low", "action_high", *types):
-            kind = types.get(name, np.float32)
-            object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), kind))
+        def convert(name: str, dtype: type) -> None:
+            array = numbers(self.dataset_id, name, getattr(self, name))
+            with np.errstate(over="ignore"):  # infinite then, which is found
+                object.__setattr__(self, name, np.ascontiguousarray(array, dtype))
+
+        bounds = {"action_low": np.float32, "action_high": np.float32}
+        for name, dtype in (TYPES | bounds | {"lengths": np.int64}).items():
+            convert(name, dtype)
+        if self.starts is None:
+            if self.lengths.sum() != len(self.rewards):
+                self._fail(
+                    f"{self.lengths.sum()} steps in episodes for {len(self.rewards)} rewards"
+                )
+            object.__setattr__(self, "starts", np.cumsum(self.lengths) - self.lengths)
+        convert("starts", np.int64)
         if check:
             self.validate()
 
     @classmethod
-    def from_lists(
+    def from_arrays(
         cls,
-        observations: Sequence[np.ndarray],
-        actions: Sequence[np.ndarray],
-        rewards: Sequence[np.ndarray],
-        terminations: Sequence[np.ndarray],
-        truncations: Sequence[np.ndarray],
+        observations: Any,
+        actions: Any,
+        rewards: Any,
+        terminations: Any,
+        truncations: Any,
         *,
-        action_low: np.ndarray,
-        action_high: np.ndarray,
         dataset_id: str,
-        environment_id: str | None,
-        reference: Reference | None = None,
+        **others: Any,
     ) -> "Episodes":
-        """Lays out episodes, given as one array for each episode, end to end.
+        """Cuts flat arrays into episodes: one ends where it is terminated or truncated.
 
         Args:
-            observations: One (episode steps, observation_dim) array for each episode.
-            actions: One (episode steps, action_dim) array for each episode.
-            rewards: One (episode steps,) array for each episode.
-            terminations: One (episode steps,) array for each episode.
-            truncations: One (episode steps,) array for each episode.
-            action_low: As in the class.
-            action_high: As in the class.
-            dataset_id: As in the class.
-            environment_id: As in the class.
-            reference: As in the class.
+            observations: (steps, observation_dim), in which the actions were taken.
+            actions: (steps, action_dim).
+            rewards: (steps,) or (steps, 1).
+            terminations: (steps,) or (steps, 1), true where a step terminated its episode.
+            truncations: (steps,) or (steps, 1), true where an episode ended for another reason,
+                such as a time limit. The last row must end an episode.
+            dataset_id: Id of the data set.
+            others: Further arguments of the class.
 
         Raises:
-            UserError: There is no episode, or the arrays do not hold valid episodes.
+            UserError: The arrays do not hold valid episodes, or the last one has no end.
         """
-        if not len(rewards):
-            raise UserError(f"{dataset_id}: there is no episode; at least one is needed")
-        lengths = [len(episode) for episode in rewards]
-        for name, arrays in (
-            ("observations", observations),
-            ("actions", actions),
-            ("terminations", terminations),
-            ("truncations", truncations),
-        ):
-            for i, (array, length) in enumerate(zip(arrays, lengths, strict=True)):
-                if len(array) != length:
-                    raise UserError(
-                        f"{dataset_id}: episode {i} has {len(array)} {name} for {length} rewards; "
-                        "each step needs one of each"
-                    )
+        rewards = column(dataset_id, "rewards", rewards)
+        terminations = flags(dataset_id, "terminations", terminations)
+        truncations = flags(dataset_id, "truncations", truncations)
+        for name, array in (("terminations", terminations), ("truncations", truncations)):
+            if len(array) != len(rewards):
+                raise UserError(
+                    f"{dataset_id}: there are {len(array)} {name} for {len(rewards)} rewards; "
+                    "each step needs one of each"
+                )
+        ends = np.flatnonzero(terminations | truncations) + 1
+        if len(rewards) and (not len(ends) or ends[-1] != len(rewards)):
+            last = len(rewards) - 1
+            raise UserError(
+                f"{dataset_id}: the last episode has no end: neither terminations[{last}] nor "
+                f"truncations[{last}] is true; mark its last step as truncated, or remove it"
+            )
         return cls(
-            observations=np.concatenate(observations),
-            actions=np.concatenate(actions),
-            rewards=np.concatenate(rewards),
-            terminations=np.concatenate(terminations),
-            truncations=np.concatenate(truncations),
-            offsets=np.concatenate([[0], np.cumsum(lengths)]),
-            action_low=action_low,
-            action_high=action_high,
+            *(observations, actions, rewards, terminations, truncations),
+            lengths=np.diff(ends, prepend=0),
             dataset_id=dataset_id,
-            environment_id=environment_id,
-            reference=reference,
+            **others,
+        )
+
+    def select(self, chosen: np.ndarray, dataset_id: str | None = None) -> "Episodes":
+        """Returns some of the episodes, in the order of the data; the arrays are shared.
+
+        Args:
+            chosen: (k,) int, numbers of episodes.
+            dataset_id: What the selection is called, if not as the whole.
+        """
+        chosen = np.unique(chosen)
+        return replace(
+            self,
+            starts=self.starts[chosen],
+            lengths=self.lengths[chosen],
+            dataset_id=dataset_id or self.dataset_id,
+            check=False,
         )
 
     def validate(self) -> None:
@@ -136,15 +180,28 @@ class Episodes:
         Raises:
             UserError: With the array, the first bad index and what was expected.
         """
-        for name, dimensions in (("observations", 2), ("actions", 2), ("rewards", 1)):
-            if getattr(self, name).ndim != dimensions:
-                self._fail(
-                    f"{name} has shape {getattr(self, name).shape}, not {dimensions} dimensions"
-                )
-        for name in ("observations", "actions", "terminations", "truncations"):
-            if len(getattr(self, name)) != self.n_steps:
-                self._fail(f"{len(getattr(self, name))} {name} for {self.n_steps} rewards")
-        self._validate_borders()
+        rows = len(self.rewards)
+        for name in TYPES:
+            array, dimensions = getattr(self, name), 2 if name in ("observations", "actions") else 1
+            if array.ndim != dimensions:
+                self._fail(f"{name} has shape {array.shape}, not {dimensions} dimensions")
+            if len(array) != rows:
+                self._fail(f"{len(array)} {name} for {rows} rewards; each step needs one of each")
+        # Borders of episodes.
+        if self.n_episodes < 1:
+            self._fail("there is no episode; at least one is needed")
+        if (empty := np.flatnonzero(self.lengths < 1)).size:
+            self._fail(f"episode {empty[0]} is empty; remove it")
+        ends = self.starts + self.lengths
+        if self.starts[0] < 0 or ends[-1] > rows or (self.starts[1:] < ends[:-1]).any():
+            self._fail(f"its episodes overlap, or leave the {rows} rows of the arrays")
+        # Values.
+        for name in ("terminations", "truncations"):
+            flagged = np.flatnonzero(getattr(self, name))
+            episode = self._episode(flagged)
+            early = flagged[(episode >= 0) & (flagged < ends[episode] - 1)]
+            if early.size:
+                self._fail_at(name, early[:1], "ends an episode before its last step; split it")
         for name in ("action_low", "action_high"):
             bound = getattr(self, name)
             if bound.shape != self.actions.shape[1:] or not np.isfinite(bound).all():
@@ -152,117 +209,107 @@ class Episodes:
                     f"{name} is {_line(bound)}, not {self.actions.shape[1]} finite numbers; give "
                     "the action space the bounds that actions really have"
                 )
-        for rows in pieces(self.observations, self.actions, self.rewards):
-            self._validate_values(rows)
+        for piece in self.pieces("observations", "actions", "rewards"):
+            self._validate_values(piece)
 
     def _validate_values(self, rows: slice) -> None:
         for name in ("observations", "actions", "rewards"):
-            finite = np.isfinite(getattr(self, name)[rows])
-            message = "is not finite (in float32); remove the episode"
-            self._require(finite, name, message, rows.start)
-        inside = (self.actions[rows] >= self.action_low - ACTION_TOLERANCE) & (
-            self.actions[rows] <= self.action_high + ACTION_TOLERANCE
+            bad = np.argwhere(~np.isfinite(getattr(self, name)[rows]))
+            if len(bad):
+                bad[0, 0] += rows.start
+                self._fail_at(name, bad[0], "is not finite (in float32); remove the episode")
+        bad = np.argwhere(
+            (self.actions[rows] < self.action_low - ACTION_TOLERANCE)
+            | (self.actions[rows] > self.action_high + ACTION_TOLERANCE)
         )
-        self._require(
-            inside,
-            "actions",
-            f"is outside the bounds {_line(self.action_low)} to {_line(self.action_high)} by more "
-            f"than {ACTION_TOLERANCE:g}; clip the actions or mend the action space",
-            rows.start,
-        )
-
-    def _validate_borders(self) -> None:
-        if self.n_episodes < 1:
-            self._fail("there is no episode; at least one is needed")
-        empty = np.flatnonzero(self.lengths < 1)
-        if len(empty):
-            self._fail(f"episode {empty[0]} is empty; remove it")
-        if self.offsets[0] != 0 or self.offsets[-1] != self.n_steps:
-            self._fail(
-                f"offsets run from {self.offsets[0]} to {self.offsets[-1]}, "
-                f"not from 0 to {self.n_steps}"
-            )
-        last = np.zeros(self.n_steps, bool)
-        last[self.offsets[1:] - 1] = True
-        for name in ("terminations", "truncations"):
-            self._require(
-                last | ~getattr(self, name), name, "ends an episode before its last step; split it"
+        if len(bad):
+            bad[0, 0] += rows.start
+            self._fail_at(
+                "actions",
+                bad[0],
+                f"is outside the bounds {_line(self.action_low)} to {_line(self.action_high)} by "
+                f"more than {ACTION_TOLERANCE:g}; clip the actions or mend the action space",
             )
 
-    def _require(self, good: np.ndarray, name: str, message: str, begin: int = 0) -> None:
-        if not good.all():
-            index = np.argwhere(~good)[0]
-            index[0] += begin
-            value = getattr(self, name)[tuple(index)]
-            where = ", ".join(str(i) for i in index)
-            episode = np.searchsorted(self.offsets, index[0], side="right") - 1
-            self._fail(f"{name}[{where}] = {value} (episode {episode}) {message}")
+    def _fail_at(self, name: str, index: np.ndarray, message: str) -> None:
+        value = getattr(self, name)[tuple(index)]
+        where = ", ".join(str(i) for i in index)
+        self._fail(f"{name}[{where}] = {value} (episode {self._episode(index[0])}) {message}")
 
     def _fail(self, message: str) -> None:
         raise UserError(f"{self.dataset_id}: {message}")
 
+    def _episode(self, rows: Any) -> Any:
+        """Returns the number of the episode of each row, -1 before the first."""
+        return np.searchsorted(self.starts, rows, side="right") - 1
+
     @property
     def n_steps(self) -> int:
         """Number of steps in all episodes."""
-        return len(self.rewards)
+        return int(self.lengths.sum())
 
     @property
     def n_episodes(self) -> int:
         """Number of episodes."""
-        return len(self.offsets) - 1
+        return len(self.lengths)
+
+    @property
+    def borders(self) -> Iterator[tuple[int, int]]:
+        """The first row of each episode, and the one after its last."""
+        return zip(self.starts.tolist(), (self.starts + self.lengths).tolist(), strict=True)
 
     @cached_property
-    def lengths(self) -> np.ndarray:
-        """(episodes,) int64, steps of each episode."""
-        return np.diff(self.offsets)
+    def spans(self) -> list[tuple[int, int]]:
+        """The ranges of rows that the episodes cover, neighbours joined."""
+        ends = self.starts + self.lengths
+        gaps = np.flatnonzero(self.starts[1:] != ends[:-1])
+        begins = self.starts[np.concatenate([[0], gaps + 1])]
+        return list(zip(begins.tolist(), ends[np.append(gaps, -1)].tolist(), strict=True))
+
+    def pieces(self, *names: str) -> Iterator[slice]:
+        """Yields slices that cover the episodes; what was read of these arrays is released."""
+        return pieces([getattr(self, name) for name in names], self.spans)
 
     @cached_property
     def returns(self) -> np.ndarray:
         """(episodes,) float64, sum of the rewards of each episode."""
-        result: np.ndarray = np.add.reduceat(self.rewards, self.offsets[:-1], dtype=np.float64)
+        # reduceat sums from each border to the next one: every second sum is of a gap.
+        borders = np.stack([self.starts, self.starts + self.lengths], axis=1).ravel()
+        inside = borders[borders < len(self.rewards)]
+        result: np.ndarray = np.add.reduceat(self.rewards, inside, dtype=np.float64)[::2]
         release(self.rewards)
         return result
 
     @cached_property
     def returns_to_go(self) -> np.ndarray:
-        """(steps,) float32, sum of the rewards from each step, its own included, to the end.
+        """(rows,) float32, sum of the rewards from each step, its own included, to the end.
 
         Summed in float64 within each episode: differences of one long cumulative sum would let the
-        rounding of one episode into the next.
+        rounding of one episode into the next. Rows outside the selection hold 0.
         """
-        result = np.empty(self.n_steps, np.float32)
-        for begin, end in itertools.pairwise(self.offsets.tolist()):
+        result = np.zeros(len(self.rewards), np.float32)
+        for begin, end in self.borders:
             rewards = self.rewards[begin:end]
             result[begin:end] = np.cumsum(rewards[::-1], dtype=np.float64)[::-1]
         release(self.rewards)
         return result
 
     @cached_property
-    def timesteps(self) -> np.ndarray:
-        """(steps,) int64, index of each step in its episode."""
-        return np.arange(self.n_steps) - np.repeat(self.offsets[:-1], self.lengths)
-
-    @cached_property
-    def is_first(self) -> np.ndarray:
-        """(steps,) bool, true on the first step of each episode."""
-        return self.timesteps == 0
-
-    @cached_property
     def observation_mean(self) -> np.ndarray:
-        """(observation_dim,) float32, mean over all steps."""
+        """(observation_dim,) float32, mean over the steps of the episodes."""
         return self._mean_observation.astype(np.float32)
 
     @cached_property
     def observation_std(self) -> np.ndarray:
         """(observation_dim,) float32, standard deviation, at least OBSERVATION_STD_FLOOR."""
         mean, values = self._mean_observation, self.observations
-        square = sum(np.square(values[rows] - mean).sum(axis=0) for rows in pieces(values))
+        square = sum(np.square(values[p] - mean).sum(axis=0) for p in self.pieces("observations"))
         return np.maximum(np.sqrt(square / self.n_steps), OBSERVATION_STD_FLOOR).astype(np.float32)
 
     @cached_property
     def _mean_observation(self) -> np.ndarray:
         values = self.observations
-        total = sum(values[rows].sum(axis=0, dtype=np.float64) for rows in pieces(values))
+        total = sum(values[p].sum(axis=0, dtype=np.float64) for p in self.pieces("observations"))
         return np.asarray(total / self.n_steps)
 
     def top_fraction_return(self, fraction: float = 0.1) -> float:
@@ -275,6 +322,59 @@ class Episodes:
             raise ValueError(f"fraction is {fraction}, not above 0 and at most 1")
         count = max(1, round(fraction * self.n_episodes))
         return float(np.sort(self.returns)[-count:].mean())
+
+    def sha256(self) -> str:
+        """Returns a hash of the observations, actions and rewards, and of the borders."""
+        digest = hashlib.sha256()
+        for name in ("observations", "actions", "rewards"):
+            for piece in self.pieces(name):
+                digest.update(getattr(self, name)[piece].data)
+        digest.update(np.concatenate([[0], np.cumsum(self.lengths)]).data)
+        return digest.hexdigest()
+
+
+def numbers(where: str, name: str, array: Any) -> np.ndarray:
+    """Returns an array of real numbers.
+
+    Raises:
+        UserError: It holds text, complex numbers or objects, or its rows are of unequal length.
+    """
+    try:
+        array = np.atleast_1d(array)
+    except ValueError:
+        raise UserError(f"{where}: the rows of {name} are of unequal length") from None
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"{where}: {name} are {array.dtype}; they must be real numbers or bool")
+    return array
+
+
+def column(where: str, name: str, array: Any) -> np.ndarray:
+    """Returns an array (steps,) of one that is (steps,) or (steps, 1).
+
+    Raises:
+        UserError: It is neither, or does not hold real numbers.
+    """
+    array = numbers(where, name, array)
+    if array.ndim == 2 and array.shape[1] == 1:
+        return array[:, 0]
+    if array.ndim != 1:
+        raise UserError(f"{where}: {name} has shape {array.shape}, not (steps,) or (steps, 1)")
+    return array
+
+
+def flags(where: str, name: str, array: Any) -> np.ndarray:
+    """Returns an array (steps,) of bool of one that is (steps,) or (steps, 1), of 0 and 1.
+
+    Raises:
+        UserError: It is neither, or holds other numbers: NaN would count as true.
+    """
+    array = column(where, name, array)
+    wrong = np.flatnonzero((array != 0) & (array != 1))
+    if len(wrong):
+        raise UserError(
+            f"{where}: {name}[{wrong[0]}] = {array[wrong[0]]}; it must be 0 or 1, or bool"
+        )
+    return array.astype(bool)
 
 
 def _line(array: np.ndarray) -> str:

@@ -28,7 +28,7 @@ from envs.data.episodes import (
     OBSERVATION_STD_FLOOR,
     Episodes,
 )
-from envs.data.mapped import pieces, release, too_large
+from envs.data.mapped import release, too_large
 from envs.data.sources import load_named
 
 QUANTILES = (0, 10, 25, 50, 75, 90, 100)
@@ -46,7 +46,7 @@ def summarize(episodes: Episodes) -> dict[str, Any]:
     shares are parts of 1. `suggested_target_returns` are quantiles and the mean of the best 10 % of
     the returns: what the data can tell of a return that is worth asking for.
     """
-    ends = episodes.offsets[1:] - 1
+    ends = episodes.starts + episodes.lengths - 1
     terminated, truncated = episodes.terminations[ends], episodes.truncations[ends]
     spec = gym.registry.get(episodes.environment_id or "")
     horizon = spec.max_episode_steps if spec is not None else None
@@ -84,7 +84,7 @@ def summarize(episodes: Episodes) -> dict[str, Any]:
         },
         "constant_observations": np.flatnonzero(constant).tolist(),
         "constant_actions": np.flatnonzero(low == high).tolist(),
-        "constant_rewards": bool(episodes.rewards.min() == episodes.rewards.max()),
+        "constant_rewards": _constant(episodes),
         # Reading refuses a data set that holds one, and says where.
         "non_finite_values": 0,
         "duplicate_episodes": _count_duplicates(episodes),
@@ -117,7 +117,7 @@ def _action_ranges(episodes: Episodes) -> tuple[np.ndarray, np.ndarray, np.ndarr
     """Returns the least and greatest action and the share of saturated ones, by dimension."""
     margin = _SATURATION_MARGIN * (episodes.action_high - episodes.action_low)
     parts = []
-    for rows in pieces(episodes.actions):
+    for rows in episodes.pieces("actions"):
         actions = episodes.actions[rows]
         at_bound = (actions <= episodes.action_low + margin) | (
             actions >= episodes.action_high - margin
@@ -127,12 +127,18 @@ def _action_ranges(episodes: Episodes) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return np.min(low, axis=0), np.max(high, axis=0), np.sum(count, axis=0) / episodes.n_steps
 
 
+def _constant(episodes: Episodes) -> bool:
+    """Whether all rewards are the same."""
+    first = episodes.rewards[episodes.starts[0]]
+    return all((episodes.rewards[p] == first).all() for p in episodes.pieces("rewards"))
+
+
 def _count_duplicates(episodes: Episodes) -> int:
     """Returns how many episodes equal an earlier one in observations, actions and rewards."""
     seen: set[bytes] = set()
     arrays = episodes.observations, episodes.actions, episodes.rewards
-    mapped = too_large(*arrays)
-    for begin, end in itertools.pairwise(episodes.offsets.tolist()):
+    mapped = too_large(arrays, episodes.n_steps)
+    for begin, end in episodes.borders:
         digest = hashlib.blake2b(digest_size=16)
         for array in arrays:
             digest.update(array[begin:end].data)
@@ -239,7 +245,7 @@ def save_figure(episodes: Episodes, path: Path) -> None:
     returns.set(xlabel="return of an episode", ylabel="episodes")
     lengths.hist(episodes.lengths, bins=50, color=blue)
     lengths.set(xlabel="length of an episode (steps)", ylabel="episodes")
-    for begin, end in itertools.pairwise(episodes.offsets[: _EPISODES_IN_FIGURE + 1].tolist()):
+    for begin, end in itertools.islice(episodes.borders, _EPISODES_IN_FIGURE):
         total = np.cumsum(episodes.rewards[begin:end], dtype=np.float64)
         sums.plot(np.arange(1, end - begin + 1), total, color=blue, alpha=0.5, linewidth=1)
         # Also seen where the episode is one step, which is no line.

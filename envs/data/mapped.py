@@ -1,58 +1,53 @@
-"""Arrays in files, mapped into memory, of which little stays there.
+"""Memory-mapped arrays of which little stays in memory.
 
-What was touched of a mapping counts as memory of the process until somebody else needs it: one pass
-over a data set of 10 GB ends with 10 GB resident. `release` hands the pages back. They stay in the
-system's cache of files while there is room, so that to look at them again costs microseconds.
+Every page of a mapping that was read counts as memory of the process until the system needs it for
+something else: one pass over a data set of 10 GB ends with 10 GB resident. `release` hands the
+pages back. They stay in the system's file cache while there is room, so that reading them again
+costs microseconds.
 """
 
 import mmap
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-# Arrays that are larger together do not stay in memory.
+# Mapped arrays that are larger together do not stay in memory.
 RESIDENT_BYTES = 512 << 20
 
-# Of a pass over whole arrays: so much is looked at before it is released.
+# A pass over whole arrays releases them after so many bytes.
 PIECE_BYTES = 4 << 20
 
 
-def open_array(path: Path) -> np.ndarray:
-    """Maps the array of an .npy file into memory, read-only.
-
-    Raises:
-        OSError: There is no such file.
-        ValueError: It is damaged, or holds objects.
-    """
-    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    return array
-
-
 def release(*arrays: np.ndarray) -> None:
-    """Hands back the pages of those of the arrays that are mapped; their content stays as it is."""
+    """Hands back the pages of those arrays that are mapped; their content stays as it is."""
     if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
         for mapping in filter(None, map(_mapping, arrays)):
             mapping.madvise(mmap.MADV_DONTNEED)
 
 
-def pieces(*arrays: np.ndarray) -> Iterator[slice]:
-    """Yields slices that cover arrays of equally many rows, and releases what was looked at."""
-    row_bytes = sum(array[:1].nbytes for array in arrays)
-    count = max(1, PIECE_BYTES // max(1, row_bytes))
-    for begin in range(0, len(arrays[0]), count):
-        yield slice(begin, begin + count)
-        release(*arrays)
+def pieces(arrays: Sequence[np.ndarray], spans: Iterable[tuple[int, int]]) -> Iterator[slice]:
+    """Yields slices that cover ranges of rows, and releases the arrays after every PIECE_BYTES."""
+    count = max(1, PIECE_BYTES // max(1, sum(array[:1].nbytes for array in arrays)))
+    read = 0
+    for begin, end in spans:
+        for first in range(begin, end, count):
+            last = min(first + count, end)
+            yield slice(first, last)
+            read += last - first
+            if read >= count:
+                release(*arrays)
+                read = 0
+    release(*arrays)
 
 
-def too_large(*arrays: np.ndarray) -> list[np.ndarray]:
-    """Returns those that are mapped, if they do not fit in RESIDENT_BYTES together; else none.
+def too_large(arrays: Iterable[np.ndarray], rows: int) -> list[np.ndarray]:
+    """Returns the mapped arrays if so many rows of them exceed RESIDENT_BYTES; else none.
 
-    Who reads them here and there releases them after each reading: how much the kernel maps around
-    what is touched is its own affair, from 64 kB to 2 MB.
+    Whoever reads them at random releases them after each reading: the kernel maps 64 kB to 2 MB
+    around every row.
     """
     mapped = [array for array in arrays if _mapping(array) is not None]
-    return mapped if sum(array.nbytes for array in mapped) > RESIDENT_BYTES else []
+    return mapped if rows * sum(array[:1].nbytes for array in mapped) > RESIDENT_BYTES else []
 
 
 def _mapping(array: np.ndarray) -> mmap.mmap | None:

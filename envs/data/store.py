@@ -1,10 +1,10 @@
-"""Your own trajectories -> a Minari data set, with its environment and reference scores.
+"""Your own episodes -> a Minari data set, with its environment and reference returns.
 
     python -m envs.data.store file=walk.npz id=mine/hopper-v0 environment=Hopper-v5
 
 The file is what ``numpy.savez`` writes of the flat arrays ``observations``, ``actions``,
 ``rewards``, ``terminations`` and ``truncations`` (and ``next_observations``, where you have them);
-see envs/data/trajectories.py. From Python, `store_trajectories` takes episodes of any origin.
+see `Episodes.from_arrays`. From Python, `store_episodes` takes the same arrays.
 Then ``python train.py dataset=minari dataset.id=mine/hopper-v0``.
 """
 
@@ -26,23 +26,20 @@ from common.arguments import parse_arguments, run_command
 from common.checks import check_fields
 from common.errors import UserError
 from common.files import hidden_directory, only_process, put_in_place
-from envs.data.episodes import (
-    Episodes,
-)
+from envs.data.episodes import TYPES, Episodes, column, numbers
 from envs.data.spaces import environment_spaces, require_dimensions
-from envs.data.trajectories import Trajectory, trajectories_from_npz
 from envs.simulation.simulators import quiet_model_files
 from envs.tasks import Reference, task_of_environment
 
-# What HDF5 needs for an episode beside its arrays: measured 14 to 18.5 kB.
+# What HDF5 needs for an episode besides its arrays: measured 14 to 18.5 kB.
 _EPISODE_BYTES = 20_000
 
 _BLOCK_BYTES = 1_000_000
 
 
-def store_trajectories(
+def store_episodes(
     dataset_id: str,
-    trajectories: Sequence[Trajectory] | Callable[[], Sequence[Trajectory]],
+    arrays: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
     *,
     environment_id: str | None = None,
     action_low: Sequence[float] | np.ndarray | None = None,
@@ -57,15 +54,30 @@ def store_trajectories(
     The data set is written in a hidden directory of the store, synced, and renamed into place. One
     process at a time makes data sets; another that wants the same waits, and then finds it there.
 
-    >>> store_trajectories(
-    ...     "mine/hopper-v0",
-    ...     [Trajectory(observations, actions, rewards, terminated=True, truncated=False)],
-    ...     environment_id="Hopper-v5",
-    ... )  # doctest: +SKIP
+    >>> import tempfile
+    >>> os.environ["MINARI_DATASETS_PATH"] = tempfile.mkdtemp()
+    >>> store_episodes(
+    ...     "mine/walk-v0",
+    ...     {
+    ...         "observations": np.zeros((5, 2)),
+    ...         "actions": np.zeros((5, 1)),
+    ...         "rewards": [1, 1, 1, 10, 10],
+    ...         "terminations": [0, 0, 1, 0, 0],
+    ...         "truncations": [0, 0, 0, 0, 1],
+    ...     },
+    ...     action_low=[-1],
+    ...     action_high=[1],
+    ... )
+    >>> [episode.rewards.tolist() for episode in minari.load_dataset("mine/walk-v0")]
+    [[1, 1, 1], [10, 10]]
 
     Args:
         dataset_id: Minari id, with a version: ``mine/hopper-v0``.
-        trajectories: The episodes, or a function that makes them, called if there is need.
+        arrays: The arrays of `Episodes.from_arrays`, by name, or a function that makes them, called
+            if there is need. Two more may be among them: ``next_observations``, of the shape of
+            the observations, what came of the actions (without them the last observation of each
+            episode is stored twice; training does not see the second one), and ``seeds``,
+            (episodes,) int, what the environment's reset got.
         environment_id: Gymnasium id of the environment that they come from, and that a policy is
             evaluated in.
         action_low: (action_dim,), lower bounds of the actions; by default the environment's.
@@ -80,46 +92,60 @@ def store_trajectories(
         UserError: The episodes are not valid, an argument is missing or does not fit them, a
             data set of this id exists already, or the store cannot be written.
     """
-    _check_id(dataset_id)
-    with _explained(dataset_id):
-        store, place = get_dataset_path(), get_dataset_path(dataset_id)
-        with only_process(store / ".making.lock", "making a data set"):
-            if place.exists() and not overwrite:
-                if exist_ok:
-                    return
-                raise UserError(
-                    f"{dataset_id} exists already in {store}; add overwrite=true to replace it"
-                )
-            with hidden_directory(store) as hidden:
-                made = list(trajectories() if callable(trajectories) else trajectories)
-                spaces = _check(dataset_id, made, environment_id, action_low, action_high)
-                if reference is None and (task := task_of_environment(environment_id)):
-                    reference = task.reference
-                scores = {} if reference is None else _scores(reference)
-                _require_room(hidden, made)
-                with _minari_store(hidden):
-                    _write(dataset_id, made, environment_id, spaces, {**scores, **(metadata or {})})
-                namespace = dataset_id.rpartition("/")[0]
-                if namespace and namespace not in list_local_namespaces():
-                    create_namespace(namespace)
-                put_in_place(hidden / dataset_id, place, hidden)
+    store, place = dataset_path(), dataset_path(dataset_id)
+    with _explained(dataset_id, store), only_process(store / ".making.lock", "making a data set"):
+        if place.exists() and not overwrite:
+            if exist_ok:
+                return
+            raise UserError(
+                f"{dataset_id} exists already in {store}; add overwrite=true to replace it"
+            )
+        with hidden_directory(store) as hidden:
+            given = dict(arrays() if callable(arrays) else arrays)
+            episodes, space = _check(dataset_id, given, environment_id, action_low, action_high)
+            if reference is None and (task := task_of_environment(environment_id)):
+                reference = task.reference
+            scores = {} if reference is None else _scores(reference)
+            _require_room(hidden, episodes, given)
+            with _minari_store(hidden):
+                _write(episodes, given, space, {**scores, **(metadata or {})})
+            namespace = dataset_id.rpartition("/")[0]
+            if namespace and namespace not in list_local_namespaces():
+                create_namespace(namespace)
+            put_in_place(hidden / dataset_id, place, hidden)
 
 
-def _check_id(dataset_id: str) -> None:
+def dataset_path(dataset_id: str = "") -> Path:
+    """Returns the directory of a data set in Minari's local store, or the store's own.
+
+    Raises:
+        UserError: That is no Minari id (it could lead out of the store), or the store cannot be
+            made.
+    """
+    if dataset_id:
+        try:
+            minari.dataset.minari_dataset.parse_dataset_id(dataset_id)
+        except (ValueError, TypeError):  # TypeError is what Minari makes of an id without a version
+            raise UserError(
+                f"'{dataset_id}' is not a Minari id, which is like mine/hopper-v0, version included"
+            ) from None
+    store = os.environ.get("MINARI_DATASETS_PATH")
+    if store is not None and not store.strip():
+        raise UserError("MINARI_DATASETS_PATH is empty; set it to a directory, or unset it")
     try:
-        minari.dataset.minari_dataset.parse_dataset_id(dataset_id)
-    except (ValueError, TypeError):  # TypeError is what Minari makes of an id without a version
+        return Path(get_dataset_path(dataset_id))
+    except OSError as error:
         raise UserError(
-            f"'{dataset_id}' is not a Minari id, which is like mine/hopper-v0, version included"
-        ) from None
+            f"the store of data sets {error.filename or store} cannot be made ({error.strerror}); "
+            "set MINARI_DATASETS_PATH to a directory of yours"
+        ) from error
 
 
 @contextlib.contextmanager
-def _explained(dataset_id: str) -> Iterator[None]:
+def _explained(dataset_id: str, store: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        store = os.environ.get("MINARI_DATASETS_PATH", "~/.minari/datasets")
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UserError(
             f"{dataset_id} cannot be stored below {store} ({reason}); make room or give write "
@@ -129,15 +155,27 @@ def _explained(dataset_id: str) -> Iterator[None]:
 
 def _check(
     dataset_id: str,
-    trajectories: Sequence[Trajectory],
+    arrays: dict[str, Any],
     environment_id: str | None,
     action_low: Any,
     action_high: Any,
-) -> tuple[gym.spaces.Box, gym.spaces.Box]:
-    """Returns the spaces of the observations and actions, having checked that these fit."""
-    spaces = None
+) -> tuple[Episodes, gym.spaces.Box]:
+    """Returns the episodes and the space of the observations; makes plain arrays of `arrays`."""
+    known = (*TYPES, "next_observations", "seeds")
+    if wrong := [name for name in arrays if name not in known]:
+        raise UserError(f"{dataset_id}: there is no array '{wrong[0]}'; the names are {known}")
+    if missing := [name for name in TYPES if name not in arrays]:
+        raise UserError(f"{dataset_id}: the array '{missing[0]}' is missing")
+    for name in arrays:
+        arrays[name] = numbers(dataset_id, name, arrays[name])
+    arrays["rewards"] = column(dataset_id, "rewards", arrays["rewards"])
+    observations = arrays["observations"]
+    space = gym.spaces.Box(-np.inf, np.inf, observations.shape[1:])
     if environment_id is not None:
         spaces = environment_spaces(environment_id)
+        dimensions = observations.shape[-1], arrays["actions"].shape[-1]
+        require_dimensions(dataset_id, environment_id, spaces, dimensions)
+        space = spaces[0]
         action_low = spaces[1].low if action_low is None else action_low
         action_high = spaces[1].high if action_high is None else action_high
     if action_low is None or action_high is None:
@@ -145,30 +183,18 @@ def _check(
             f"{dataset_id}: the bounds of the actions are unknown; give action_low and "
             "action_high, or the environment"
         )
-    for i, trajectory in enumerate(trajectories):
-        if len(trajectory.observations) != len(trajectory.rewards) + 1:
-            raise UserError(
-                f"{dataset_id}: episode {i} has {len(trajectory.observations)} observations for "
-                f"{len(trajectory.rewards)} rewards; one more than there are rewards is needed"
-            )
-        if spaces is not None:
-            dimensions = trajectory.observations.shape[-1], trajectory.actions.shape[-1]
-            require_dimensions(dataset_id, str(environment_id), spaces, dimensions)
-    no_flags = [np.zeros(len(t.rewards), bool) for t in trajectories]
-    episodes = Episodes.from_lists(
-        [t.observations[:-1] for t in trajectories],
-        [t.actions for t in trajectories],
-        [t.rewards for t in trajectories],
-        no_flags,
-        no_flags,
-        action_low=np.asarray(action_low),
-        action_high=np.asarray(action_high),
+    episodes = Episodes.from_arrays(
+        **{name: arrays[name] for name in TYPES},
+        action_low=action_low,
+        action_high=action_high,
         dataset_id=dataset_id,
-        environment_id=str(environment_id),
+        environment_id=environment_id,
     )
-    observations = gym.spaces.Box(-np.inf, np.inf, episodes.observations.shape[1:])
-    actions = gym.spaces.Box(episodes.action_low, episodes.action_high)
-    return spaces[0] if spaces is not None else observations, actions
+    expected = {"next_observations": observations.shape, "seeds": (episodes.n_episodes,)}
+    for name, shape in expected.items():
+        if name in arrays and arrays[name].shape != shape:
+            raise UserError(f"{dataset_id}: {name} has shape {arrays[name].shape}, not {shape}")
+    return episodes, space
 
 
 def _scores(reference: Reference) -> dict[str, Any]:
@@ -179,11 +205,10 @@ def _scores(reference: Reference) -> dict[str, Any]:
     }
 
 
-def _require_room(directory: Path, trajectories: Sequence[Trajectory]) -> None:
+def _require_room(directory: Path, episodes: Episodes, arrays: dict[str, np.ndarray]) -> None:
     """Fills the disk for a moment: HDF5 would crash the process on a disk that is full."""
-    arrays = [a for t in trajectories for a in (t.observations, t.actions, t.rewards)]
-    size = sum(array.nbytes + 2 * len(array) for array in arrays)
-    size += len(trajectories) * _EPISODE_BYTES
+    size = sum(arrays[name].nbytes for name in TYPES)
+    size += episodes.n_episodes * (_EPISODE_BYTES + arrays["observations"][:1].nbytes)
     path = directory / "room"
     try:
         with path.open("wb") as file:
@@ -209,38 +234,41 @@ def _minari_store(directory: Path) -> Iterator[None]:
             os.environ["MINARI_DATASETS_PATH"] = before
 
 
+def _buffers(
+    episodes: Episodes, arrays: dict[str, np.ndarray]
+) -> Iterator[minari.data_collector.EpisodeBuffer]:
+    """Yields each episode as Minari takes it, in the types of the arrays that were given."""
+    observations = arrays["observations"]
+    following = arrays.get("next_observations", observations)
+    seeds = arrays["seeds"].tolist() if "seeds" in arrays else [None] * episodes.n_episodes
+    for (begin, end), seed in zip(episodes.borders, seeds, strict=True):
+        yield minari.data_collector.EpisodeBuffer(
+            seed=seed,
+            observations=np.concatenate([observations[begin:end], following[end - 1 : end]]),
+            actions=arrays["actions"][begin:end],
+            rewards=arrays["rewards"][begin:end],
+            terminations=episodes.terminations[begin:end],
+            truncations=episodes.truncations[begin:end],
+        )
+
+
 def _write(
-    dataset_id: str,
-    trajectories: Sequence[Trajectory],
-    environment_id: str | None,
-    spaces: tuple[gym.spaces.Box, gym.spaces.Box],
+    episodes: Episodes,
+    arrays: dict[str, np.ndarray],
+    space: gym.spaces.Box,
     metadata: dict[str, Any],
 ) -> None:
-    buffers = []
-    for trajectory in trajectories:
-        ends = np.zeros((2, len(trajectory.rewards)), bool)
-        ends[:, -1] = trajectory.terminated, trajectory.truncated
-        buffers.append(
-            minari.data_collector.EpisodeBuffer(
-                seed=trajectory.seed,
-                observations=trajectory.observations,
-                actions=trajectory.actions,
-                rewards=trajectory.rewards,
-                terminations=ends[0],
-                truncations=ends[1],
-            )
-        )
     with warnings.catch_warnings(), quiet_model_files():
         # Minari asks for an e-mail address and a link to the code, Gymnasium for newer versions.
         warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         dataset = minari.create_dataset_from_buffers(
-            dataset_id,
-            buffers,
-            env=environment_id,
-            eval_env=environment_id,
-            observation_space=spaces[0],
-            action_space=spaces[1],
+            episodes.dataset_id,
+            _buffers(episodes, arrays),
+            env=episodes.environment_id,
+            eval_env=episodes.environment_id,
+            observation_space=space,
+            action_space=gym.spaces.Box(episodes.action_low, episodes.action_high),
             data_format="hdf5",
         )
     dataset.storage.update_metadata(metadata)
@@ -291,23 +319,24 @@ def main(arguments: list[str]) -> None:
     """Stores one .npz file from the command line.
 
     Raises:
-        UserError: An argument is wrong.
         UserError: The file or an argument cannot be used, or the data set cannot be stored.
     """
+    from envs.data.sources.npz import read_npz  # the sources import this module
+
     config = parse_arguments(StoreConfig, arguments)
     reference = _reference(config)
-    trajectories = trajectories_from_npz(Path(config.file))
-    store_trajectories(
+    arrays = read_npz(Path(config.file))
+    store_episodes(
         config.id,
-        trajectories,
+        arrays,
         environment_id=config.environment,
         reference=reference,
         overwrite=config.overwrite,
     )
-    steps = sum(len(trajectory.rewards) for trajectory in trajectories)
+    episodes = np.count_nonzero((arrays["terminations"] != 0) | (arrays["truncations"] != 0))
     print(
-        f"{config.id}: {len(trajectories)} episodes, {steps:,} steps, in "
-        f"{get_dataset_path(config.id)}; train on it: "
+        f"{config.id}: {episodes} episodes, {len(arrays['rewards']):,} steps, in "
+        f"{dataset_path(config.id)}; train on it: "
         f"python train.py dataset=minari dataset.id={config.id}"
     )
 

@@ -8,7 +8,7 @@ friction, are those of v4, not of v5, so that policies are evaluated in v4 unles
 import contextlib
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,10 @@ import numpy as np
 
 from common.errors import UserError
 from envs.data.cache import Reading, load_cached
-from envs.data.episodes import (
-    Episodes,
-)
+from envs.data.episodes import Episodes, column, flags
 from envs.data.sources.download import download
+from envs.data.sources.hdf5 import damage_explained, require_stored, whole
 from envs.data.spaces import environment_spaces, require_dimensions
-from envs.data.trajectories import one_flag_per_step, one_number_per_step
 from envs.tasks import TASKS, task_of_environment
 
 EVALUATION_VERSION = "v4"
@@ -119,53 +117,41 @@ def _environment_of(path: Path) -> str:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
-    """Opens a file, and explains what goes wrong while it is read."""
-    try:
+    with damage_explained(f"{path} is damaged or cut short", "download or copy it again"):
         if not h5py.is_hdf5(path):
+            path.open("rb").close()  # which says what hinders it, if that is so
             raise UserError(f"{path} is not an HDF5 file; give the path of a D4RL HDF5 file")
         with h5py.File(path, "r") as file:
             yield file
-    except UserError:
-        raise
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} is damaged or cut short ({error}); download or copy it again"
-        ) from error
 
 
 def _read(path: Path) -> Reading:
     with _opened(path) as file:
-        sizes = {}
-        for name in ("observations", "actions", "rewards", "terminals"):
+        needed = ("observations", "actions", "rewards", "terminals")
+        for name in needed:
             if not isinstance(file.get(name), h5py.Dataset):
                 raise UserError(
                     f"{path} has no array '{name}'; it has {', '.join(file) or 'nothing'}"
                 )
-            sizes[name] = len(file[name])
-        if "timeouts" in file:
-            sizes["timeouts"] = len(file["timeouts"])
-        for name, size in sizes.items():
-            if size != sizes["rewards"]:
+        arrays = {name: file[name] for name in (*needed, "timeouts") if name in file}
+        steps = len(file["rewards"])
+        for name, array in arrays.items():
+            require_stored(array)
+            if len(array) != steps:
                 raise UserError(
-                    f"{path} has {size} {name} for {sizes['rewards']} rewards; each step needs "
-                    "one of each"
+                    f"{path} has {len(array)} {name} for {steps} rewards; each step needs one of "
+                    "each"
                 )
-        for name in ("observations", "actions"):
-            if file[name].ndim != 2:
-                raise UserError(
-                    f"{path}: {name} has shape {file[name].shape}, not (steps, dimensions)"
-                )
-        flags = {
-            name: _of_steps(one_flag_per_step, path, name, file[name][()])
-            for name in ("terminals", "timeouts")
-            if name in file
-        }
+            if name in ("observations", "actions") and array.ndim != 2:
+                raise UserError(f"{path}: {name} has shape {array.shape}, not (steps, dimensions)")
+        if not steps:
+            raise UserError(f"{path} is empty; at least one episode of one step is needed")
         dimensions = file["observations"].shape[1], file["actions"].shape[1]
-    steps = sizes["rewards"]
-    if not steps:
-        raise UserError(f"{path} is empty; at least one episode of one step is needed")
-    terminals = flags["terminals"]
-    truncations = flags["timeouts"] if "timeouts" in flags else _cut(terminals)
+        terminals = flags(str(path), "terminals", whole(file["terminals"]))
+        if "timeouts" in file:
+            truncations = flags(str(path), "timeouts", whole(file["timeouts"]))
+        else:
+            truncations = _cut(terminals)
     ends = np.flatnonzero(terminals | truncations) + 1
     if not len(ends):
         raise UserError(
@@ -186,15 +172,6 @@ def _read(path: Path) -> Reading:
     )
 
 
-def _of_steps(
-    kind: Callable[[str, np.ndarray], np.ndarray], path: Path, name: str, array: np.ndarray
-) -> np.ndarray:
-    try:
-        return kind(name, array)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
 def _cut(terminals: np.ndarray) -> np.ndarray:
     """Returns (steps,) bool, true where an episode that goes on has had HORIZON steps."""
     cut = np.zeros_like(terminals)
@@ -213,7 +190,7 @@ def _rows(
             yield {
                 "observations": file["observations"][rows],
                 "actions": file["actions"][rows],
-                "rewards": _of_steps(one_number_per_step, path, "rewards", file["rewards"][rows]),
+                "rewards": column(str(path), "rewards", file["rewards"][rows]),
                 "terminations": terminals[rows],
                 "truncations": truncations[rows],
             }

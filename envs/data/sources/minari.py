@@ -9,14 +9,14 @@ import gymnasium as gym
 import h5py
 import minari
 import numpy as np
-from minari.storage import get_dataset_path
+from minari.dataset.minari_storage import MinariStorage
 
 from common.errors import UserError
 from envs.data.cache import Reading, load_cached
-from envs.data.episodes import (
-    Episodes,
-)
+from envs.data.episodes import Episodes
+from envs.data.sources.hdf5 import damage_explained, first_line, whole
 from envs.data.spaces import environment_spaces, require_dimensions, require_vectors
+from envs.data.store import dataset_path
 from envs.tasks import Reference, task_of_environment
 
 FLAGS = ("rewards", "terminations", "truncations")
@@ -24,7 +24,7 @@ FLAGS = ("rewards", "terminations", "truncations")
 
 def is_local(dataset_id: str) -> bool:
     """Whether Minari's local store has this data set."""
-    return (get_dataset_path(dataset_id) / "data").exists()
+    return (dataset_path(dataset_id) / "data").exists()
 
 
 def load_minari(dataset_id: str, environment_id: str | None = None) -> Episodes:
@@ -66,24 +66,27 @@ def load_minari(dataset_id: str, environment_id: str | None = None) -> Episodes:
 
 
 def _open(dataset_id: str) -> minari.MinariDataset:
+    directory = dataset_path(dataset_id)
     local = is_local(dataset_id)
     try:
-        return minari.load_dataset(dataset_id, download=True)
-    except TypeError:  # what Minari makes of an id without a version
-        raise UserError(
-            f"'{dataset_id}' has no version; a Minari id ends in -v0, -v1, ..."
-        ) from None
+        if not local:
+            return minari.load_dataset(dataset_id, download=True)
+        storage = MinariStorage.read(directory / "data")
+        size = sum(path.stat().st_size for path in directory.rglob("*"))
+        if storage.total_episodes > size:  # Minari would count them up in memory
+            raise ValueError(f"{storage.total_episodes:,} episodes are claimed in {size:,} bytes")
+        return minari.MinariDataset(storage)
     except Exception as error:  # the storages and download clients share no base class
         if local:
             raise UserError(
-                f"{dataset_id} cannot be read from {get_dataset_path(dataset_id)}: "
-                f"{_first_line(error)}; delete that directory and make or download the data set "
-                "again, or update Minari if a newer one wrote it"
+                f"{dataset_id} cannot be read from {directory}: {first_line(error)}; delete that "
+                "directory and make or download the data set again, or update Minari if a newer "
+                "one wrote it"
             ) from error
         found = ", ".join(minari.list_local_datasets()) or "none"
         raise UserError(
             f"the Minari data set '{dataset_id}' is not in the local store and could not be "
-            f"downloaded ({_first_line(error)}); local data sets: {found}"
+            f"downloaded ({first_line(error)}); local data sets: {found}"
         ) from error
 
 
@@ -149,7 +152,7 @@ def _rows(dataset: minari.MinariDataset) -> Iterator[dict[str, np.ndarray]]:
     spaces = {"observations": dataset.observation_space, "actions": dataset.action_space}
     with _damage_explained(dataset):
         for i, episode in enumerate(_episodes(dataset)):
-            rows = {name: np.asarray(episode[name][()]) for name in FLAGS}
+            rows = {name: whole(episode[name]) for name in FLAGS}
             rows |= {name: _flatten(space, episode[name]) for name, space in spaces.items()}
             steps = len(rows["rewards"])
             for name, extra in (("observations", 1), ("actions", 0)):
@@ -182,24 +185,12 @@ def _flatten(space: gym.Space, values: Any) -> np.ndarray:
         return np.concatenate(
             [_flatten(part, values[key]) for key, part in space.spaces.items()], axis=1
         )
-    array = values[()]
+    array = whole(values)
     return array.reshape(len(array), gym.spaces.flatdim(space))
 
 
-@contextlib.contextmanager
-def _damage_explained(dataset: minari.MinariDataset) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{dataset.spec.dataset_id} is damaged in {dataset.spec.data_path} "
-            f"({_first_line(error)}); delete that directory, and make or download the data set "
-            "again"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+def _damage_explained(dataset: minari.MinariDataset) -> contextlib.AbstractContextManager[None]:
+    return damage_explained(
+        f"{dataset.spec.dataset_id} is damaged in {dataset.spec.data_path}",
+        "delete that directory, and make or download the data set again",
+    )

@@ -246,5 +246,5 @@ def test_no_write_permission_is_one_sentence(monkeypatch):
 def test_a_store_below_a_file_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "file" / "store"))
-    with pytest.raises(UserError, match=r"cannot be stored below .*Not a directory"):
+    with pytest.raises(UserError, match=r"cannot be made .Not a directory"):
         make_dataset(HOPPER, 300, seed=0)

@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from envs.data.batches import BATCHES, ProtocolConfig, make_batches
-from envs.data.episodes import (
-    Episodes,
-)
+from envs.data.episodes import TYPES, Episodes
 
 CPU = torch.device("cpu")
 
@@ -25,7 +23,7 @@ def make_episodes(lengths: list[int]) -> Episodes:
         rewards=rng.normal(size=steps),
         terminations=np.zeros(steps, bool),
         truncations=np.zeros(steps, bool),
-        offsets=np.cumsum([0, *lengths]),
+        lengths=lengths,
         action_low=-np.ones(2),
         action_high=np.ones(2),
         dataset_id="test",
@@ -72,10 +70,11 @@ def test_every_batch_is_made_of_true_pieces_of_the_data(
             # Padding follows the real steps.
             assert mask.tolist() == sorted(mask.tolist(), reverse=True)
         index = (
-            episodes.offsets[batch["observations"][..., 0].long()]
+            episodes.starts[batch["observations"][..., 0].long()]
             + batch["observations"][..., 1].long().numpy()
         )
-        for key in ("actions", "returns_to_go", "timesteps"):
+        np.testing.assert_array_equal(batch["timesteps"], batch["observations"][..., 1].long())
+        for key in ("actions", "returns_to_go"):
             np.testing.assert_array_equal(batch[key].numpy(), getattr(episodes, key)[index])
 
 
@@ -117,7 +116,7 @@ def test_pieces_of_streams_restart_as_often_as_asked_and_go_on_in_the_data():
             assert torch.equal(steps[:, 0], (last + 1) % 10_000)
         last = steps[:, -1]
     assert abs(restarts / 2000 - 0.3) < 5 * (0.3 * 0.7 / 2000) ** 0.5
-    with pytest.raises(ValueError, match=r"protocol\.restart is 1\.5, a probability"):
+    with pytest.raises(UserError, match=r"protocol\.restart is 1\.5, a probability"):
         ProtocolConfig("streamed", restart=1.5)
 
 
@@ -151,18 +150,35 @@ def test_every_step_is_seen_equally_often(name):
     assert share.min() > 0.93 and share.max() < 1.07, share
 
 
-def test_burn_in_leaves_out_only_steps_that_warm_the_state_up():
-    config = ProtocolConfig("windowed", 60, 6, burn_in=2)
-    batches = make_batches(make_episodes([7, 3, 15]), config, seed=0, device=CPU)
-    plain = make_batches(
-        make_episodes([7, 3, 15]), ProtocolConfig("windowed", 60, 6), seed=0, device=CPU
+@pytest.mark.parametrize("name", sorted(BATCHES))
+def test_batches_of_a_selection_are_those_of_its_copy(name):
+    lengths = [9, 4, 13, 6, 2]
+    selection = make_episodes(lengths).select(np.array([3, 1, 4]))
+    copy = Episodes(
+        *(np.concatenate([getattr(selection, n)[b:e] for b, e in selection.spans]) for n in TYPES),
+        lengths=selection.lengths,
+        action_low=selection.action_low,
+        action_high=selection.action_high,
+        dataset_id="copy",
     )
+    config = ProtocolConfig(name, 20, 5)
+    ours, theirs = (make_batches(e, config, seed=0, device=CPU) for e in (selection, copy))
     for _ in range(20):
-        batch, whole = batches.next(), plain.next()
-        warming = (batch["timesteps"][:, :1] > 0) & (torch.arange(6) < 2)
-        assert torch.equal(batch["mask"], whole["mask"] & ~warming)
-        assert torch.equal(batch["observations"], whole["observations"])
-        assert torch.equal(batch["resets"], whole["resets"])
+        batch = ours.next()
+        for key, value in theirs.next().items():
+            assert torch.equal(batch[key], value), key
+
+
+def test_only_the_selection_is_copied_to_a_device():
+    episodes = make_episodes([9, 4, 13])
+    config = ProtocolConfig("windowed", 20, 5)
+    meta = torch.device("meta")
+    batches = make_batches(episodes.select(np.array([0, 2])), config, seed=0, device=meta)
+    assert batches.data["observations"].shape == (22, 2)
+    np.testing.assert_array_equal(batches.starts, [0, 9])
+    on_cpu = make_batches(episodes.select(np.array([0, 2])), config, seed=0, device=CPU)
+    shared = on_cpu.data["observations"].numpy()
+    assert np.shares_memory(shared, episodes.observations)
 
 
 @pytest.mark.parametrize("name", sorted(BATCHES))
@@ -181,16 +197,17 @@ def test_the_position_can_be_saved_and_taken_back(name, tmp_path):
 
 
 def test_settings_that_make_no_batch_are_refused():
-    with pytest.raises(ValueError, match="'packed' does not exist; there are: whole_ep"):
+    with pytest.raises(UserError, match="'packed' does not exist; there are: whole_ep"):
         ProtocolConfig("packed")
-    with pytest.raises(ValueError, match=r"protocol\.batch_steps is 10, less than one row"):
+    with pytest.raises(UserError, match=r"protocol\.batch_steps is 10, less than one row"):
         ProtocolConfig("streamed", 10, 20)
-    with pytest.raises(ValueError, match=r"protocol\.context_length is 0"):
+    with pytest.raises(UserError, match=r"protocol\.context_length is 0"):
         ProtocolConfig("windowed", 10, 0)
-    with pytest.raises(ValueError, match=r"burn_in is 20; it must be .* less than .* = 20"):
-        ProtocolConfig("windowed", 2048, 20, burn_in=20)
-    with pytest.raises(ValueError, match=r"'streamed' has no windows"):
-        ProtocolConfig("streamed", burn_in=2)
+    for restart in (-0.1, 1.5, float("nan"), float("inf")):
+        with pytest.raises(UserError, match=r"protocol\.restart is"):
+            ProtocolConfig(restart=restart)
+    with pytest.raises(UserError, match=r"batch_steps=10{12} takes at least .* this machine has"):
+        ProtocolConfig(batch_steps=10**12)
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

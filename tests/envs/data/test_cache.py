@@ -19,10 +19,9 @@ from common.errors import UserError
 from envs.data.cache import Reading, cache_root, load_cached
 from envs.data.sources.d4rl import load_d4rl
 from envs.data.sources.minari import load_minari
-from envs.data.store import store_trajectories
-from envs.data.trajectories import Trajectory
+from envs.data.store import store_episodes
 
-ARRAYS = ("observations", "actions", "rewards", "terminations", "truncations", "offsets")
+ARRAYS = ("observations", "actions", "rewards", "terminations", "truncations", "lengths")
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +154,7 @@ def test_a_full_disk_keeps_the_data_in_memory(path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 
     out, error = run(path, preexec_fn=limit).communicate(timeout=60)
-    assert "kept in memory, for no copy of it can be cached below" in error, error
+    assert "kept in memory, because no copy of it can be cached below" in error, error
     assert "File too large" in error and "Traceback" not in error
     assert float(out) == pytest.approx(float(load_d4rl(path).rewards.sum()))
     assert len(entries()) == 1
@@ -170,13 +169,13 @@ def test_a_cache_that_cannot_be_written_keeps_the_data_in_memory(path, store, ca
 def test_a_killed_process_leaves_nothing_that_is_used(path):
     slow = (
         "import envs.data.cache, time;"
-        "arrays = envs.data.cache._arrays_to_episodes;"
-        "envs.data.cache._arrays_to_episodes = lambda *a, check: (time.sleep(60 * check), "
+        "arrays = envs.data.cache._map;"
+        "envs.data.cache._map = lambda *a, check: (time.sleep(60 * check), "
         "arrays(*a, check=check));"
         "load_d4rl(Path(sys.argv[1]))"
     )
     process = run(path, slow)
-    while not list(cache_root().glob("*/.making-*/new/offsets.npy")):
+    while not list(cache_root().glob("*/.making-*/new/lengths.npy")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -211,8 +210,14 @@ def test_where_it_lies(monkeypatch, tmp_path):
 
 
 def test_a_minari_set_is_cached_beside_it_and_minari_does_not_see_it(store):
-    episode = Trajectory(np.zeros((4, 11)), np.zeros((3, 3)), np.arange(3.0), True, False)
-    store_trajectories("mine/a-v0", [episode], environment_id="Hopper-v5")
+    arrays = {
+        "observations": np.zeros((3, 11)),
+        "actions": np.zeros((3, 3)),
+        "rewards": np.arange(3.0),
+        "terminations": [0, 0, 1],
+        "truncations": [0, 0, 0],
+    }
+    store_episodes("mine/a-v0", arrays, environment_id="Hopper-v5")
     first = load_minari("mine/a-v0")
     assert len(entries()) == 1
     assert_same(first, load_minari("mine/a-v0"))

@@ -1,18 +1,18 @@
 """Mixes and slices keep whole episodes, their environment and their reference scores."""
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from envs.data.combine import best, concatenate, hold_out, limit, select
-from envs.data.episodes import (
-    Episodes,
-)
+from envs.data.combine import best, concatenate, hold_out, limit
+from envs.data.episodes import Episodes
 from envs.data.sources import DatasetConfig, load_episodes, load_named
-from envs.data.store import store_trajectories
-from envs.data.trajectories import Trajectory
+from envs.data.store import store_episodes
 from envs.tasks import Reference
 
 
@@ -39,7 +39,7 @@ def make(lengths, returns, name="test/a-v0", **changes):
         "rewards": rewards,
         "terminations": flags,
         "truncations": np.zeros(steps, bool),
-        "offsets": [0, *(ends + 1)],
+        "lengths": lengths,
         "action_low": [-1],
         "action_high": [1],
         "dataset_id": name,
@@ -50,7 +50,7 @@ def make(lengths, returns, name="test/a-v0", **changes):
 
 
 def numbers(episodes):
-    return episodes.observations[episodes.offsets[:-1], 0].astype(int).tolist()
+    return episodes.observations[episodes.starts, 0].astype(int).tolist()
 
 
 def test_the_best_fraction_is_of_the_episodes_by_return():
@@ -70,14 +70,22 @@ def test_the_best_fraction_is_of_the_episodes_by_return():
     st.lists(st.integers(1, 6), min_size=1, max_size=12),
     st.data(),
 )
-def test_selecting_equals_a_slow_copy(lengths, data):
+def test_a_selection_is_an_index_and_equals_a_slow_copy(lengths, data):
     episodes = make(lengths, np.arange(len(lengths), dtype=float))
     chosen = data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=8))
-    selected = select(episodes, np.array(chosen), "test/b-v0")
-    rows = [t for e in chosen for t in range(episodes.offsets[e], episodes.offsets[e + 1])]
-    np.testing.assert_array_equal(selected.observations, episodes.observations[rows])
-    np.testing.assert_array_equal(selected.rewards, episodes.rewards[rows])
-    np.testing.assert_array_equal(selected.lengths, episodes.lengths[chosen])
+    selected = episodes.select(np.array(chosen), "test/b-v0")
+    chosen = np.unique(chosen)
+    rows = [t for e in chosen for t in range(*list(episodes.borders)[e])]
+    slow = make(episodes.lengths[chosen], episodes.returns[chosen])
+    slow = replace(slow, observations=episodes.observations[rows])
+    assert selected.observations is episodes.observations and selected.n_steps == len(rows)
+    np.testing.assert_array_equal(selected.returns, slow.returns)
+    np.testing.assert_array_equal(selected.returns_to_go[rows], slow.returns_to_go)
+    np.testing.assert_allclose(selected.observation_mean, slow.observation_mean, rtol=1e-6)
+    np.testing.assert_allclose(selected.observation_std, slow.observation_std, rtol=1e-5)
+    assert selected.sha256() == slow.sha256()
+    assert [t for begin, end in selected.spans for t in range(begin, end)] == rows
+    assert all(a[1] < b[0] for a, b in itertools.pairwise(selected.spans))
     selected.validate()
 
 
@@ -114,7 +122,8 @@ def test_held_out_episodes_are_not_trained_on():
 def test_a_mix_is_its_parts_end_to_end():
     a, b = make([2, 1], [1.0, 2.0]), make([3, 2], [5.0, 6.0], "test/b-v0")
     mixed = concatenate([a, b])
-    np.testing.assert_array_equal(mixed.offsets, [0, 2, 3, 6, 8])
+    np.testing.assert_array_equal(mixed.lengths, [2, 1, 3, 2])
+    np.testing.assert_array_equal(concatenate([b, best(a, 0.5)]).returns, [5, 6, 2])
     np.testing.assert_array_equal(mixed.returns, [1, 2, 5, 6])
     np.testing.assert_array_equal(mixed.observations[3:], b.observations)
     assert mixed.dataset_id == "test/a-v0 + test/b-v0"
@@ -150,11 +159,15 @@ def test_parts_that_do_not_fit_are_one_sentence(changes, message):
 
 
 def hopper(dataset_id, returns, environment_id="Hopper-v5"):
-    trajectories = [
-        Trajectory(np.zeros((3, 11)), np.zeros((2, 3)), np.array([0.0, value]), True, False)
-        for value in returns
-    ]
-    store_trajectories(dataset_id, trajectories, environment_id=environment_id)
+    steps = 2 * len(returns)
+    arrays = {
+        "observations": np.zeros((steps, 11)),
+        "actions": np.zeros((steps, 3)),
+        "rewards": np.stack([np.zeros(len(returns)), returns], axis=1).ravel(),
+        "terminations": np.arange(steps) % 2,
+        "truncations": np.zeros(steps),
+    }
+    store_episodes(dataset_id, arrays, environment_id=environment_id)
 
 
 def test_keys_mix_and_cut():

@@ -6,10 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from envs.data.episodes import (
-    OBSERVATION_STD_FLOOR,
-    Episodes,
-)
+from envs.data.episodes import OBSERVATION_STD_FLOOR, TYPES, Episodes
 
 
 def make(rewards, offsets, **changes):
@@ -24,7 +21,7 @@ def make(rewards, offsets, **changes):
         "rewards": rewards,
         "terminations": terminations,
         "truncations": np.zeros(steps, bool),
-        "offsets": np.asarray(offsets),
+        "lengths": np.diff(offsets),
         "action_low": np.array([-1.0]),
         "action_high": np.array([1.0]),
         "dataset_id": "test/data-v0",
@@ -38,11 +35,8 @@ def test_returns_to_go_include_their_own_reward_and_stop_at_the_border():
     np.testing.assert_array_equal(episodes.returns_to_go, [6, 5, 3, 30, 20, 7])
     np.testing.assert_array_equal(episodes.returns, [6, 30, 7])
     np.testing.assert_array_equal(episodes.lengths, [3, 2, 1])
-    np.testing.assert_array_equal(episodes.timesteps, [0, 1, 2, 0, 1, 0])
-    np.testing.assert_array_equal(episodes.is_first, [1, 0, 0, 1, 0, 1])
     assert episodes.returns_to_go.dtype == np.float32
     assert episodes.returns.dtype == np.float64
-    assert episodes.timesteps.dtype == np.int64
 
 
 @given(
@@ -65,7 +59,7 @@ def test_returns_to_go_equal_a_slow_loop(per_episode):
     episodes = make(np.concatenate(per_episode), offsets)
     np.testing.assert_array_equal(episodes.returns_to_go, expected)
     np.testing.assert_allclose(
-        episodes.returns_to_go[episodes.is_first], episodes.returns, rtol=1e-6, atol=1e16
+        episodes.returns_to_go[episodes.starts], episodes.returns, rtol=1e-6, atol=1e16
     )
 
 
@@ -101,8 +95,13 @@ def test_statistics_of_many_steps_do_not_lose_precision():
         ({"actions": [[0.0], [0.0]]}, "2 actions for 3 rewards"),
         ({"observations": [1.0, 2.0, 3.0]}, "observations has shape (3,), not 2 dimensions"),
         ({"offsets": [0, 2, 2, 3]}, "episode 1 is empty"),
-        ({"offsets": [0]}, "there is no episode"),
-        ({"offsets": [0, 2]}, "offsets run from 0 to 2, not from 0 to 3"),
+        ({"offsets": [0]}, "0 steps in episodes for 3 rewards"),
+        ({"offsets": [0, 2]}, "2 steps in episodes for 3 rewards"),
+        ({"starts": [0, 1]}, "its episodes overlap, or leave the 3 rows of the arrays"),
+        ({"starts": [0, 3]}, "its episodes overlap, or leave the 3 rows of the arrays"),
+        ({"rewards": np.array([1.0, 2.0, 3.0j])}, "rewards are complex128; they must be real"),
+        ({"actions": [["a"], ["b"], ["c"]]}, "actions are <U1; they must be real numbers"),
+        ({"observations": [[1.0], [2.0, 3.0], [4.0]]}, "rows of observations are of unequal"),
         ({"action_high": [np.inf]}, "action_high is [inf], not 1 finite numbers"),
         ({"action_low": [-1.0, -1.0]}, "action_low is [-1. -1.], not 1 finite numbers"),
         ({"terminations": [True, False, True]}, "terminations[0] = True (episode 0) ends"),
@@ -135,28 +134,36 @@ def test_actions_may_leave_the_bounds_by_rounding_only():
         make([0.0], [0, 1], actions=[[1.0 + 2e-5]])
 
 
-def test_from_lists_lays_episodes_end_to_end():
-    flags = [np.array([False, True]), np.array([True])]
-    episodes = Episodes.from_lists(
-        [np.array([[1.0], [2.0]]), np.array([[3.0]])],
-        [np.zeros((2, 1)), np.ones((1, 1))],
-        [np.array([1.0, 2.0]), np.array([3.0])],
-        flags,
-        [np.zeros(2, bool), np.zeros(1, bool)],
-        action_low=np.array([-1.0]),
-        action_high=np.array([1.0]),
-        dataset_id="test/data-v0",
-        environment_id="Test-v0",
-    )
-    np.testing.assert_array_equal(episodes.offsets, [0, 2, 3])
-    np.testing.assert_array_equal(episodes.observations[:, 0], [1, 2, 3])
+def flat(**changes):
+    return {
+        "observations": np.arange(3.0)[:, None],
+        "actions": np.zeros((3, 1)),
+        "rewards": np.array([[1], [2], [3]]),
+        "terminations": [0, 1, 0],
+        "truncations": [False, False, True],
+        "action_low": [-1],
+        "action_high": [1],
+        "dataset_id": "test/data-v0",
+    } | changes
 
 
-def test_from_lists_rejects_uneven_and_missing_episodes():
-    bounds = {"action_low": np.array([-1.0]), "action_high": np.array([1.0])}
-    ids = {"dataset_id": "test/data-v0", "environment_id": "Test-v0"}
-    one, two = np.zeros(1), np.zeros((2, 1))
-    with pytest.raises(UserError, match="episode 0 has 2 observations for 1 rewards"):
-        Episodes.from_lists([two], [one[:, None]], [one], [one], [one], **bounds, **ids)
-    with pytest.raises(UserError, match="there is no episode"):
-        Episodes.from_lists([], [], [], [], [], **bounds, **ids)
+def test_flat_arrays_are_cut_where_an_episode_ends():
+    episodes = Episodes.from_arrays(**flat())
+    np.testing.assert_array_equal(episodes.lengths, [2, 1])
+    np.testing.assert_array_equal(episodes.rewards, [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"actions": np.zeros((2, 1))}, "2 actions for 3 rewards; each step needs one of each"),
+        ({"terminations": np.zeros(2)}, "2 terminations for 3 rewards; each step needs one of"),
+        ({"truncations": np.zeros(3)}, "neither terminations[2] nor truncations[2] is true"),
+        ({"truncations": [0, 0, np.nan]}, "truncations[2] = nan; it must be 0 or 1, or bool"),
+        ({"rewards": np.zeros((3, 2))}, "rewards has shape (3, 2), not (steps,) or (steps, 1)"),
+        ({n: np.zeros((0, 1)) for n in TYPES}, "there is no episode; at least one is needed"),
+    ],
+)
+def test_flat_arrays_that_are_no_episodes_are_one_sentence(change, message):
+    with pytest.raises(UserError, match=re.escape("test/data-v0: ") + ".*" + re.escape(message)):
+        Episodes.from_arrays(**flat(**change))

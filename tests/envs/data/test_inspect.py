@@ -12,10 +12,10 @@ from PIL import Image
 from rich.console import Console
 
 from common.errors import UserError
+from envs.data.episodes import TYPES, Episodes
 from envs.data.inspect import main, print_summary, save_figure, summarize
 from envs.data.sources import load_named
-from envs.data.store import store_trajectories
-from envs.data.trajectories import Trajectory
+from envs.data.store import store_episodes
 from envs.tasks import Reference
 
 
@@ -24,30 +24,37 @@ def store(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "store"))
 
 
-def trajectory(i, steps, *, terminated=True, truncated=False, seed=None):
+def trajectory(i, steps, *, truncated=False, seed=None):
     generator = np.random.default_rng(i if seed is None else seed)
-    observations = generator.standard_normal((steps + 1, 11))
+    observations = generator.standard_normal((steps, 11))
     observations[:, 4] = 2.5
     actions = generator.uniform(-0.5, 0.5, (steps, 3))
     actions[0] = [1.0, -1.0, 0.9999]
     actions[:, 2] = np.maximum(actions[:, 2], 0.9995)
-    rewards = np.full(steps, float(i + 1))
-    return Trajectory(observations, actions, rewards, terminated, truncated)
+    ends = np.arange(steps) == steps - 1
+    return observations, actions, np.full(steps, float(i + 1)), ends & ~truncated, ends & truncated
+
+
+def flat(*trajectories):
+    return {
+        name: np.concatenate(parts)
+        for name, parts in zip(TYPES, zip(*trajectories, strict=True), strict=True)
+    }
 
 
 @pytest.fixture
 def dataset():
-    store_trajectories(
+    store_episodes(
         "mine/hopper-v0",
-        [
+        flat(
             trajectory(0, 4),
             trajectory(1, 10),
-            trajectory(2, 1000, terminated=False, truncated=True),
-            trajectory(3, 30, terminated=False, truncated=True),
+            trajectory(2, 1000, truncated=True),
+            trajectory(3, 30, truncated=True),
             trajectory(1, 10),
-            trajectory(5, 1, terminated=False),
+            trajectory(5, 1),
             trajectory(1, 10, seed=9),  # the rewards of another one only
-        ],
+        ),
         environment_id="Hopper-v5",
         reference=Reference(0.0, 3000.0, "counting"),
     )
@@ -67,9 +74,9 @@ def test_the_summary_says_what_is_in_the_data(dataset):
     assert summary["normalized_score"]["mean"] == pytest.approx(returns.mean() / 30)
     assert (summary["length"]["q0"], summary["length"]["q100"]) == (1, 1000)
     assert summary["ends"] == {
-        "terminated": 4,
+        "terminated": 5,
         "truncated": 2,
-        "neither": 1,
+        "neither": 0,
         "truncated_before_horizon": 1,
     }
     actions = summary["actions"]
@@ -91,7 +98,7 @@ def test_the_page_fits_a_terminal_and_the_json_is_json(dataset, capsys):
     page = capsys.readouterr().out
     assert max(map(len, page.splitlines())) <= 80
     for words in ("7 episodes, 1,065 steps", "Hopper-v5, at most 1,000 steps", "source: counting",
-                  "4 episodes end by termination, 2 by truncation", "1 by neither",
+                  "5 episodes end by termination, 2 by truncation; 1 of these before",
                   "dimensions of the observations: 4",
                   "mean of the best 10 % 3,000 (the default)"):  # fmt: skip
         assert words in " ".join(page.split()), words
@@ -100,13 +107,14 @@ def test_the_page_fits_a_terminal_and_the_json_is_json(dataset, capsys):
 
 
 def test_data_without_scores_or_environment_have_a_page_too(capsys):
-    store_trajectories("b-v0", [trajectory(0, 1)], action_low=[-1] * 3, action_high=[1] * 3)
-    summary = summarize(load_named("b-v0"))
+    arrays = flat(trajectory(0, 1)) | {"terminations": [False]}
+    bounds = {"action_low": [-1] * 3, "action_high": [1] * 3}
+    summary = summarize(Episodes(**arrays, **bounds, lengths=[1], dataset_id="b-v0"))
     assert summary["normalized_score"] is None and summary["horizon"] is None
     assert summary["constant_actions"] == [0, 1, 2] and summary["constant_rewards"]
     print_summary(summary, Console())
     page = " ".join(capsys.readouterr().out.split())
-    assert "none known" in page and "environment unknown" in page
+    assert "none known" in page and "1 by neither" in page and "environment unknown" in page
 
 
 def test_the_figure_shows_the_data(dataset, tmp_path):

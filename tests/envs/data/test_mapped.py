@@ -15,7 +15,7 @@ from envs.data.cache import cache_root
 from envs.data.combine import concatenate, hold_out
 from envs.data.sources.d4rl import load_d4rl
 
-ARRAYS = ("observations", "actions", "rewards", "terminations", "truncations", "offsets")
+ARRAYS = ("observations", "actions", "rewards", "terminations", "truncations", "lengths")
 
 
 def write(path, steps=2000):
@@ -75,29 +75,31 @@ def test_arrays_that_fit_in_memory_are_not_released(path):
     assert not batches(load_d4rl(path), "windowed").too_large
 
 
-def test_parts_and_mixes_of_large_sets_lie_in_files_without_a_name(path, released, monkeypatch):
+def test_parts_share_the_mapped_arrays_and_mixes_lie_in_files_without_a_name(
+    path, released, monkeypatch
+):
     episodes = load_d4rl(path)
     before = list(cache_root().rglob("*.npy"))
-    large = [*hold_out(episodes, 0.3, seed=0), concatenate([episodes, episodes])]
-    for part in large:
-        assert isinstance(part.observations.base, np.memmap)
+    for part in hold_out(episodes, 0.3, seed=0):
+        assert part.observations is episodes.observations
         part.validate()
-    assert list(cache_root().rglob("*.npy")) == before  # and of the others nothing is left
+    large = concatenate([episodes, hold_out(episodes, 0.3, seed=0)[1]])
+    assert isinstance(large.observations.base, np.memmap)
+    large.validate()
+    assert list(cache_root().rglob("*.npy")) == before  # and of the mix nothing is left
     monkeypatch.setattr("envs.data.cache.RESIDENT_BYTES", 1 << 30)
-    small = [*hold_out(episodes, 0.3, seed=0), concatenate([episodes, episodes])]
-    for part, other in zip(large, small, strict=True):
-        assert not isinstance(other.observations.base, np.memmap)
-        assert part.dataset_id == other.dataset_id
-        for name in ARRAYS:
-            np.testing.assert_array_equal(getattr(part, name), getattr(other, name))
+    small = concatenate([episodes, hold_out(episodes, 0.3, seed=0)[1]])
+    assert not isinstance(small.observations.base, np.memmap)
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(large, name), getattr(small, name))
 
 
-def test_parts_that_cannot_be_laid_out_are_kept_in_memory(path, released, monkeypatch, caplog):
+def test_mixes_that_cannot_be_laid_out_are_kept_in_memory(path, released, monkeypatch, caplog):
     episodes = load_d4rl(path)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(path))  # a file, below which nothing can be
-    train, _ = hold_out(episodes, 0.3, seed=0)
-    assert train.n_steps == 1400 and "is kept in memory, for no copy" in caplog.text
-    train.validate()
+    mixed = concatenate([episodes, episodes])
+    assert mixed.n_steps == 4000 and "is kept in memory, because no copy" in caplog.text
+    mixed.validate()
 
 
 TRAIN = """

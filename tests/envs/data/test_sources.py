@@ -68,7 +68,7 @@ def load(dataset_id, source="minari"):
 def test_reads_every_step_and_drops_the_last_observation():
     episodes = load(write())
     assert (episodes.n_steps, episodes.n_episodes) == (8, 3)
-    np.testing.assert_array_equal(episodes.offsets, [0, 3, 4, 8])
+    np.testing.assert_array_equal(episodes.lengths, [3, 1, 4])
     np.testing.assert_array_equal(episodes.observations[:, 0], [0, 2, 4, 10, 20, 22, 24, 26])
     np.testing.assert_allclose(episodes.actions[:, 0], [0] * 3 + [0.1] + [0.2] * 4)
     np.testing.assert_array_equal(episodes.rewards, np.arange(8))
@@ -208,7 +208,7 @@ def test_what_does_not_exist_is_one_sentence_that_says_what_does(monkeypatch):
     write()
     with pytest.raises(UserError, match=r"'test/nothing-v0' is not in .*: test/line-v0$"):
         load("test/nothing-v0")
-    with pytest.raises(UserError, match="'test/line' has no version"):
+    with pytest.raises(UserError, match="'test/line' is not a Minari id, which is like"):
         load("test/line")
     with pytest.raises(UserError, match=r"no built-in data set 'ant-medium'; .*walker2d/medium"):
         load("ant-medium", source="builtin")
@@ -287,7 +287,7 @@ def test_both_storages_are_read_to_the_last_step(storage):
     write(observation_space=gym.spaces.Box(-np.inf, np.inf, (2,), np.float64))
     assert storage == minari.load_dataset("test/line-v0").storage.FORMAT
     episodes = load("test/line-v0")
-    np.testing.assert_array_equal(episodes.offsets, [0, 3, 4, 8])
+    np.testing.assert_array_equal(episodes.lengths, [3, 1, 4])
     np.testing.assert_array_equal(episodes.observations[:, 0], [0, 2, 4, 10, 20, 22, 24, 26])
     np.testing.assert_allclose(episodes.actions[:, 0], [0] * 3 + [0.1] + [0.2] * 4)
     np.testing.assert_array_equal(episodes.rewards, np.arange(8))

@@ -1,4 +1,4 @@
-"""Your own trajectories become a Minari data set that trains like any other."""
+"""Your own arrays become a Minari data set that trains like any other."""
 
 import json
 import os
@@ -12,8 +12,8 @@ from minari.storage import get_dataset_path
 
 from common.errors import UserError
 from envs.data.sources import DatasetConfig, load_episodes
-from envs.data.store import main, store_trajectories
-from envs.data.trajectories import Trajectory, trajectories_from_arrays, trajectories_from_npz
+from envs.data.sources.npz import read_npz
+from envs.data.store import dataset_path, main, store_episodes
 from envs.tasks import TASKS, Reference
 
 LENGTHS = (3, 1, 4)
@@ -49,9 +49,9 @@ def assert_are_the_arrays(episodes, given):
 
 def test_flat_arrays_survive_the_way_to_minari_and_back():
     given = arrays()
-    store_trajectories(
+    store_episodes(
         "mine/hopper-v0",
-        trajectories_from_arrays(**given),
+        given,
         environment_id="Hopper-v5",
         reference=Reference(1.0, 2.0, "my own measurement"),
         metadata={"algorithm_name": "walking", "author": {"me"}},
@@ -67,11 +67,10 @@ def test_flat_arrays_survive_the_way_to_minari_and_back():
 
 
 def test_a_known_environment_brings_d4rls_scores_an_unknown_origin_none():
-    trajectories = trajectories_from_arrays(**arrays())
-    store_trajectories("mine/a-v0", trajectories, environment_id="Hopper-v5")
+    store_episodes("mine/a-v0", arrays(), environment_id="Hopper-v5")
     episodes = load_episodes(DatasetConfig("minari", "mine/a-v0"))
     assert episodes.reference == TASKS["hopper"].reference
-    store_trajectories("b-v0", trajectories, action_low=[-2] * 3, action_high=[2] * 3)
+    store_episodes("b-v0", arrays(), action_low=[-2] * 3, action_high=[2] * 3)
     episodes = load_episodes(DatasetConfig("minari", "b-v0"))
     assert episodes.reference is None and episodes.environment_id is None
     np.testing.assert_array_equal(episodes.action_low, [-2, -2, -2])
@@ -80,10 +79,14 @@ def test_a_known_environment_brings_d4rls_scores_an_unknown_origin_none():
 def test_the_observation_after_the_end_is_the_given_one_or_the_last_again():
     given = arrays()
     after = given["observations"] + 0.5
-    last = trajectories_from_arrays(**given, next_observations=after)[0].observations[-1]
-    np.testing.assert_array_equal(last, after[2])
-    last = trajectories_from_arrays(**given)[0].observations[-1]
-    np.testing.assert_array_equal(last, given["observations"][2])
+    for i, more in enumerate([{"next_observations": after, "seeds": [7, 8, 9]}, {}]):
+        store_episodes(f"mine/a-v{i}", given | more, environment_id="Hopper-v5")
+    first, second = (list(minari.load_dataset(f"mine/a-v{i}")) for i in range(2))
+    np.testing.assert_array_equal(first[0].observations[:3], given["observations"][:3])
+    np.testing.assert_array_equal(first[0].observations[-1], after[2])
+    np.testing.assert_array_equal(second[0].observations[-1], given["observations"][2])
+    storage = minari.load_dataset("mine/a-v0").storage
+    assert [m["seed"] for m in storage.get_episode_metadata(range(3))] == [7, 8, 9]
 
 
 def test_the_command_stores_an_npz_file(tmp_path, capsys):
@@ -119,23 +122,29 @@ def test_the_command_stores_an_npz_file(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"actions": np.zeros((7, 3))}, "there are 7 actions for 8 rewards; each step needs one"),
+        ({"actions": np.zeros((7, 3))}, "7 actions for 8 rewards; each step needs one of each"),
         ({"terminations": np.zeros(8, bool)}, r"neither terminations\[7\] nor truncations\[7\]"),
-        ({"rewards": np.zeros(0)}, "there are 8 observations for 0 rewards"),
-        ({name: array[:0] for name, array in arrays().items()}, "there is no step"),
+        ({"rewards": np.zeros(0)}, "there are 8 terminations for 0 rewards"),
+        ({name: array[:0] for name, array in arrays().items()}, "there is no episode"),
         ({"rewards": np.array([0, np.nan] * 4)}, r"rewards\[1\] = nan \(episode 0\) is not finite"),
         ({"actions": np.full((8, 3), 1.5)}, r"actions\[0, 0\] = 1.5 .* outside the bounds"),
         ({"truncations": np.full(8, 2)}, r"truncations\[0\] = 2; it must be 0 or 1"),
         ({"rewards": np.zeros((8, 2))}, r"rewards has shape \(8, 2\), not \(steps,\) or"),
         ({"actions": np.zeros((8, 2))}, "actions have 2 dimensions, but those of Hopper-v5 3"),
+        ({"rewards": ["a"] * 8}, "rewards are <U1; they must be real numbers or bool"),
+        ({"rewards": np.ones(8) * 1j}, "rewards are complex128; they must be real numbers"),
+        ({"actions": np.full((8, 3), np.inf)}, r"actions\[0, 0\] = inf .* is not finite"),
+        ({"next_observations": np.zeros((8, 4))}, r"next_observations has shape \(8, 4\), not"),
+        ({"seeds": [1]}, r"seeds has shape \(1,\), not \(3,\)"),
+        ({"reward": np.zeros(8)}, "there is no array 'reward'; the names are"),
         ({"observations": np.zeros((8, 4))}, "have 4 dimensions, but those of Hopper-v5 11"),
     ],
 )
 def test_bad_arrays_are_one_sentence_and_nothing_is_stored(store, change, message):
     with pytest.raises(UserError, match=message) as error:
-        store_trajectories(
+        store_episodes(
             "mine/bad-v0",
-            trajectories_from_arrays(**arrays() | change),
+            arrays() | change,
             environment_id="Hopper-v5",
         )
     assert "\n" not in str(error.value)
@@ -152,36 +161,61 @@ def test_bad_arrays_are_one_sentence_and_nothing_is_stored(store, change, messag
 )
 def test_bad_arguments_are_one_sentence(arguments, message):
     with pytest.raises(UserError, match=message):
-        store_trajectories("mine/a-v0", trajectories_from_arrays(**arrays()), **arguments)
+        store_episodes("mine/a-v0", arrays(), **arguments)
 
 
-def test_bad_ids_and_episodes_are_one_sentence():
-    one = Trajectory(np.zeros((1, 11)), np.zeros((1, 3)), np.zeros(1), True, False)
-    for name in ("mine/hopper", "mine hopper-v0", "../away-v0"):
+def test_bad_ids_and_missing_arrays_are_one_sentence():
+    for name in ("mine/hopper", "mine hopper-v0", "../away-v0", "mine/../../away-v0", "/tmp/a-v0"):
         with pytest.raises(UserError, match="is not a Minari id, which is like mine/hopper-v0"):
-            store_trajectories(name, [one], environment_id="Hopper-v5")
-    with pytest.raises(UserError, match="episode 0 has 1 observations for 1 rewards; one more"):
-        store_trajectories("mine/a-v0", [one], environment_id="Hopper-v5")
+            store_episodes(name, arrays(), environment_id="Hopper-v5")
+    with pytest.raises(UserError, match="the array 'truncations' is missing"):
+        given = arrays()
+        del given["truncations"]
+        store_episodes("mine/a-v0", given, environment_id="Hopper-v5")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("", "MINARI_DATASETS_PATH is empty; set it to a directory, or unset it"),
+        ("/dev/null", "store of data sets /dev/null cannot be made .*set MINARI_DATASETS_PATH to"),
+        ("/dev/null/a", "cannot be made .Not a directory.; set MINARI_DATASETS_PATH to a dir"),
+    ],
+)
+def test_a_store_that_cannot_be_made_is_one_sentence(monkeypatch, value, message):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", value)
+    for config in (DatasetConfig("minari", "mine/a-v0"), DatasetConfig("builtin", "hopper-medium")):
+        with pytest.raises(UserError, match=message):
+            load_episodes(config)
+    with pytest.raises(UserError, match=message):
+        store_episodes("mine/a-v0", arrays(), environment_id="Hopper-v5")
+
+
+def test_reading_does_not_leave_the_store_either(store):
+    store_episodes("mine/a-v0", arrays(), environment_id="Hopper-v5")
+    dataset_path("mine/a-v0").rename(store.parent / "outside-v0")
+    with pytest.raises(UserError, match=r"'mine/\.\./\.\./outside-v0' is not a Minari id"):
+        load_episodes(DatasetConfig("minari", "mine/../../outside-v0"))
 
 
 def test_files_that_are_no_npz_of_plain_arrays_are_one_sentence(tmp_path):
     path = tmp_path / "walk.npz"
     with pytest.raises(UserError, match="No such file"):
-        trajectories_from_npz(path)
+        read_npz(path)
     path.write_text("not an archive")
     with pytest.raises(UserError, match=f"{path} "):
-        trajectories_from_npz(path)
+        read_npz(path)
     np.save(tmp_path / "single.npy", np.zeros(3))
-    with pytest.raises(UserError, match=r"is not an \.npz file"):
-        trajectories_from_npz(tmp_path / "single.npy")
+    with pytest.raises(UserError, match=r"cannot be read as an \.npz file"):
+        read_npz(tmp_path / "single.npy")
     given = arrays()
     np.savez(path, **{name: array for name, array in given.items() if name != "actions"})
     with pytest.raises(UserError, match=r"no array 'actions'; it has observations, rewards"):
-        trajectories_from_npz(path)
+        read_npz(path)
     np.savez(path, **given)
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(UserError, match="cannot be read"):
-        trajectories_from_npz(path)
+        read_npz(path)
 
 
 def test_pickles_are_never_loaded(tmp_path):
@@ -191,13 +225,11 @@ def test_pickles_are_never_loaded(tmp_path):
 
     np.savez(tmp_path / "walk.npz", **arrays(rewards=np.array([Attack()] * 8, dtype=object)))
     with pytest.raises(UserError, match=r"cannot be read .*arrays of plain numbers"):
-        trajectories_from_npz(tmp_path / "walk.npz")
+        read_npz(tmp_path / "walk.npz")
     assert not (tmp_path / "attacked").exists()
 
 
 def test_the_metadata_is_plain_json():
-    store_trajectories(
-        "mine/a-v0", trajectories_from_arrays(**arrays()), environment_id="Hopper-v5"
-    )
+    store_episodes("mine/a-v0", arrays(), environment_id="Hopper-v5")
     metadata = json.loads((get_dataset_path("mine/a-v0") / "data" / "metadata.json").read_text())
     assert metadata["ref_max_score"] == 3234.3 and "D4RL" in metadata["reference_source"]

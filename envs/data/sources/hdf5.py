@@ -1,0 +1,58 @@
+"""HDF5 files of other people: whatever is wrong with one ends in one sentence."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import h5py
+import numpy as np
+
+from common.errors import UserError
+
+# gzip makes a thousandth of an array at best; a small array may also be without any data.
+_MOST_COMPRESSION = 1100
+_SMALL_BYTES = 64 << 20
+
+
+def whole(array: Any) -> np.ndarray:
+    """Returns an array, having checked that the file holds about as much as it claims to.
+
+    Raises:
+        ValueError: It claims far more.
+    """
+    require_stored(array)
+    return np.asarray(array[()])
+
+
+def require_stored(array: Any) -> None:
+    """Checks that the file holds about as much of an array as its shape claims.
+
+    Raises:
+        ValueError: It claims far more; reading it would fill the memory.
+    """
+    if not isinstance(array, h5py.Dataset):  # Minari's other storage
+        return
+    claimed, stored = array.size * array.dtype.itemsize, array.id.get_storage_size()
+    if claimed > _SMALL_BYTES + _MOST_COMPRESSION * stored:
+        raise ValueError(
+            f"{array.name.strip('/')} claims {claimed:,} bytes and {stored:,} are stored of it"
+        )
+
+
+@contextlib.contextmanager
+def damage_explained(what: str, advice: str) -> Iterator[None]:
+    """Turns what goes wrong while a file is read into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        *(OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, MemoryError),
+    ) as error:
+        raise UserError(f"{what} ({first_line(error)}); {advice}") from error
+
+
+def first_line(error: Exception) -> str:
+    """Returns the type of an error and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
