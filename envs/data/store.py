@@ -301,16 +301,15 @@ class StoreConfig:
 
 
 def _reference(config: StoreConfig) -> Reference | None:
-    pair = config.reference_min, config.reference_max
-    if pair == (None, None):
+    minimum, maximum = config.reference_min, config.reference_max
+    if minimum is None and maximum is None:
         return None
-    if None in pair:
+    if minimum is None or maximum is None:
         raise UserError(f"{config.id}: give both of reference_min and reference_max, or none")
-    minimum, maximum = float(pair[0] or 0), float(pair[1] or 0)
-    if not -np.inf < minimum < maximum < np.inf:
+    if minimum >= maximum:
         raise UserError(
-            f"{config.id}: reference_min is {minimum} and reference_max is {maximum}; the first "
-            "scores 0, the second 100, so both must be finite and the second the larger one"
+            f"{config.id}: reference_max is {maximum}, not above reference_min, which is "
+            f"{minimum}; the first scores 100, the second 0"
         )
     return Reference(minimum, maximum, config.reference_source or "not stated")
 

@@ -105,8 +105,11 @@ def test_the_command_stores_an_npz_file(tmp_path, capsys):
         main(line[:2])
     for wrong, message in (
         (["reference_min=1.0"], "give both of reference_min and reference_max, or none"),
-        (["reference_min=1.0", "reference_max=0.5"], "must be finite and the second the larger"),
-        (["reference_min=1.0", "reference_max=inf"], "must be finite and the second the larger"),
+        (
+            ["reference_min=1.0", "reference_max=0.5"],
+            "reference_max is 0.5, not above reference_min",
+        ),
+        (["reference_min=1.0", "reference_max=inf"], "reference_max is inf; it must be finite"),
     ):
         with pytest.raises(UserError, match=message):
             main([*line, *wrong])
