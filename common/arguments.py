@@ -1,20 +1,26 @@
-"""key=value arguments for the small commands of this package."""
+"""key=value arguments for the small commands, `python -m envs...`, and the help on keys."""
 
+from __future__ import annotations
+
+import inspect
+import re
 import sys
-from collections.abc import Callable
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from textwrap import fill
 from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from common.errors import UserError
+from common.errors import UserError, exits
 
 Arguments = TypeVar("Arguments")
+HELP = {"-h", "--help", "help"}
 
 
 def parse_arguments(cls: type[Arguments], arguments: list[str]) -> Arguments:
-    """Makes a dataclass from arguments such as ``steps=1000``.
+    """Makes a dataclass from arguments such as ``steps=1000``; --help prints its keys and exits.
 
     Args:
         cls: Dataclass whose fields are the keys; a field without a default must be given.
@@ -23,38 +29,70 @@ def parse_arguments(cls: type[Arguments], arguments: list[str]) -> Arguments:
     Raises:
         UserError: An unknown key, a wrong type, or a key that is missing.
     """
-    keys = fields(cls)  # type: ignore[arg-type]
-    known = ", ".join(
-        field.name if field.default is MISSING else f"{field.name}={field.default}"
-        for field in keys
+    structured = OmegaConf.structured(cls)
+    if HELP & set(arguments):
+        module = sys.modules[cls.__module__]
+        print("\n".join([inspect.getdoc(module) or "", "", "Keys:", *describe_keys(structured)]))
+        sys.exit()
+    known = "the keys are: " + ", ".join(
+        name if OmegaConf.is_missing(structured, name) else f"{name}={_written(structured[name])}"
+        for name in map(str, structured)
     )
     for argument in arguments:
-        if "=" not in argument:
-            raise UserError(f"'{argument}' is not of the form key=value; the keys are: {known}")
+        if not re.match(r"[^=]+=", argument):
+            raise UserError(f"'{argument}' is not of the form key=value; {known}")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(cls), OmegaConf.from_cli(arguments))
+        merged = OmegaConf.merge(structured, OmegaConf.from_cli(arguments))
     except ConfigKeyError as error:
-        raise UserError(f"there is no key '{error.key}'; the keys are: {known}") from None
+        raise UserError(f"there is no key '{error.key}'; {known}") from None
     except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{error.full_key}: {reason}; the keys are: {known}") from None
-    for field in keys:
-        if OmegaConf.is_missing(merged, field.name):
-            raise UserError(f"{field.name}=... must be given; the keys are: {known}")
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}; {known}") from None
+    for name in map(str, merged):
+        if OmegaConf.is_missing(merged, name):
+            raise UserError(f"{name}=... must be given; {known}")
     result: Any = OmegaConf.to_object(merged)
     return result
 
 
-def run_command(main: Callable[[list[str]], Any], interrupted: str = "interrupted") -> None:
-    """Runs a command with the arguments of this process; what goes wrong ends as one sentence.
+def describe_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Yields the help on each key of a configuration: its value, and what its docstring says."""
+    cls: Any = OmegaConf.get_type(config)
+    documented = _documented(cls)
+    nested = []
+    for item in fields(cls):
+        key, missing = f"{prefix}{item.name}", OmegaConf.is_missing(config, item.name)
+        if not missing and isinstance(config[item.name], DictConfig):
+            nested.append(item.name)
+            continue
+        yield f"  {key}={'...' if missing else _written(config[item.name])}"
+        text = documented.get(item.name, "")
+        if options := item.metadata.get("options"):
+            text = f"{text} One of: {', '.join(map(str, options))}.".strip()
+        if text:
+            yield fill(text, 92, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    for name in nested:
+        if config[name]:
+            yield from ("", f"{prefix}{name}:")
+            yield from describe_keys(config[name], f"{prefix}{name}.")
 
-    Args:
-        main: The command.
-        interrupted: What is said after Ctrl-C.
-    """
-    try:
+
+def _written(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value)
+
+
+def _documented(cls: type) -> dict[str, str]:
+    """Returns what the docstrings of a class and its bases say of each attribute."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        text = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")[2]
+        for name, words in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", text, re.M):
+            found[name] = " ".join(words.split())
+    return found
+
+
+def run_command(main: Callable[[list[str]], Any], interrupted: str = "interrupted") -> None:
+    """Runs a command with the arguments of this process; see `common.errors.exits`."""
+    with exits(interrupted):
         main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(interrupted)

@@ -1,30 +1,40 @@
-"""Runs an entry script under Hydra, with one sentence instead of a traceback for what is wrong.
+"""Runs an entry script: its command line composed by Hydra, checked, and started.
 
-Hydra composes and launches. The code behind gets dataclasses, never a DictConfig.
+The code behind gets dataclasses, never a DictConfig. Hydra's own flags work as in any of its
+programs: --cfg job, --info, --config-dir, --config-name, tab completion.
 """
 
 from __future__ import annotations
 
+import argparse
+import inspect
+import re
 import signal
 import sys
-from typing import NoReturn
+from pathlib import Path
+from textwrap import fill
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from agents import distributed
-from common.errors import UserError
-from configs.launch.overrides import (
-    FOLDER,
-    check,
-    to_dataclass,
-)
+from common.arguments import describe_keys
+from common.errors import UserError, exits
+from configs.launch.overrides import FOLDER, check, compose_for_help, quoted
 from configs.launch.sweep import Program, Stopped, run_sweep
 from configs.schema import register
 
-__all__ = ["Program", "Stopped", "UserError", "check", "run"]
-SWEEP = {"-m", "--multirun"}
+__all__ = ["Program", "Stopped", "check", "run"]
+FLAGS = """
+Flags:
+  -m                one run for each value: seed=0,1 or 'seed=range(3)' or 'dataset=glob(*-medium)'
+  --cfg job         print the configuration instead of running
+  --config-dir DIR  also look for DIR/experiment/NAME.yaml (and dataset/), then experiment=NAME
+  --hydra-help      the other flags; tab completion: eval "$(python {script} -sc install=bash)"
+"""
 
 
 def run(name: str, program: Program) -> None:
@@ -34,43 +44,91 @@ def run(name: str, program: Program) -> None:
         name: The configuration's name.
         program: What is started, once or for each run of a sweep.
     """
-    register()
-    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-    flags = set(sys.argv[1:]) - set(arguments)
-    try:
-        runs = check(arguments, name)
-        if flags and flags <= SWEEP:
-            if distributed.launched():
-                raise UserError(
-                    "torchrun makes one run with several processes; start the runs of a sweep "
-                    "without it: python train.py -m ..."
-                )
-            # As Ctrl-C: what the launcher started ends with it.
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-            sys.exit(run_sweep(name, program, runs, arguments))
-        if len(runs) > 1 and not flags:
-            raise UserError(f"{len(runs)} runs are asked for; start a sweep with -m.")
-    except UserError as error:
-        _fail(error)
-
-    @hydra.main(version_base="1.3", config_path=str(FOLDER), config_name=name)
-    def job(config: DictConfig) -> None:
+    with exits(speaks=distributed.fails_first):
         try:
-            program.main(to_dataclass(config), list(HydraConfig.get().overrides.task))
+            _run(name, program)
         except Stopped as stop:
             print(stop)
-        except UserError as error:
-            _fail(error)
+        except (UserError, BrokenPipeError):
+            raise
         except Exception:
             if distributed.fails_first():
                 raise
             sys.exit(1)
 
-    job()
+
+def _run(name: str, program: Program) -> None:
+    register()
+    options = _options(sys.argv[1:])
+    name = options.config_name or name
+    if options.config_dir is not None:
+        _add_folder(Path(options.config_dir))
+    if options.help:
+        return print(_help(name, program, options.overrides))
+    if options.shell_completion or options.hydra_help:
+        return _leave_to_hydra(name, sys.argv[1:])
+    overrides = quoted(options.overrides)
+    runs = check(overrides, name)
+    if options.cfg or options.info:
+        return _leave_to_hydra(name, [*options.flags, *overrides])
+    if options.multirun:
+        if distributed.launched():
+            raise UserError(
+                "torchrun makes one run with several processes; start the runs of a sweep "
+                "without it: python train.py -m ..."
+            )
+        # As Ctrl-C: what the launcher started ends with it.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        sys.exit(run_sweep(name, program, runs, overrides))
+    if len(runs) > 1:
+        raise UserError(f"{len(runs)} runs are asked for; start a sweep with -m.")
+    [(run, config)] = runs
+    if about := [text for text in overrides if re.match(r"\W*hydra[./]", text)]:
+        raise UserError(f"{about[0]} says how a sweep is started; add -m or leave it out.")
+    program.main(config, run)
 
 
-def _fail(error: Exception) -> NoReturn:
-    """Ends the program with an error's message on standard error and exit status 1."""
-    if distributed.fails_first():
-        print(f"error: {error}", file=sys.stderr)
-    sys.exit(1)
+def _options(arguments: list[str]) -> argparse.Namespace:
+    """Parses Hydra's flags; `flags` are they as they were given, `overrides` all the rest."""
+    parser = get_args_parser()
+
+    def refuse(message: str) -> None:
+        raise UserError(f"{message}; --help lists the flags.")
+
+    parser.error = refuse  # type: ignore[method-assign, assignment]
+    options, rest = parser.parse_known_args(arguments)
+    if unknown := [argument for argument in rest if argument.startswith("-")]:
+        raise UserError(f"there is no flag {unknown[0]}; --help lists the flags.")
+    options.overrides += rest
+    options.flags = [argument for argument in arguments if argument not in options.overrides]
+    return options
+
+
+def _add_folder(folder: Path) -> None:
+    """Lets Hydra, and so the checks and every run of a sweep, look for files in a folder too."""
+    if not folder.is_dir():
+        raise UserError(f"--config-dir {folder} is no folder; give one with experiment/NAME.yaml.")
+    place = f"file://{folder.resolve()}"
+
+    class UserFolder(SearchPathPlugin):
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            search_path.append("command-line", place)
+
+    Plugins.instance().register(UserFolder)
+
+
+def _leave_to_hydra(name: str, arguments: list[str]) -> None:
+    sys.argv[1:] = arguments
+    hydra.main(version_base="1.3", config_path=str(FOLDER), config_name=name)(print)()
+
+
+def _help(name: str, program: Program, overrides: list[str]) -> str:
+    """Returns the page of --help: the program, its groups, every key with its value, the flags."""
+    lines = [inspect.getdoc(inspect.getmodule(program.main)) or ""]
+    config, groups = compose_for_help(name, overrides)
+    if "dataset" in config:
+        lines += ["", "Groups, each chosen as group=option:"]
+        for group, there in groups.items():
+            lines.append(fill(f"  {group}: {', '.join(there)}", 98, subsequent_indent=" " * 6))
+    lines += ["", "Keys, with their values:", *describe_keys(config)]
+    return "\n".join(lines) + "\n" + FLAGS.format(script=Path(sys.argv[0]).name)

@@ -5,19 +5,21 @@ Hydra's own messages say what is wrong, but not what there is instead.
 
 from __future__ import annotations
 
-import difflib
 import itertools
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, ValueType
+from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from common.checks import nearest
 from common.errors import UserError
 
 FOLDER = Path(__file__).resolve().parents[1]
@@ -41,19 +43,59 @@ def check(arguments: list[str], name: str) -> list[tuple[list[str], Any]]:
         UserError: What is wrong, and what there is instead.
     """
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-        groups = {group: sorted(loader.get_group_options(group)) for group in GROUPS}
+        groups = _groups()
         swept: dict[str, list[str]] = {}
         for override in parse(arguments):
             if is_of_hydra(override):
                 _check_launcher(override)
                 continue
+            if override.type != OverrideType.CHANGE:
+                raise UserError(
+                    f"{override.input_line} would add or remove a key, and there are only those "
+                    "that --help lists; write key=value."
+                )
             texts = _values(override, groups)
             for text in texts:
                 _check_choice(text, groups)
             swept[override.get_key_element()] = texts
         runs = [list(run) for run in itertools.product(*swept.values())]
         return [(run, _compose(run, name, groups)) for run in runs]
+
+
+def compose_for_help(name: str, arguments: list[str]) -> tuple[DictConfig, dict[str, list[str]]]:
+    """Composes a configuration that may lack values, and returns with it each group's options.
+
+    Raises:
+        UserError: An override is wrong.
+    """
+    with initialize_config_dir(str(FOLDER), version_base="1.3"):
+        groups = _groups()
+        return _compose(arguments, name, groups, lambda config: config), groups
+
+
+def quoted(arguments: list[str]) -> list[str]:
+    """Quotes the values that Hydra's grammar has no letters for: run_dir=ü, run_dir=a=b.
+
+    Lists, sweeps and interpolations are left as they are.
+    """
+    with initialize_config_dir(str(FOLDER), version_base="1.3"):
+        return [_quoted(argument) for argument in arguments]
+
+
+def _quoted(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    try:
+        parse([argument])
+    except UserError:
+        if key and equals and not re.search(r"[][(){},]", value):
+            escaped = value.replace("\\'", "\\\\'").replace("'", "\\'")
+            return f"{key}='{escaped}'"
+    return argument
+
+
+def _groups() -> dict[str, list[str]]:
+    loader = GlobalHydra.instance().config_loader()
+    return {group: sorted(loader.get_group_options(group)) for group in GROUPS}
 
 
 def parse(arguments: list[str]) -> list[Override]:
@@ -66,10 +108,13 @@ def parse(arguments: list[str]) -> list[Override]:
     overrides = []
     for argument in arguments:
         try:
+            if argument.startswith("="):
+                raise HydraException("no key")
             overrides += parser.parse_overrides([argument])
         except HydraException as error:
             how = "a sweep is key=a,b or 'key=range(3)' or 'key=glob(a*)', quoted for the shell"
-            if "=" not in argument and not argument.startswith("~"):
+            how += "; text with brackets or commas is \"key='a,b'\""
+            if not argument.partition("=")[1] or argument.startswith("="):
                 how = "write key=value"
             raise UserError(f"'{argument}' is not an override; {how}.") from error
     return overrides
@@ -128,9 +173,14 @@ def _values(override: Override, groups: dict[str, list[str]]) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in values]
 
 
-def _compose(run: list[str], name: str, groups: dict[str, list[str]]) -> Any:
+def _compose(
+    run: list[str],
+    name: str,
+    groups: dict[str, list[str]],
+    convert: Callable[[DictConfig], Any] = to_dataclass,
+) -> Any:
     try:
-        return to_dataclass(compose(name, run))
+        return convert(compose(name, run))
     except (HydraException, OmegaConfBaseException) as error:
         _explain(run, name, groups)
         reason = str(error.__cause__ or error).splitlines()[0].rstrip(".")
@@ -139,7 +189,7 @@ def _compose(run: list[str], name: str, groups: dict[str, list[str]]) -> Any:
 
 def _explain(run: list[str], name: str, groups: dict[str, list[str]]) -> None:
     """Finds the overrides because of which a run does not compose, and raises what is wrong."""
-    chosen = [text for text in run if text.partition("=")[0].lstrip("+~") in groups]
+    chosen = [text for text in run if text.partition("=")[0] in groups]
     try:
         known = compose(name, chosen)
     except HydraException as error:
@@ -155,16 +205,16 @@ def _explain(run: list[str], name: str, groups: dict[str, list[str]]) -> None:
 
 def _check_choice(text: str, groups: dict[str, list[str]]) -> None:
     key, _, value = text.partition("=")
-    options = groups.get(key.lstrip("+"))
+    options = groups.get(key)
     if options is not None and value not in (*options, "null"):
         raise UserError(
-            f"{key} '{value}' does not exist{_nearest(value, options)}; there are: "
+            f"{key} '{value}' does not exist{nearest(value, options)}; there are: "
             f"{', '.join(options)}."
         )
 
 
 def _check_key(text: str, known: DictConfig) -> None:
-    key = text.partition("=")[0].lstrip("+~")
+    key = text.partition("=")[0]
     node: Any = known
     path: list[str] = []
     for part in key.split("."):
@@ -172,7 +222,7 @@ def _check_key(text: str, known: DictConfig) -> None:
             where = f" in {'.'.join(path)}" if path else ""
             names = [str(name) for name in node] if isinstance(node, DictConfig) else []
             there = f"there are: {', '.join(names)}" if names else f"{'.'.join(path)} has no keys"
-            raise UserError(f"key '{part}' does not exist{where}{_nearest(part, names)}; {there}.")
+            raise UserError(f"key '{part}' does not exist{where}{nearest(part, names)}; {there}.")
         path.append(part)
         node = None if OmegaConf.is_missing(node, part) else node[part]
 
@@ -184,8 +234,3 @@ def _check_value(text: str, name: str, chosen: list[str]) -> None:
         cause = error.__cause__ or error
         reason = str(cause).splitlines()[0].rstrip(".")
         raise UserError(f"{text} cannot be used: {reason}.") from error
-
-
-def _nearest(word: str, options: list[str]) -> str:
-    near = difflib.get_close_matches(word, options, n=1)
-    return f" (did you mean '{near[0]}'?)" if near else ""
