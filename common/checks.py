@@ -98,7 +98,7 @@ def check_choice(key: str, value: Any, options: Iterable[Any]) -> None:
 
 def nearest(word: str, options: list[str]) -> str:
     """Returns a question after the option that was probably meant, if one is similar."""
-    near = difflib.get_close_matches(word, options, n=1)
+    near = difflib.get_close_matches(word, options, n=1, cutoff=0.7)
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from agents.acting import make_actor
 from agents.policy import ReturnConditionedPolicy
-from configs.launch import command
+from configs.launch.overrides import FOLDER, check, to_dataclass
 from configs.schema import register
 
 # Decision Transformer's settings (arXiv 2106.01345), which the others share.
@@ -66,8 +66,8 @@ PUBLISHED = {
 
 def composed(*overrides: str):
     register()
-    command.check(list(overrides), "train")
-    with initialize_config_dir(str(command.FOLDER), version_base="1.3"):
+    check(list(overrides), "train")
+    with initialize_config_dir(str(FOLDER), version_base="1.3"):
         return compose("train", list(overrides))
 
 
@@ -80,7 +80,7 @@ def test_an_experiment_has_the_published_values(experiment):
 
 @pytest.mark.parametrize("experiment", PUBLISHED)
 def test_an_experiment_builds_a_policy_that_acts(experiment):
-    config = command.to_dataclass(composed(f"experiment={experiment}"))
+    config = to_dataclass(composed(f"experiment={experiment}"))
     policy = ReturnConditionedPolicy(
         config.policy, config.backbone, observation_dim=11, action_dim=3
     ).eval()

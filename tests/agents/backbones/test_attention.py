@@ -11,7 +11,7 @@ from agents.backbones.attention import Attention, AttentionConfig
 from agents.backbones.state import restart
 from agents.policy import ReturnConditionedPolicy
 from common.errors import UserError
-from configs.launch.command import FOLDER, to_dataclass
+from configs.launch.overrides import FOLDER, to_dataclass
 from configs.schema import register
 
 OBSERVATION_DIM, ACTION_DIM, RETURN_SCALE = 11, 3, 1000.0
