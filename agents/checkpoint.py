@@ -1,50 +1,55 @@
-"""Run folders: what is needed to act and what is needed to go on training.
+"""Run folders: what is needed to act and what is needed to resume.
 
-Everything is written so that a kill at any moment, a full disk or a flipped bit never costs more
-than the steps since the last save.
+Every file is written whole, so a kill at any moment, a full disk or a flipped bit never costs more
+than the updates since the last save.
 
-    config.yaml            the resolved configuration of the run
+    config.yaml            the resolved configuration; its first line marks the folder as a run's
     config.json            the policy's shape, how it acts, and what it was trained on
-    model.safetensors      the weights to act with, and a checksum of them
+    model.safetensors      the weights to act with (EMA weights, if there are any), with a checksum
     training_state.pt      all that resuming needs; loads with weights_only=True
-    metrics.jsonl          one line a record
+    metrics.jsonl          one record a line
+    events.out.tfevents.*  the same for TensorBoard
     scores.json            the evaluation of the last checkpoint
-    scores-*.json          other evaluations of it, named after what was asked for
+    scores-*.json          other evaluations of it, named after their conditions
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+import pickle
 import zipfile
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise_tensors
 from torch import Tensor
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from agents.backbones import mixer_entry
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
 from common.errors import UserError
-from common.files import write_file
+from common.files import leftovers, write_file
 
 WEIGHTS = "model.safetensors"
-# All that a run writes into its folder, and so all that overwriting it may delete.
-RUN_FILES = (
-    "config.yaml",
-    "config.json",
-    WEIGHTS,
-    "training_state.pt",
-    "metrics.jsonl",
-    "scores*.json",
-    "events.out.tfevents.*",
-    "*.tmp",
-)
+STATE = "training_state.pt"
+# What training writes, in the order in which overwriting removes it: an interrupted removal leaves
+# a run that is neither finished nor resumed from the discarded state.
+FILES = ("scores.json", STATE, WEIGHTS, "metrics.jsonl", "config.json", "config.yaml")
+# Only a folder whose config.yaml begins with this line is a run: elsewhere nothing is replaced.
+MARK = "# A run folder of Decision minRNN, written by train.py."
+LOCK = ".decision-minrnn.lock"
+# What to do about a run folder that cannot be written.
+MEND = "free some space or choose another run_dir, then start again with resume=true"
+# What a file whose contents are not as expected raises while it is taken apart.
+_WRONG = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 
 
 @dataclass
@@ -61,118 +66,128 @@ class RunDescription:
     context_length: int
     dataset: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        for key, kind in (("rollout", str), ("context_length", int), ("dataset", dict)):
+            if not isinstance(value := getattr(self, key), kind):
+                raise TypeError(f"{key} is {value!r}")
 
-# What to do about a run folder that cannot be written.
-MEND = "free some space or choose another run_dir, then start again with resume=true"
+
+# -- the folder -------------------------------------------------------------------------------
 
 
 def check_run_folder(folder: Path, config: str, *, resume: bool, overwrite: bool) -> bool:
-    """Makes sure that a run may be made in a folder.
+    """Makes sure that a run may be made in a folder; changes nothing.
 
     Args:
         folder: The run folder.
-        config: What config.yaml is to hold.
-        resume: A folder that holds a run with this very configuration is gone on with.
-        overwrite: The run that the folder holds is discarded.
+        config: The configuration in YAML.
+        resume: Whether a run with this very configuration is to be resumed.
+        overwrite: Whether the run that the folder holds is to be discarded.
 
     Returns:
-        Whether it holds a run to go on with.
+        Whether it holds a run to resume.
 
     Raises:
-        UserError: The folder holds a run and neither was asked for, or it holds another run
-            than the one to be resumed.
+        UserError: The folder holds a run and neither was asked for, another run than the one to
+            be resumed, or a file that is not of a run and would be replaced.
     """
     path = folder / "config.yaml"
-    if overwrite or not path.is_file():
+    try:
+        if not path.is_file() or not path.read_bytes().startswith(MARK.encode()):
+            for name in FILES:
+                if (folder / name).exists():
+                    raise UserError(
+                        f"{folder / name} is in the way: the folder is no run that train.py made, "
+                        "and the file would be replaced; move it, or give another run_dir."
+                    )
+            return False
+    except OSError as error:
+        raise _unusable(folder, error) from error
+    if overwrite:
         return False
     if not resume:
         raise UserError(
-            f"{folder} already holds a run: resume=true goes on with it, overwrite=true discards "
-            "it, run_dir=PATH puts this one elsewhere."
+            f"{folder} already holds a run: resume=true resumes it, overwrite=true discards it, "
+            "run_dir=PATH puts this one elsewhere."
         )
-    _check_same_config(path, config)
+    before, now = _flat(path, path.read_bytes()), _flat(path, config.encode())
+    for key in {**before, **now}:
+        if before.get(key) != now.get(key):
+            raise UserError(
+                f"{folder} cannot be resumed with another configuration: {key} is "
+                f"{before.get(key)} there and {now.get(key)} here; give the same keys as before, "
+                "or another run_dir."
+            )
     return True
 
 
-def claim_run_folder(folder: Path, config: str, *, resume: bool, overwrite: bool) -> None:
+def claim_run_folder(folder: Path, config: str, *, resume: bool, overwrite: bool) -> FileLock:
     """Makes a run folder with its config.yaml, or takes over the one there.
 
-    It is this process's until it ends or claims the folder again, whatever ends it. The arguments
-    are those of check_run_folder.
+    The arguments are those of `check_run_folder`.
+
+    Returns:
+        The lock: the folder belongs to the caller as long as this object lives.
 
     Raises:
-        UserError: The folder may not be used, or cannot be made, or is another process's.
+        UserError: The folder may not be used, or cannot be made, or another process has the lock.
     """
-    goes_on = check_run_folder(folder, config, resume=resume, overwrite=overwrite)
+    asked = {"resume": resume, "overwrite": overwrite}
+    check_run_folder(folder, config, **asked)
+    lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _lock(folder)
-        if goes_on:
-            return
-        for pattern in RUN_FILES:
-            for old in folder.glob(pattern):
-                old.unlink()
-    except OSError as error:
-        raise UserError(
-            f"the run folder {folder} cannot be made ({error.strerror}); give another as run_dir."
-        ) from error
-    write_file(folder / "config.yaml", config.encode(), MEND)
-
-
-_locks: dict[Path, int] = {}
-
-
-def _lock(folder: Path) -> None:
-    # Not a file of its own: the system forgets the lock when the process ends, even if killed.
-    if os.name != "posix":
-        return
-    import fcntl
-
-    if (held := _locks.pop(folder.resolve(), None)) is not None:
-        os.close(held)
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(lock)
+        lock.acquire(timeout=0)
+        # Again, for the process that had the lock before may have changed it.
+        resumes = check_run_folder(folder, config, **asked)
+        for left_by_a_killed_process in [p for name in FILES for p in leftovers(folder / name)]:
+            left_by_a_killed_process.unlink()
+        if not resumes and (folder / "config.yaml").exists():  # of a run, then: it is discarded
+            others = [path for path in folder.glob("scores-*.json") if _is_evaluation(path)]
+            others += folder.glob("events.out.tfevents.*")
+            for path in [*(folder / name for name in FILES[:-1]), *others]:
+                path.unlink(missing_ok=True)
+    except Timeout as error:
         raise UserError(
             f"another process is training in {folder}; end it, or wait until it has finished."
         ) from error
-    except OSError:
-        pass  # a file system without locks
-    _locks[folder.resolve()] = lock
+    except OSError as error:
+        raise _unusable(folder, error) from error
+    if not resumes:
+        write_file(folder / "config.yaml", f"{MARK}\n{config}".encode(), MEND)
+    return lock
 
 
-def _check_same_config(path: Path, config: str) -> None:
-    def flat(text: str) -> dict[str, Any]:
-        values: Any = OmegaConf.to_container(OmegaConf.create(text))
-        parts = {
-            key: value if isinstance(value, dict) else {"": value} for key, value in values.items()
-        }
-        return {
-            f"{key}.{inner}".rstrip("."): value
-            for key, part in parts.items()
-            for inner, value in part.items()
-        }
+def _unusable(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"the run folder {folder} cannot be made or read ({error.strerror}); give another run_dir."
+    )
 
-    before, now = flat(path.read_text()), flat(config)
-    other = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    if other:
-        key = other[0]
+
+def _is_evaluation(path: Path) -> bool:
+    """Whether eval.py wrote a file: a list of scores, each of a checkpoint."""
+    try:
+        rows = json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    rows = rows if isinstance(rows, list) else [rows]
+    return all(isinstance(row, dict) and "checkpoint_step" in row for row in rows)
+
+
+def _flat(path: Path, content: bytes) -> dict[str, Any]:
+    """Returns a configuration with keys such as `trainer.warmup`."""
+    try:
+        values: Any = OmegaConf.to_container(OmegaConf.create(content.decode()))
+        parts = {k: v if isinstance(v, dict) else {"": v} for k, v in values.items()}
+    except (YAMLError, OmegaConfBaseException, *_WRONG) as error:
         raise UserError(
-            f"{path.parent} cannot be resumed with another configuration: {key} is "
-            f"{before.get(key)} there and {now.get(key)} here; give the same keys as before, or "
-            "another run_dir."
-        )
+            f"{path} is damaged ({_reason(error)}), so the run cannot be resumed: copy it again, "
+            "or start the run again with overwrite=true."
+        ) from error
+    return {f"{k}.{i}".rstrip("."): v for k, part in parts.items() for i, v in part.items()}
 
 
-def _digest(tensors: dict[str, Tensor], step: str) -> str:
-    digest = hashlib.sha256(step.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+# -- what acts --------------------------------------------------------------------------------
 
 
 def save_description(
@@ -194,8 +209,7 @@ def save_policy(folder: Path, policy: ReturnConditionedPolicy, step: int) -> Non
     """Writes model.safetensors: the weights to act with after `step` updates."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in policy.state_dict().items()}
     # One key: safetensors writes several in random order, and equal weights give equal files.
-    content = json.dumps({"step": step, "sha256": _digest(tensors, str(step))})
-    metadata = {"checkpoint": content}
+    metadata = {"checkpoint": json.dumps({"step": step, "sha256": _digest(tensors, step)})}
     write_file(folder / WEIGHTS, serialise_tensors(tensors, metadata), MEND)
 
 
@@ -209,36 +223,37 @@ def load_policy(folder: Path) -> tuple[ReturnConditionedPolicy, RunDescription, 
     Raises:
         UserError: The folder holds no checkpoint, or a damaged one.
     """
-    config_path, weights_path = folder / "config.json", folder / WEIGHTS
-    for path in (config_path, weights_path):
-        if not path.is_file():
+    for name in ("config.json", WEIGHTS):
+        if not (folder / name).is_file():
             raise UserError(
-                f"{folder} holds no checkpoint: {path.name} is missing; give the run folder that "
+                f"{folder} holds no checkpoint: {name} is missing; give the run folder that "
                 "train.py printed (it appears there with the first save)."
             )
     policy, description = build_policy(folder)
-    tensors, step = _read_weights(weights_path)
-    try:
-        policy.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UserError(
-            f"{weights_path} does not fit the policy that {config_path.name} beside it describes; "
-            "one of the two files comes from another run."
-        ) from error
-    return policy.eval(), description, step
+    tensors, step = _read_weights(folder / WEIGHTS)
+    policy.load_state_dict(tensors)
+    for name, parameter in policy.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise UserError(
+                f"{folder / WEIGHTS} holds weights that are not finite, in {name}; take another "
+                "checkpoint or train again."
+            )
+    return policy, description, step
 
 
 def build_policy(folder: Path) -> tuple[ReturnConditionedPolicy, RunDescription]:
-    """Builds the policy that config.json describes, its weights not loaded.
+    """Builds the policy that config.json describes, in evaluation mode, its weights not loaded.
 
     Raises:
-        UserError: The file cannot be read, or does not describe a policy.
+        UserError: The file cannot be read, does not describe a policy, or describes another one
+            than the weights are of, where there are weights.
     """
-    config_path = folder / "config.json"
+    path = folder / "config.json"
     try:
-        content = json.loads(config_path.read_text())
+        content = json.loads(path.read_bytes())
         config_class, _ = mixer_entry(content["backbone"]["name"])
-        policy = ReturnConditionedPolicy(
+        make = partial(
+            ReturnConditionedPolicy,
             PolicyConfig(**content["policy"]),
             config_class(**content["backbone"]),
             observation_dim=content["observation_dim"],
@@ -247,12 +262,34 @@ def build_policy(folder: Path) -> tuple[ReturnConditionedPolicy, RunDescription]
         description = RunDescription(
             content["rollout"], content["context_length"], content["dataset"]
         )
-    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+        fits = not (folder / WEIGHTS).is_file() or _fits(
+            make, content["backbone"]["n_layer"], folder / WEIGHTS
+        )
+        policy = make() if fits else None
+    except SafetensorError as error:
+        raise _damaged(folder / WEIGHTS, str(error)) from error
+    except (*_WRONG, UserError) as error:
         raise UserError(
-            f"{config_path} does not describe a policy ({error}); the file is damaged or of "
+            f"{path} does not describe a policy ({_reason(error)}); the file is damaged or of "
             "another version of this project: train again."
         ) from error
+    if policy is None:
+        raise UserError(
+            f"{folder / WEIGHTS} does not fit the policy that {path.name} beside it describes; one "
+            "of the two files comes from another run."
+        )
     return policy.eval(), description
+
+
+def _fits(make: partial[ReturnConditionedPolicy], n_layer: int, weights: Path) -> bool:
+    """Whether weights have the names and shapes of a policy; allocates neither."""
+    with safe_open(weights, framework="pt") as file:
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    blocks = {name.split(".")[2] for name in found if name.startswith("backbone.blocks.")}
+    if len(blocks) != n_layer:
+        return False
+    with torch.device("meta"):
+        return {name: list(t.shape) for name, t in make().state_dict().items()} == found
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], int]:
@@ -260,23 +297,39 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], int]:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})["checkpoint"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        intact = metadata["sha256"] == _digest(tensors, str(metadata["step"]))
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise UserError(
-            f"{path} is truncated or damaged ({error}); copy it again from its source or train "
-            "again."
-        ) from error
-    if not intact:
-        raise UserError(
-            f"{path} is damaged: its contents do not match the checksum that was saved with them; "
-            "copy it again from its source or train again."
-        )
-    return tensors, metadata["step"]
+        step, sha256 = metadata["step"], metadata["sha256"]
+    except (SafetensorError, *_WRONG) as error:
+        raise _damaged(path, str(error)) from error
+    if sha256 != _digest(tensors, step):
+        raise _damaged(path, "its contents do not match the checksum that was saved with them")
+    return tensors, step
+
+
+def _digest(tensors: dict[str, Tensor], step: int) -> str:
+    digest = hashlib.sha256(str(step).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def _damaged(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"{path} is truncated or damaged ({reason}); copy it again from its source or train again."
+    )
+
+
+# -- what resuming needs ----------------------------------------------------------------------
 
 
 def save_training_state(folder: Path, state: dict[str, Any]) -> None:
     """Writes training_state.pt: tensors and plain values only."""
-    write_file(folder / "training_state.pt", lambda file: torch.save(state, file), MEND)
+    write_file(folder / STATE, lambda file: torch.save(state, file), MEND)
 
 
 def load_training_state(folder: Path) -> dict[str, Any] | None:
@@ -285,7 +338,7 @@ def load_training_state(folder: Path) -> dict[str, Any] | None:
     Raises:
         UserError: It is damaged.
     """
-    path = folder / "training_state.pt"
+    path = folder / STATE
     if not path.exists():
         return None
     try:
@@ -295,8 +348,13 @@ def load_training_state(folder: Path) -> dict[str, Any] | None:
         if broken is not None:
             raise zipfile.BadZipFile(f"checksum of {broken}")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise UserError(
-            f"{path} is truncated or damaged ({error}); the run cannot be resumed from it: start "
-            "it again with overwrite=true."
-        ) from error
+    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, *_WRONG) as error:
+        raise damaged_state(folder, error) from error
+
+
+def damaged_state(folder: Path, error: Exception) -> UserError:
+    """Returns what is said of a training_state.pt that cannot be read or taken over."""
+    return UserError(
+        f"{folder / STATE} is truncated or damaged ({_reason(error)}); the run cannot be resumed "
+        "from it: start it again with overwrite=true."
+    )

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -21,17 +22,27 @@ from typing import Any, Protocol, cast
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.tensorboard import SummaryWriter
 
 from agents.backbones.mixer import parameter_groups
 from agents.backbones.state import map_state
-from agents.checkpoint import load_training_state, save_policy, save_training_state
+from agents.checkpoint import (
+    MEND,
+    STATE,
+    damaged_state,
+    load_training_state,
+    save_policy,
+    save_training_state,
+)
 from agents.distributed import Ranks
 from agents.policy import ReturnConditionedPolicy, TrainingState
 from common.checks import MOST_STEPS, check_fields, choice, number
 from common.errors import UserError
+from common.files import write_file
 
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -91,16 +102,16 @@ class TrainerConfig:
 
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
-    """Turns Ctrl-C and SIGTERM into an event, so that the loop can save and end cleanly."""
+    """Turns Ctrl-C, SIGTERM and SIGHUP into an event, so that the loop can save and end cleanly."""
     event = threading.Event()
-
-    def request(signum: int, frame: Any) -> None:
-        event.set()
-
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names}
+    for signum, handler in before.items():
+        if signum in (signal.SIGINT, signal.SIGTERM) or handler != signal.SIG_IGN:  # nohup
+            signal.signal(signum, lambda *_: event.set())
     try:
         yield event
     finally:
@@ -109,30 +120,85 @@ def stop_requests() -> Iterator[threading.Event]:
 
 
 class Metrics:
-    """metrics.jsonl and TensorBoard, side by side."""
+    """metrics.jsonl and TensorBoard, side by side.
+
+    Args:
+        folder: The run folder.
+        resume_step: Updates of the last save: what was recorded after it will be recorded again.
+
+    Attributes:
+        evaluated: The updates that have a record of an evaluation.
+
+    Raises:
+        UserError: A line of metrics.jsonl other than the last is damaged, or the disk is full.
+    """
 
     def __init__(self, folder: Path, *, resume_step: int) -> None:
         self.path = folder / "metrics.jsonl"
+        self.evaluated: set[int] = set()
         if self.path.exists():
-            # What an interrupted run logged after its last save will be logged again.
-            kept = [
-                line
-                for line in self.path.read_text().splitlines(keepends=True)
-                if line.endswith("\n") and json.loads(line)["step"] <= resume_step
-            ]
-            self.path.write_text("".join(kept))
-        self.writer = SummaryWriter(str(folder), purge_step=resume_step + 1)
+            self._cut(resume_step)
+        # Not torch's SummaryWriter: its thread writes later, and meets a full disk by itself.
+        name = f"events.out.tfevents.{time.time_ns()}.{os.getpid()}"
+        with self._explained():
+            self.file = open(folder / name, "xb")  # noqa: SIM115
+            self._write_event(file_version="brain.Event:2")
+            begin = SessionLog(status=SessionLog.START)  # hides what older files say of later steps
+            self._write_event(session_log=begin, step=resume_step + 1)
+
+    def _cut(self, resume_step: int) -> None:
+        """Removes the records after a step, and a last line that is not whole."""
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        kept = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line) if line.endswith(b"\n") else {}
+                if record["step"] <= resume_step:
+                    kept.append(line)
+                    if any(name.startswith("eval/") for name in record):
+                        self.evaluated.add(record["step"])
+            except (ValueError, LookupError, TypeError) as error:
+                if number < len(lines):
+                    raise UserError(
+                        f"{self.path} is damaged in line {number}; remove the line, or start again "
+                        "with overwrite=true."
+                    ) from error
+        if kept != lines:
+            write_file(self.path, b"".join(kept), MEND)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.path} or the TensorBoard events beside it cannot be written "
+                f"({error.strerror}); the last save is intact: {MEND}."
+            ) from error
 
     def record(self, step: int, values: dict[str, float]) -> None:
-        """Writes one record of scalars, named `train/*`, `eval/*` or `time/*`."""
-        with open(self.path, "a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+        """Writes one record of scalars, named `train/*`, `eval/*` or `time/*`, to the disk.
+
+        Raises:
+            UserError: The disk is full.
+        """
+        with self._explained():
+            with open(self.path, "a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            scalars = [Summary.Value(tag=n, simple_value=value) for n, value in values.items()]
+            self._write_event(step=step, summary=Summary(value=scalars))
+
+    def _write_event(self, **content: Any) -> None:
+        event = Event(wall_time=time.time(), **content)
+        RecordWriter(self.file).write(event.SerializeToString())
+        self.file.flush()
 
     def close(self) -> None:
-        """Flushes TensorBoard."""
-        self.writer.close()
+        """Closes TensorBoard's file, in which every record stands already."""
+        with suppress(OSError):  # of a full disk: said before
+            self.file.close()
 
 
 class Trainer:
@@ -177,6 +243,7 @@ class Trainer:
         self.console = console or Console()
         self.ranks = ranks or Ranks()
         self.step = 0
+        self.losses: list[Tensor] = []  # of the updates since the last record
         self.carried: TrainingState | None = None
         self.optimizer = torch.optim.AdamW(
             parameter_groups(policy),
@@ -203,10 +270,13 @@ class Trainer:
     def save(self) -> None:
         """Saves what resuming needs, then what acting needs, on the first rank; all must call it.
 
+        A kill between the two costs nothing: `resume` makes the second of the first.
+
         Raises:
             UserError: The folder cannot be written; the save before is intact.
         """
         carried = self.ranks.gather(self.carried)
+        losses = self.ranks.gather(torch.stack(self.losses)[None] if self.losses else None)
         if not self.ranks.leads:
             return
         state: dict[str, Any] = {
@@ -216,6 +286,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "batches": self.batches.state_dict(),
             "carried": None if carried is None else tuple(carried),
+            "losses": losses,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all(),
         }
@@ -223,7 +294,7 @@ class Trainer:
         save_policy(self.folder, self.acting_policy, self.step)
 
     def resume(self) -> None:
-        """Takes up the run where its last save left it, or from its beginning if there is none.
+        """Resumes the run from its last save, or from its beginning if there is none.
 
         Raises:
             UserError: The save is damaged.
@@ -231,17 +302,31 @@ class Trainer:
         state = self.ranks.from_first(lambda: load_training_state(self.folder))
         if state is None:
             return
+        try:
+            self._restore(state)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise damaged_state(self.folder, error) from error
+        if self.ranks.leads:
+            save_policy(self.folder, self.acting_policy, self.step)
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
+        if not 0 <= self.step <= self.steps:
+            raise ValueError(f"update {self.step} of {self.steps}")
         self.policy.load_state_dict(state["policy"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.batches.load_state_dict(state["batches"])
+        device = self.policy.target_return.device
         if state["carried"] is not None:
-            device = self.policy.target_return.device
             rows = self.batches.own_rows
             carried = map_state(lambda tensor: tensor[rows].to(device), state["carried"])
             self.carried = TrainingState(*carried)
+        if (losses := state["losses"]) is not None:
+            # A row for each rank; the same sum if their number has changed.
+            same = len(losses) == self.ranks.count
+            self.losses = list((losses[self.ranks.rank] if same else losses.mean(0)).to(device))
         torch.set_rng_state(state["random"])
         torch.cuda.set_rng_state_all(state["random_cuda"][: torch.cuda.device_count()])
 
@@ -265,10 +350,12 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), limit)
         # Checked before the step, so that the weights stay those of the last good update.
         if not bool(torch.isfinite(norm)):
+            saved = (self.folder / STATE).exists()
+            kept = f"; the last checkpoint in {self.folder} is from before" if saved else ""
             raise UserError(
                 f"the loss or its gradient is not finite at update {self.step + 1} (loss "
-                f"{loss.item()}); the last checkpoint in {self.folder} is from before: lower "
-                "trainer.learning_rate or look for extreme values in the data."
+                f"{loss.item()}){kept}: lower trainer.learning_rate or look for extreme values in "
+                "the data."
             )
         self.optimizer.step()
         if self.average is not None:
@@ -308,14 +395,15 @@ class Trainer:
 
     def _loop(self, metrics: Metrics | None, stop: threading.Event, show: Callable) -> None:
         began, seen, since = time.perf_counter(), 0, self.step
-        losses: list[Tensor] = []
+        began += self._evaluate(metrics)  # if a kill after the last save has cost it
         while self.step < self.steps and not self.ranks.sum(stop.is_set()):
             loss, norm, steps = self.update()
-            losses.append(loss)
+            self.losses.append(loss)
             seen += steps
+            # Record the loss: a mean over updates that a resumed run has seen only in part.
             if self.step % self.config.log_every == 0 or self.step == self.steps:
                 seconds = time.perf_counter() - began
-                mean = self.ranks.sum(torch.stack(losses).mean().item()) / self.ranks.count
+                mean = self.ranks.sum(torch.stack(self.losses).mean().item()) / self.ranks.count
                 speed = self.ranks.sum(seen) / seconds
                 values = {
                     "train/loss": mean,
@@ -327,16 +415,25 @@ class Trainer:
                 if metrics:
                     metrics.record(self.step, values)
                 show(completed=self.step, loss=f"{mean:.4f}", speed=f"{speed:,.0f}")
-                losses.clear()
+                self.losses.clear()
                 began, seen, since = time.perf_counter(), 0, self.step
+            # Save before the evaluation, whatever becomes of it.
             if self.step % self.config.save_every == 0 or self.step == self.steps:
                 self.save()
-            due = self.evaluate_every and self.step % self.evaluate_every == 0
-            if metrics and self.evaluate and due:  # the other ranks wait before their next update
-                start = time.perf_counter()
-                scores = self.evaluate(self.acting_policy.eval(), self.step)
-                seconds = time.perf_counter() - start
-                metrics.record(self.step, {**scores, "time/evaluation": seconds})
-                began += seconds
+            began += self._evaluate(metrics)
         if self.step < self.steps:
             self.save()
+
+    def _evaluate(self, metrics: Metrics | None) -> float:
+        """Evaluates and records, if it is time and not done yet; returns the seconds it took.
+
+        Only the first rank has metrics; the others wait for it before their next update.
+        """
+        due = self.evaluate_every and self.step > 0 and self.step % self.evaluate_every == 0
+        if not (metrics and self.evaluate and due) or self.step in metrics.evaluated:
+            return 0.0
+        start = time.perf_counter()
+        scores = self.evaluate(self.acting_policy.eval(), self.step)
+        seconds = time.perf_counter() - start
+        metrics.record(self.step, {**scores, "time/evaluation": seconds})
+        return seconds

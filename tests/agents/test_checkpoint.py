@@ -8,6 +8,8 @@ import torch
 
 from agents.backbones import MIXERS
 from agents.checkpoint import (
+    FILES,
+    LOCK,
     RunDescription,
     claim_run_folder,
     load_policy,
@@ -164,19 +166,129 @@ def test_a_path_that_cannot_be_written_is_one_sentence(tmp_path):
         write_file(tmp_path / "missing" / "x", b"1")
 
 
+SAME = "seed: 0\ntrainer:\n  warmup: 5\n"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != LOCK}
+
+
 def test_a_run_folder_is_never_taken_over_silently(tmp_path):
     folder = tmp_path / "run"
-    claim_run_folder(folder, "seed: 0\ntrainer:\n  warmup: 5\n", resume=False, overwrite=False)
+    claim_run_folder(folder, SAME, resume=False, overwrite=False)
     (folder / "model.safetensors").write_text("precious")
-    (folder / "notes.txt").write_text("mine")
-    same = "seed: 0\ntrainer:\n  warmup: 5\n"
+    # Of the user's own, and of eval.py; only the last is of the run.
+    (folder / "notes.tmp").write_text("mine")
+    (folder / "scores-2024.json").write_text('[{"score": 3}]')
+    (folder / "scores-all.json").write_text("my favourites")
+    (folder / "scores-seed-1.json").write_text('[{"checkpoint_step": 3}]')
     with pytest.raises(UserError, match=r"already holds a run: resume=true .* overwrite=true"):
-        claim_run_folder(folder, same, resume=False, overwrite=False)
-    claim_run_folder(folder, same, resume=True, overwrite=False)
-    other = "seed: 0\ntrainer:\n  warmup: 6\n"
+        claim_run_folder(folder, SAME, resume=False, overwrite=False)
+    before = contents(folder)
+    claim_run_folder(folder, SAME, resume=True, overwrite=False)
+    other = SAME.replace("5", "6")
     with pytest.raises(UserError, match=r"trainer\.warmup is 5 there and 6 here"):
         claim_run_folder(folder, other, resume=True, overwrite=False)
-    assert (folder / "model.safetensors").read_text() == "precious"
+    assert contents(folder) == before
     claim_run_folder(folder, other, resume=False, overwrite=True)
     # Overwriting discards the run, and only what a run writes.
-    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "notes.txt"]
+    assert contents(folder).keys() == {
+        *("config.yaml", "notes.tmp", "scores-2024.json", "scores-all.json")
+    }
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", FILES)
+def test_a_folder_that_is_no_run_loses_nothing(tmp_path, name, overwrite):
+    for file in (name, "notes.tmp", "scores-2024.json", "events.out.tfevents.1"):
+        (tmp_path / file).write_text("mine")
+    with pytest.raises(UserError, match=f"{name} is in the way: the folder is no run"):
+        claim_run_folder(tmp_path, SAME, resume=True, overwrite=overwrite)
+    (tmp_path / name).unlink()
+    claim_run_folder(tmp_path, SAME, resume=True, overwrite=overwrite)
+    mine = {"notes.tmp": b"mine", "scores-2024.json": b"mine"}
+    assert mine.items() <= contents(tmp_path).items()
+    assert contents(tmp_path).keys() == {*mine, "events.out.tfevents.1", "config.yaml"}
+
+
+def test_what_a_killed_save_left_behind_goes_when_the_run_is_resumed(tmp_path):
+    claim_run_folder(tmp_path, SAME, resume=False, overwrite=False)
+    (tmp_path / ".training_state.1a2b3c4d.unfinished.pt").write_text("half")
+    (tmp_path / ".training_state.mine.unfinished.pt").write_text("mine")
+    claim_run_folder(tmp_path, SAME, resume=True, overwrite=False)
+    assert contents(tmp_path).keys() == {"config.yaml", ".training_state.mine.unfinished.pt"}
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from agents.checkpoint import claim_run_folder
+lock = claim_run_folder(Path(sys.argv[1]), sys.argv[2], resume=True, overwrite=False)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_belongs_to_one_process_and_to_none_that_was_killed(tmp_path):
+    command = [sys.executable, "-c", HOLDS, str(tmp_path / "run"), SAME]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match=r"another process is training in .*run; end it"):
+            claim_run_folder(tmp_path / "run", SAME, resume=True, overwrite=False)
+        process.kill()
+        process.wait()
+    assert claim_run_folder(tmp_path / "run", SAME, resume=True, overwrite=False).is_locked
+
+
+@pytest.mark.parametrize("content", [b"- 1\n", b"a: [", b"\xff\xfe", b"text", b"", b"a: ${b}"])
+def test_a_damaged_configuration_is_one_sentence(tmp_path, content):
+    claim_run_folder(tmp_path, SAME, resume=False, overwrite=False)
+    path = tmp_path / "config.yaml"
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0] + content)
+    with pytest.raises(UserError, match=r"config\.yaml is damaged|another configuration"):
+        claim_run_folder(tmp_path, SAME, resume=True, overwrite=False)
+
+
+def test_a_name_that_is_too_long_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"cannot be made or read \(File name too long\)"):
+        claim_run_folder(tmp_path / ("x" * 256), SAME, resume=False, overwrite=False)
+
+
+def test_equal_weights_give_equal_files(tmp_path):
+    files = set()
+    for _ in range(20):
+        save_policy(tmp_path, make_policy(), 7)
+        files.add((tmp_path / "model.safetensors").read_bytes())
+    assert len(files) == 1
+
+
+@pytest.mark.parametrize("key", ["n_layer", "d_model", "mlp_ratio"])
+def test_a_description_is_held_against_the_weights_before_anything_is_allocated(folder, key):
+    content = json.loads((folder / "config.json").read_text())
+    content["backbone"][key] = 10**9
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"does not fit the policy|does not describe a policy"):
+        load_policy(folder)
+
+
+def test_weights_that_are_not_finite_are_refused(folder):
+    policy = make_policy()
+    name, parameter = next(iter(policy.named_parameters()))
+    parameter.data.view(-1)[0] = float("nan")
+    save_policy(folder, policy, 7)
+    with pytest.raises(UserError, match=f"not finite, in {name}"):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize("change", [{"dataset": 3}, {"rollout": None}, {"context_length": "x"}])
+def test_a_description_of_wrong_types_is_refused(folder, change):
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | change))
+    with pytest.raises(UserError, match=rf"does not describe a policy \({next(iter(change))} is"):
+        load_policy(folder)
+
+
+def test_a_training_state_that_would_run_code_is_refused(tmp_path):
+    torch.save({"step": Path("x")}, tmp_path / "training_state.pt")
+    with pytest.raises(UserError, match=r"training_state\.pt is truncated or damaged"):
+        load_training_state(tmp_path)

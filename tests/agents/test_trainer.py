@@ -2,8 +2,11 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,12 +17,16 @@ from agents.backbones import MIXERS
 from agents.checkpoint import (
     RunDescription,
     load_policy,
+    load_training_state,
     save_description,
+    save_training_state,
 )
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
 from agents.trainer import (
+    Metrics,
     Trainer,
     TrainerConfig,
+    stop_requests,
 )
 from common.errors import UserError
 
@@ -34,11 +41,13 @@ class RandomBatches:
 
     def __init__(self) -> None:
         self.generator = torch.Generator().manual_seed(3)
-        self.spoil_after = 10**9
+        self.spoil_after = self.kill_after = 10**9
         self.count = 0
 
     def next(self) -> dict[str, torch.Tensor]:
         self.count += 1
+        if self.count > self.kill_after:
+            raise Killed
         observations = torch.randn(4, 6, 5, generator=self.generator)
         actions = torch.tanh(observations[..., :2] + observations[..., 2:4])
         if self.count > self.spoil_after:
@@ -155,22 +164,153 @@ def test_the_loss_falls_and_is_logged_in_both_places(tmp_path):
     assert logged == pytest.approx(losses, rel=1e-6)
 
 
-def test_records_after_the_last_save_are_not_kept_twice(tmp_path):
-    first = make_trainer(tmp_path, steps=30)
-    first.run()
+def records(folder: Path) -> list[dict[str, float]]:
+    """Returns what metrics.jsonl holds, but for times."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [
+        {key: value for key, value in json.loads(line).items() if not key.startswith("time/")}
+        for line in lines
+    ]
+
+
+class Killed(BaseException):
+    """Ends a run as SIGKILL does: nothing of the trainer catches it."""
+
+
+@pytest.mark.parametrize("save_every", [4, 7, 10])
+def test_a_killed_run_has_the_records_of_an_unbroken_one(tmp_path, save_every):
+    """Killed in each evaluation, after the save of the same update, and in an update between."""
+    kills = {10, 20, 30}
+
+    def evaluate(policy, step, killed=False):
+        if killed and step in kills:
+            kills.remove(step)
+            raise Killed
+        return {"eval/x": next(policy.parameters()).sum().item()}
+
+    settings = {"log_every": 5, "save_every": save_every}
+    assert make_trainer(tmp_path / "unbroken", evaluate=evaluate, **settings).run()
+    broken = tmp_path / "broken"
+    for updates in (99, 9, 99, 9, 99):
+        trainer = make_trainer(broken, evaluate=partial(evaluate, killed=True), **settings)
+        trainer.resume()
+        trainer.batches.kill_after = updates
+        with pytest.raises(Killed):
+            trainer.run()
+    last = make_trainer(broken, evaluate=evaluate, **settings)
+    last.resume()
+    assert last.run() and not kills
+    expected = records(tmp_path / "unbroken")
+    assert records(broken) == expected
+    assert [r["step"] for r in expected if "eval/x" in r] == [10, 20, 30]
+    files = [(f / "model.safetensors").read_bytes() for f in (broken, tmp_path / "unbroken")]
+    assert files[0] == files[1]
+
+
+def test_what_acts_is_what_the_state_says_also_after_a_kill_between_the_two(tmp_path):
+    make_trainer(tmp_path, steps=20).run()
+    weights = tmp_path / "model.safetensors"
+    expected = weights.read_bytes()
+    older = make_trainer(tmp_path / "older", steps=20)
+    older.update()
+    older.save()
+    for before in ((tmp_path / "older" / "model.safetensors").read_bytes(), None):
+        weights.unlink()
+        if before is not None:
+            weights.write_bytes(before)
+        again = make_trainer(tmp_path, steps=20)
+        again.resume()
+        assert again.run()
+        assert weights.read_bytes() == expected
+        assert load_policy(tmp_path)[2] == 20
+
+
+@pytest.mark.parametrize(
+    "end", ['{"step": 35, "train/loss": 1.0}\n{"step": 4', "garbage\n", "\0\0"]
+)
+def test_what_is_not_whole_at_the_end_of_the_records_is_cut(tmp_path, end):
+    make_trainer(tmp_path, steps=30).run()
+    before = records(tmp_path)
     with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"step": 35, "train/loss": 1.0}\n{"step": 4')
+        file.write(end)
     second = make_trainer(tmp_path, steps=30)
     second.resume()
     second.run()
-    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
-    assert steps == [5, 10, 15, 20, 25, 30]
+    assert records(tmp_path) == before
+    assert [record["step"] for record in before] == [5, 10, 15, 20, 25, 30]
+
+
+@pytest.mark.parametrize("line", [b"garbage", b"[1]", b'{"step": "x"}', b"\xff"])
+def test_a_damaged_record_is_one_sentence(tmp_path, line):
+    make_trainer(tmp_path, steps=30).run()
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([*lines[:2], line, *lines[3:]]) + b"\n")
+    second = make_trainer(tmp_path, steps=30)
+    second.resume()
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged in line 3; remove the line"):
+        second.run()
+
+
+def test_a_full_disk_under_the_records_is_one_sentence(tmp_path):
+    metrics = Metrics(tmp_path, resume_step=0)
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"metrics\.jsonl .* cannot be written \(No space left"):
+        metrics.record(5, {"train/loss": 1.0})
+    metrics.close()
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from agents.trainer import Metrics
+from common.errors import UserError
+metrics = Metrics(Path(sys.argv[1]), resume_step=0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    for step in range(99):
+        metrics.record(step, {f"a{i}": 0 for i in range(100)})
+except UserError as error:
+    print(error, step)
+metrics.close()
+"""
+
+
+def test_a_full_disk_under_tensorboard_is_one_sentence(tmp_path):
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "the TensorBoard events beside it cannot be written (File too large)" in found.stdout
+    assert found.stdout.count("\n") == 1 and "Traceback" not in found.stderr
+    assert (tmp_path / "metrics.jsonl").stat().st_size < 20_000
+
+
+@pytest.mark.parametrize("key", ["step", "policy", "optimizer", "batches", "carried", "random"])
+@pytest.mark.parametrize("value", [None, -1, "x", {}])
+def test_a_training_state_of_another_kind_is_one_sentence(tmp_path, key, value):
+    trainer = make_trainer(tmp_path)
+    trainer.save()
+    if key == "carried" and value is None:
+        return
+    state = load_training_state(tmp_path)
+    save_training_state(tmp_path, state | {key: value})
+    with pytest.raises(UserError, match=r"training_state\.pt is truncated or damaged"):
+        make_trainer(tmp_path).resume()
+
+
+def test_a_gradient_clip_of_zero_does_not_clip(tmp_path):
+    trainers = []
+    for clip in (0, 1e9, 1e-3):
+        trainers.append(make_trainer(tmp_path, gradient_clip=clip))
+        trainers[-1].run()
+    assert_equal(*trainers[:2])
+    with pytest.raises(AssertionError):
+        assert_equal(*trainers[1:])
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.batches.spoil_after = 14
-    with pytest.raises(UserError, match="not finite at update 15"):
+    with pytest.raises(UserError, match=r"not finite at update 15 .*the last checkpoint in"):
         trainer.run()
     policy, _, step = load_policy(tmp_path)
     assert step == 10
@@ -178,8 +318,27 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     assert all(torch.isfinite(p).all() for p in trainer.policy.parameters())
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_save_and_end_cleanly(tmp_path, signum):
+def test_a_loss_that_is_not_finite_from_the_start_speaks_of_no_checkpoint(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.batches.spoil_after = 0
+    with pytest.raises(UserError, match=r"not finite at update 1 \(loss nan\): lower"):
+        trainer.run()
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with stop_requests() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.is_set()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.wait(5)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_and_signals_to_end_save_and_end_cleanly(tmp_path, signum):
     before = signal.getsignal(signum)
     trainer = make_trainer(tmp_path, steps=100_000, save_every=100_000)
 
