@@ -150,7 +150,7 @@ class Metrics:
         """Removes the records after a step, and a last line that is not whole."""
         lines = self.path.read_bytes().splitlines(keepends=True)
         kept = []
-        for number, line in enumerate(lines, start=1):
+        for place, line in enumerate(lines, start=1):
             try:
                 record = json.loads(line) if line.endswith(b"\n") else {}
                 if record["step"] <= resume_step:
@@ -158,9 +158,9 @@ class Metrics:
                     if any(name.startswith("eval/") for name in record):
                         self.evaluated.add(record["step"])
             except (ValueError, LookupError, TypeError) as error:
-                if number < len(lines):
+                if place < len(lines):
                     raise UserError(
-                        f"{self.path} is damaged in line {number}; remove the line, or start again "
+                        f"{self.path} is damaged in line {place}; remove the line, or start again "
                         "with overwrite=true."
                     ) from error
         if kept != lines:
