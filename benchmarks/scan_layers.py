@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.scan import linear_scan, min_gru_scan, min_lstm_scan
-from agents.scan.layer import min_gru_layer, min_lstm_layer
+from agents.scan import linear_scan, minimal_scan
+from agents.scan.layer import minimal_layer
 
 
 class MinimalLayer(nn.Module):
@@ -17,31 +17,30 @@ class MinimalLayer(nn.Module):
     def __init__(
         self,
         width: int,
-        layer: Callable[..., Tensor],
         gates: int,
         form: str = "auto",
         recompute: bool = False,
     ) -> None:
         super().__init__()
         self.linear = nn.Linear(width, gates * width)
-        self.layer, self.options = layer, {"form": form, "recompute": recompute}
+        self.options = {"form": form, "recompute": recompute}
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, time, width) -> the same."""
         state = x.new_zeros(x.shape[0], x.shape[2])
-        return self.layer(x, self.linear.weight, self.linear.bias, state, **self.options)
+        return minimal_layer(x, self.linear.weight, self.linear.bias, state, **self.options)
 
 
 class WholeLayer(nn.Module):
     """One Linear over all steps, then the fused scan of its output: not cut into pieces."""
 
-    def __init__(self, width: int, scan: Callable[..., Tensor], gates: int) -> None:
+    def __init__(self, width: int, gates: int) -> None:
         super().__init__()
-        self.linear, self.scan = nn.Linear(width, gates * width), scan
+        self.linear = nn.Linear(width, gates * width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, time, width) -> the same."""
-        return self.scan(self.linear(x), x.new_zeros(x.shape[0], x.shape[2]))
+        return minimal_scan(self.linear(x), x.new_zeros(x.shape[0], x.shape[2]))
 
 
 class GatedLayer(nn.Module):
@@ -126,16 +125,16 @@ def zero_state_scan(decay: Tensor, value: Tensor) -> Tensor:
 VARIANTS: dict[str, Callable[[int], nn.Module]] = {
     "Linear 2d": lambda width: nn.Linear(width, 2 * width),
     "Linear 3d": lambda width: nn.Linear(width, 3 * width),
-    "minGRU": lambda width: MinimalLayer(width, min_gru_layer, 2),
-    "minLSTM": lambda width: MinimalLayer(width, min_lstm_layer, 3),
-    "minGRU recomputed": lambda width: MinimalLayer(width, min_gru_layer, 2, recompute=True),
-    "minLSTM recomputed": lambda width: MinimalLayer(width, min_lstm_layer, 3, recompute=True),
-    "minGRU, one piece": lambda width: WholeLayer(width, min_gru_scan, 2),
-    "minLSTM, one piece": lambda width: WholeLayer(width, min_lstm_scan, 3),
+    "minGRU": lambda width: MinimalLayer(width, 2),
+    "minLSTM": lambda width: MinimalLayer(width, 3),
+    "minGRU recomputed": lambda width: MinimalLayer(width, 2, recompute=True),
+    "minLSTM recomputed": lambda width: MinimalLayer(width, 3, recompute=True),
+    "minGRU, one piece": lambda width: WholeLayer(width, 2),
+    "minLSTM, one piece": lambda width: WholeLayer(width, 3),
     "linear scan": lambda width: GatedLayer(width, zero_state_scan),
-    "two-level": lambda width: MinimalLayer(width, min_gru_layer, 2, "two_level"),
-    "loop": lambda width: MinimalLayer(width, min_gru_layer, 2, "reference"),
-    "log-space": lambda width: MinimalLayer(width, min_gru_layer, 2, "log_space"),
+    "two-level": lambda width: MinimalLayer(width, 2, "two_level"),
+    "loop": lambda width: MinimalLayer(width, 2, "reference"),
+    "log-space": lambda width: MinimalLayer(width, 2, "log_space"),
     "nn.GRU": lambda width: First(nn.GRU(width, width, batch_first=True)),
     "nn.LSTM": lambda width: First(nn.LSTM(width, width, batch_first=True)),
     "attention": Attention,

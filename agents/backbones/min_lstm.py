@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agents.backbones.minimal import MinimalConfig, MinimalRNN
-from agents.scan import min_lstm_step
-from agents.scan.layer import min_lstm_layer
 from common.checks import number
 
 
@@ -15,9 +13,9 @@ class MinLSTMConfig(MinimalConfig):
     """minLSTM's own settings.
 
     Attributes:
-        forget_bias: Initial bias of the forget gate f, and with the other sign of the input gate i:
-            at first the state keeps f' = sigmoid(forget_bias) of itself at every step, 88 % by
-            default, as minGRU's does.
+        forget_bias: Initial bias of the forget gate f, and negated of the input gate i. An
+            untrained layer keeps f' = sigmoid(forget_bias) of its state at each step: 88 % by
+            default, as minGRU does.
     """
 
     name: str = "min_lstm"
@@ -31,5 +29,4 @@ class MinLSTM(MinimalRNN):
     """
 
     def __init__(self, config: MinLSTMConfig) -> None:
-        biases = (config.forget_bias, -config.forget_bias)
-        super().__init__(config, biases=biases, layer=min_lstm_layer, step=min_lstm_step)
+        super().__init__(config, gate_biases=(config.forget_bias, -config.forget_bias))

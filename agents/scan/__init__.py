@@ -1,43 +1,43 @@
-"""The recurrence h_t = decay_t * h_{t-1} + input_t, alone or with minGRU's or minLSTM's gates.
+"""The recurrence h_t = decay_t * h_{t-1} + input_t, alone or with the gates of minGRU or minLSTM.
 
-One signature, several forms, all tested against ``reference`` for values and gradients:
+One signature, several forms, all tested against `reference` for values and gradients:
 
-- ``cpu``: fused kernels (Numba) for CPUs, the default there
-- ``triton``: fused kernels for CUDA, the default there
-- ``two_level``: plain PyTorch on any device, accurate; the default where the others cannot run
-- ``log_space``: the paper's parallel scan in logarithms; portable, loses precision with time
-- ``reference``: the loop over time
+- `cpu`: fused kernels (Numba) for CPUs, the default there
+- `triton`: fused kernels for CUDA, the default there
+- `two_level`: plain PyTorch on any device, accurate; the default on all other devices
+- `log_space`: the paper's parallel scan in logarithms; portable, loses precision with time
+- `reference`: the loop over time
 
-The states have the dtype of ``initial_state``. With bfloat16 or float16 pre-activations the initial
-state may be float32, as under autocast; sums are kept in float32 at least in every form.
+The states have the dtype of `initial_state`. With bfloat16 or float16 pre-activations the initial
+state may be float32, as under autocast; every form accumulates in float32 at least.
 """
 
-import contextlib
 import importlib
 import logging
-from collections.abc import Callable
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from agents.scan import log_space, reference, two_level
+from agents.scan import cpu, log_space, reference, two_level
 
-__all__ = [
-    "FORMS",
-    "linear_scan",
-    "min_gru_scan",
-    "min_gru_step",
-    "min_lstm_scan",
-    "min_lstm_step",
-]
+__all__ = ["FORMS", "linear_scan", "minimal_scan", "minimal_step"]
 
 FORMS = ("auto", "reference", "log_space", "two_level", "cpu", "triton")
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
+
 _PLAIN = {"reference": reference, "log_space": log_space, "two_level": two_level}
+_MODULES: dict[str, ModuleType] = {**_PLAIN, "cpu": cpu}
 _FUSED = {"cpu": "cpu", "cuda": "triton"}  # device -> form
 _HALF = (torch.bfloat16, torch.float16)
+
+if torch.cuda.is_available():
+    # Imported here and not on first use, because torch.compile cannot trace an import.
+    try:
+        _MODULES["triton"] = importlib.import_module("agents.scan.triton")
+    except ImportError as error:
+        logger.warning("No fused scan for CUDA (%s): using the slower form 'two_level'.", error)
 
 
 def linear_scan(
@@ -48,23 +48,29 @@ def linear_scan(
     *,
     form: str = "auto",
 ) -> Tensor:
-    """h_t = decay_t * h_{t-1} + input_t.
+    """Returns the states h_t = decay_t * h_{t-1} + input_t.
 
     Args:
         decay: (batch, time, channels).
         input: (batch, time, channels).
         initial_state: h_{-1}, (batch, channels).
-        resets: (batch, time) bool; true counts the decay of that step as zero. None: nowhere.
-        form: one of ``FORMS``; "auto" takes the fastest accurate one for the device.
+        resets: (batch, time) bool; where true, the previous state counts as zero. None: nowhere.
+        form: One of `FORMS`; `auto` takes the fastest accurate one for the device.
 
     Returns:
-        The states h_0 .. h_{time-1}, (batch, time, channels), in the dtype of ``initial_state``.
+        h_0 .. h_{time-1}, (batch, time, channels), in the dtype of `initial_state`.
 
     Raises:
-        ValueError: if shapes or dtypes disagree or the form does not exist or cannot run here.
+        ValueError: Shapes or dtypes disagree, or the form does not exist or cannot run here.
+
+    Example:
+        >>> decay, input = torch.full((1, 4, 1), 0.5), torch.ones(1, 4, 1)
+        >>> resets = torch.tensor([[False, False, True, False]])
+        >>> linear_scan(decay, input, torch.zeros(1, 1), resets).flatten().tolist()
+        [1.0, 1.5, 1.0, 1.5]
     """
-    _check("decay", decay, initial_state, resets, gates=1)
-    _check("input", input, initial_state, None, gates=1)
+    _check("decay", decay, initial_state, resets, gates=(1,))
+    _check("input", input, initial_state, resets, gates=(1,))
     if decay.shape != input.shape or decay.dtype != input.dtype:
         raise ValueError(
             f"decay is {_describe(decay)} and input is {_describe(input)}; "
@@ -73,99 +79,48 @@ def linear_scan(
     return _scan("linear_scan", form, (decay, input), initial_state, resets)
 
 
-def min_gru_scan(
+def minimal_scan(
     preactivations: Tensor,
     initial_state: Tensor,
     resets: Tensor | None = None,
     *,
     form: str = "auto",
 ) -> Tensor:
-    """MinGRU: h_t = (1 - z_t) h_{t-1} + z_t g(candidate_t) with z = sigmoid(gate).
+    """Returns the states of minGRU or minLSTM, whichever the number of pre-activations says.
 
-    g(x) = x + 0.5 for x >= 0 and sigmoid(x) below (Feng et al. 2024, arXiv:2410.01201, section 3.1
-    and appendix B.2.1).
+    minGRU: h_t = (1 - z_t) h_{t-1} + z_t g(candidate_t) with z = sigmoid(gate).
+    minLSTM: h_t = f'_t h_{t-1} + i'_t g(candidate_t) with f' = f / (f + i), i' = i / (f + i), where
+    f and i are sigmoids. In both g(x) = x + 0.5 for x >= 0 and sigmoid(x) below (Feng et al. 2024,
+    arXiv 2410.01201, sections 3.1 and 3.2 and appendix B).
 
     Args:
-        preactivations: (batch, time, 2 * channels), a Linear's output: gates first, candidates
-            last.
+        preactivations: A Linear's output, the gates before the candidates. For minGRU
+            (batch, time, 2 * channels): gate, candidate. For minLSTM (batch, time, 3 * channels):
+            forget gate, input gate, candidate.
         initial_state: h_{-1}, (batch, channels).
-        resets: (batch, time) bool; true counts the previous state of that step as zero. None:
-            nowhere.
-        form: one of ``FORMS``; "auto" takes the fastest accurate one for the device.
+        resets: (batch, time) bool; where true, the previous state counts as zero. None: nowhere.
+        form: One of `FORMS`; `auto` takes the fastest accurate one for the device.
 
     Returns:
-        The states h_0 .. h_{time-1}, (batch, time, channels), in the dtype of ``initial_state``.
+        h_0 .. h_{time-1}, (batch, time, channels), in the dtype of `initial_state`.
 
     Raises:
-        ValueError: if shapes or dtypes disagree or the form does not exist or cannot run here.
+        ValueError: Shapes or dtypes disagree, or the form does not exist or cannot run here.
     """
-    _check("preactivations", preactivations, initial_state, resets, gates=2)
-    return _scan("min_gru_scan", form, (preactivations,), initial_state, resets)
+    _check("preactivations", preactivations, initial_state, resets, gates=(2, 3))
+    return _scan("minimal_scan", form, (preactivations,), initial_state, resets)
 
 
-def min_lstm_scan(
-    preactivations: Tensor,
-    initial_state: Tensor,
-    resets: Tensor | None = None,
-    *,
-    form: str = "auto",
-) -> Tensor:
-    """MinLSTM: h_t = f'_t h_{t-1} + i'_t g(candidate_t) with f' = f / (f + i) and i' = i / (f + i).
-
-    f and i are sigmoids; g as in `min_gru_scan` (Feng et al. 2024, arXiv:2410.01201, section 3.2
-    and appendix B.2.2).
-
-    Args:
-        preactivations: (batch, time, 3 * channels), a Linear's output: forget gates, input gates,
-            candidates.
-        initial_state: h_{-1}, (batch, channels).
-        resets: (batch, time) bool; true counts the previous state of that step as zero. None:
-            nowhere.
-        form: one of ``FORMS``; "auto" takes the fastest accurate one for the device.
-
-    Returns:
-        The states h_0 .. h_{time-1}, (batch, time, channels), in the dtype of ``initial_state``.
+def minimal_step(preactivations: Tensor, state: Tensor) -> Tensor:
+    """Returns h_t of `minimal_scan`, from one step's pre-activations and h_{t-1} (batch, channels).
 
     Raises:
-        ValueError: if shapes or dtypes disagree or the form does not exist or cannot run here.
+        ValueError: Shapes or dtypes disagree.
     """
-    _check("preactivations", preactivations, initial_state, resets, gates=3)
-    return _scan("min_lstm_scan", form, (preactivations,), initial_state, resets)
-
-
-def min_gru_step(preactivations: Tensor, state: Tensor, resets: Tensor | None = None) -> Tensor:
-    """One step of `min_gru_scan`: the recurrence as it runs in a rollout.
-
-    Args:
-        preactivations: (batch, 2 * channels).
-        state: h_{t-1}, (batch, channels).
-        resets: (batch,) bool; true counts the previous state as zero. None: nowhere.
-
-    Returns:
-        h_t, (batch, channels), in the dtype of ``state``.
-
-    Raises:
-        ValueError: if shapes or dtypes disagree.
-    """
-    _check_step(preactivations, state, resets, gates=2)
-    return _step(reference.min_gru_step, preactivations, state, resets)
-
-
-def min_lstm_step(preactivations: Tensor, state: Tensor, resets: Tensor | None = None) -> Tensor:
-    """One step of `min_lstm_scan`, with preactivations of (batch, 3 * channels).
-
-    Arguments, result and errors as for `min_gru_step`.
-    """
-    _check_step(preactivations, state, resets, gates=3)
-    return _step(reference.min_lstm_step, preactivations, state, resets)
-
-
-def _step(
-    step: Callable[..., Tensor], preactivations: Tensor, state: Tensor, resets: Tensor | None
-) -> Tensor:
+    _check("preactivations", preactivations, state, None, gates=(2, 3), time=False)
     if preactivations.dtype not in _HALF:
-        return step(preactivations, state, resets)
-    return step(preactivations.float(), state.float(), resets).to(state.dtype)
+        return reference.minimal_step(preactivations, state)
+    return reference.minimal_step(preactivations.float(), state.float()).to(state.dtype)
 
 
 def _scan(
@@ -175,9 +130,7 @@ def _scan(
     initial_state: Tensor,
     resets: Tensor | None,
 ) -> Tensor:
-    device = initial_state.device.type
-    # a look-up first: torch.compile can trace that, but not an import
-    module = _modules.get((form, device)) or _find_module(form, device)
+    module = _module(form, initial_state.device.type)
     scan = getattr(module, name)
     if module in _PLAIN.values() and sequences[0].dtype in _HALF:
         wide = [sequence.float() for sequence in sequences]
@@ -185,88 +138,55 @@ def _scan(
     return scan(*sequences, initial_state, resets)
 
 
-def _find_module(form: str, device: str) -> ModuleType:
-    """The module of a form, remembered in ``_modules``; "auto" falls back, once, with a warning."""
+def _module(form: str, device: str) -> ModuleType:
+    if form == "auto":
+        return _MODULES.get(_FUSED.get(device, "two_level"), two_level)
     if form not in FORMS:
         raise ValueError(f"form is {form!r}; expected one of {', '.join(map(repr, FORMS))}.")
-    name = _FUSED.get(device, "two_level") if form == "auto" else form
-    module: ModuleType | None = _PLAIN.get(name)
-    if module is None:
+    if form not in _MODULES:  # triton without a CUDA device: for its interpreter
         try:
-            module = importlib.import_module(f"agents.scan.{name}")
+            _MODULES[form] = importlib.import_module(f"agents.scan.{form}")
         except ImportError as error:
-            if form != "auto":
-                raise ValueError(
-                    f"form {form!r} cannot be imported ({error}); "
-                    "install what it needs or leave form at 'auto'."
-                ) from error
-            message = "No fused scan for %s (%s): using the slower form 'two_level'."
-            _log.warning(message, device, error)
-            module = two_level
-    _modules[form, device] = module
-    return module
-
-
-def _find_usual_modules() -> None:
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    for device in devices:
-        for form in (*_PLAIN, _FUSED[device], "auto"):
-            # where its package is missing, "auto" warns on its first use
-            with contextlib.suppress(ValueError):
-                if form != "auto" or (_FUSED[device], device) in _modules:
-                    _find_module(form, device)
-
-
-_modules: dict[tuple[str, str], ModuleType] = {}
-_find_usual_modules()
+            raise ValueError(
+                f"form {form!r} cannot be imported ({error}); "
+                "install what it needs or leave form at 'auto'."
+            ) from error
+    return _MODULES[form]
 
 
 def _describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
 
 
-def _check(name: str, sequence: Tensor, state: Tensor, resets: Tensor | None, gates: int) -> None:
-    if (
-        sequence.dim() != 3
-        or state.dim() != 2
-        or sequence.shape[0] != state.shape[0]
-        or sequence.shape[2] != gates * state.shape[1]
-    ):
-        factor = f"{gates} * channels" if gates > 1 else "channels"
-        raise ValueError(
-            f"{name} is {_describe(sequence)} and initial_state is {_describe(state)}; "
-            f"expected (batch, time, {factor}) and (batch, channels)."
-        )
-    _check_dtype(name, sequence, state)
-    _check_first(resets, sequence.shape[:2], "(batch, time)")
-
-
-def _check_step(preactivations: Tensor, state: Tensor, resets: Tensor | None, gates: int) -> None:
+def _check(
+    name: str,
+    sequence: Tensor,
+    state: Tensor,
+    resets: Tensor | None,
+    gates: tuple[int, ...],
+    time: bool = True,
+) -> None:
+    """Checks shapes and dtypes; `gates` are the possible numbers of pre-activations a channel."""
+    axes = "(batch, time" if time else "(batch"
     if (
         state.dim() != 2
-        or preactivations.dim() != 2
-        or preactivations.shape[0] != state.shape[0]
-        or preactivations.shape[1] != gates * state.shape[1]
+        or sequence.dim() != (3 if time else 2)
+        or sequence.shape[0] != state.shape[0]
+        or sequence.shape[-1] not in [n * state.shape[1] for n in gates]
     ):
+        last = " or ".join(f"{n} * channels" if n > 1 else "channels" for n in gates)
         raise ValueError(
-            f"preactivations is {_describe(preactivations)} and state is {_describe(state)}; "
-            f"expected (batch, {gates} * channels) and (batch, channels)."
+            f"{name} is {_describe(sequence)} and the state is {_describe(state)}; "
+            f"expected {axes}, {last}) and (batch, channels)."
         )
-    _check_dtype("preactivations", preactivations, state)
-    _check_first(resets, state.shape[:1], "(batch,)")
-
-
-def _check_dtype(name: str, sequence: Tensor, state: Tensor) -> None:
     same = sequence.dtype == state.dtype and sequence.is_floating_point()
     if not same and not (sequence.dtype in _HALF and state.dtype == torch.float32):
         raise ValueError(
             f"{name} is {_describe(sequence)} and the state is {_describe(state)}; expected the "
-            "same floating-point dtype, or half precision beside a float32 state."
+            "same floating-point dtype, or half precision with a float32 state."
         )
-
-
-def _check_first(resets: Tensor | None, shape: torch.Size, names: str) -> None:
-    if resets is not None and (resets.dtype != torch.bool or resets.shape != shape):
+    if resets is not None and (resets.dtype != torch.bool or resets.shape != sequence.shape[:2]):
         raise ValueError(
-            f"resets is {_describe(resets)}; expected bool of shape {names} = {tuple(shape)}."
+            f"resets is {_describe(resets)}; expected bool of shape (batch, time) = "
+            f"{tuple(sequence.shape[:2])}."
         )

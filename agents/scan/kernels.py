@@ -1,45 +1,62 @@
 # mypy: disallow-untyped-defs=False, disallow-untyped-decorators=False
 """The CPU kernels: serial loops that release the GIL, vectorised over channels by Numba.
 
-Each kernel works on the rows ``b0:b1`` of the batch and the channels ``c0:c1``, so that a caller
-can deal the same arrays out to several threads. The state lives in the row that was written last;
-nothing but the output is stored. ``resets`` of length 0 means that no sequence begins inside the
-batch.
+Each kernel computes the rows `b0:b1` of the batch and the channels `c0:c1`, so that several threads
+can share the same arrays. The previous state is read from the output; nothing else is stored.
+`resets` of length 0 means none.
 
-Written for LLVM's vectoriser: the inner loop runs over a contiguous slice, has no branch but
-selects, and calls no library function (``math.exp`` would be a scalar call, eight times slower).
+Written for LLVM's vectoriser: the inner loop runs over a contiguous slice, has selects in place of
+branches, and calls no library function (`math.exp` would be a scalar call, eight times slower).
 """
 
+import hashlib
 import math
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
-# `contract` allows fused multiply-add, `nsz` ignores the sign of zero. Nothing that would let the
-# compiler assume that NaN does not occur: a NaN must come out as a NaN. The numpy error model drops
-# the check for division by zero, which would stop vectorisation.
-_OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "nsz"}}
+# `contract` allows fused multiply-add, `nsz` ignores the sign of zero. No flag that assumes the
+# absence of NaN, because a NaN must stay a NaN. The numpy error model drops the check for division
+# by zero, which would prevent vectorisation.
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "nsz"}}
 # Sums along a row may be taken in any order, or they would not vectorise.
-_SUM_OPTIONS = {**_OPTIONS, "fastmath": _OPTIONS["fastmath"] | {"reassoc"}}
+SUM_OPTIONS = {**OPTIONS, "fastmath": OPTIONS["fastmath"] | {"reassoc"}}
 
 
-def _kernel(function: Callable[..., None]) -> Any:
-    """Compile ``function`` on its first call, and keep the machine code on disk if possible."""
-    try:
-        return njit(nogil=True, cache=True, **_OPTIONS)(function)
-    except RuntimeError:  # no folder for the cache is writable: compile in each process
-        return njit(nogil=True, **_OPTIONS)(function)
+def kernel(*inlined: ModuleType) -> Callable[[Callable[..., Any]], Any]:
+    """Returns a decorator: compiles on the first call, and caches the machine code on disk.
+
+    Numba recompiles a function when its own file changes, but not when a function that is inlined
+    into it from another file does. So a hash of those files becomes part of the qualified name,
+    which Numba uses to name the files of its cache.
+
+    Args:
+        inlined: The other modules whose functions the kernel calls.
+    """
+    sources = b"".join(Path(str(module.__file__)).read_bytes() for module in inlined)
+
+    def compiled(function: Callable[..., Any]) -> Any:
+        if inlined:
+            function.__qualname__ += "_" + hashlib.sha256(sources).hexdigest()[:8]
+        try:
+            return njit(nogil=True, cache=True, **OPTIONS)(function)
+        except RuntimeError:  # no folder for the cache is writable: compile in each process
+            return njit(nogil=True, **OPTIONS)(function)
+
+    return compiled
 
 
-def _exp_nonpositive(x):
-    """exp(x) for x <= 0; NaN stays NaN."""
+def exp_nonpositive(x):
+    """Returns exp(x) for x <= 0; NaN stays NaN."""
     return math.exp(x)
 
 
-@overload(_exp_nonpositive, jit_options=_OPTIONS)
+@overload(exp_nonpositive, jit_options=OPTIONS)
 def _exp_nonpositive_overload(x):
     if x != types.float32:
         return lambda x: math.exp(x)
@@ -75,15 +92,16 @@ def _exp_nonpositive_overload(x):
     return exp_nonpositive
 
 
-@njit(**_SUM_OPTIONS)
-def _dot(x, y):
+@njit(**SUM_OPTIONS)
+def dot(x, y):
+    """Returns the dot product of two vectors."""
     total = x.dtype.type(0.0)
     for c in range(x.shape[0]):
         total += x[c] * y[c]
     return total
 
 
-@_kernel
+@kernel()
 def linear_forward(decay, value, state, resets, out, b0, b1, c0, c1):
     """h_t = decay_t * h_{t-1} + value_t."""
     nothing = np.zeros(c1 - c0, out.dtype)
@@ -99,9 +117,9 @@ def linear_forward(decay, value, state, resets, out, b0, b1, c0, c1):
                 h[c] = a[c] * previous[c] + v[c]
 
 
-@_kernel
+@kernel()
 def linear_backward(decay, state, resets, out, d_out, d_decay, d_value, d_state, b0, b1, c0, c1):
-    """Gradients of ``linear_forward``; ``d_state`` carries that of h_t from step to step."""
+    """Gradients of `linear_forward`; `d_state` holds the gradient of h_t from step to step."""
     nothing = np.zeros(c1 - c0, out.dtype)
     for b in range(b0, b1):
         carry = d_state[b, c0:c1]
@@ -124,11 +142,11 @@ def linear_backward(decay, state, resets, out, d_out, d_decay, d_value, d_state,
                 carry[:] = nothing
 
 
-@_kernel
+@kernel()
 def min_gru_forward(preactivations, state, resets, out, b0, b1, c0, c1):
-    """h_t = (1 - z_t) h_{t-1} + z_t g_t, as a step from the nearer of h_{t-1} and g_t to the other.
+    """h_t = (1 - z_t) h_{t-1} + z_t g_t, computed from the nearer of h_{t-1} and g_t.
 
-    With the smaller of z and 1 - z as weight, gates of exactly 0 and 1 copy without any rounding.
+    With the smaller of z and 1 - z as weight, gates of exactly 0 and 1 copy without rounding.
     """
     one = out.dtype.type(1.0)
     half = out.dtype.type(0.5)
@@ -146,11 +164,13 @@ def min_gru_forward(preactivations, state, resets, out, b0, b1, c0, c1):
                 k = gate[c]
                 x = candidate[c]
                 p = previous[c]
-                e = _exp_nonpositive(-abs(k))
-                u = _exp_nonpositive(-abs(x))
+                # 1 / d and 1 / q by one division: r q and r d.
+                e = exp_nonpositive(-abs(k))
+                u = exp_nonpositive(-abs(x))
                 d = one + e
                 q = one + u
-                r = one / (d * q)  # both reciprocals for one division
+                r = one / (d * q)
+                # The smaller of z and 1 - z, the candidate, and the step between the two ends.
                 smaller = e * (r * q)
                 g = x + half if x >= 0 else u * (r * d)
                 near = g if k >= 0 else p
@@ -158,11 +178,11 @@ def min_gru_forward(preactivations, state, resets, out, b0, b1, c0, c1):
                 h[c] = near + smaller * (far - near)
 
 
-@_kernel
+@kernel()
 def min_gru_backward(
     preactivations, state, resets, out, d_out, d_preactivations, d_state, b0, b1, c0, c1
 ):
-    """Gradients of ``min_gru_forward``: one reverse scan that computes the gates again."""
+    """Gradients of `min_gru_forward`: one reverse scan that recomputes the gates."""
     one = out.dtype.type(1.0)
     half = out.dtype.type(0.5)
     channels = out.shape[2]
@@ -183,8 +203,9 @@ def min_gru_backward(
             for c in range(c1 - c0):
                 k = gate[c]
                 x = candidate[c]
-                e = _exp_nonpositive(-abs(k))
-                u = _exp_nonpositive(-abs(x))
+                # Gate and candidate again, as in the forward pass.
+                e = exp_nonpositive(-abs(k))
+                u = exp_nonpositive(-abs(x))
                 d = one + e
                 q = one + u
                 r = one / (d * q)
@@ -195,6 +216,7 @@ def min_gru_backward(
                 slope = one if x >= 0 else u * inverse_q * inverse_q
                 z = larger if k >= 0 else smaller
                 keep = smaller if k >= 0 else larger
+                # `total` is the whole gradient of h_t; sigmoid'(k) = larger * smaller.
                 total = dh[c] + carry[c]
                 d_gate[c] = total * (g - previous[c]) * (larger * smaller)
                 d_candidate[c] = total * z * slope
@@ -203,7 +225,7 @@ def min_gru_backward(
                 carry[:] = nothing
 
 
-@_kernel
+@kernel()
 def min_lstm_forward(preactivations, state, resets, out, b0, b1, c0, c1):
     """h_t = f' h_{t-1} + i' g_t with f' = f / (f + i) and i' = i / (f + i).
 
@@ -228,28 +250,31 @@ def min_lstm_forward(preactivations, state, resets, out, b0, b1, c0, c1):
                 ki = enter[c]
                 x = candidate[c]
                 p = previous[c]
+                # The two gates in order: u_low and u_high as in the docstring.
                 low = kf if kf <= ki else ki
                 high = ki if kf <= ki else kf
-                e_low = _exp_nonpositive(-abs(low))
-                e_high = _exp_nonpositive(-high if low >= 0 else low - high)
-                u = _exp_nonpositive(-abs(x))
+                e_low = exp_nonpositive(-abs(low))
+                e_high = exp_nonpositive(-high if low >= 0 else low - high)
+                u = exp_nonpositive(-abs(x))
                 u_low = one + e_low
                 u_high = e_high + (one if low >= 0 else e_low)
+                # 1 / d and 1 / q by one division: r q and r d.
                 d = u_low + u_high
                 q = one + u
                 r = one / (d * q)
-                smaller = u_high * (r * q)  # the share of the gate with the lower pre-activation
+                # The share of the lower gate, the candidate, and the step between the two ends.
+                smaller = u_high * (r * q)
                 g = x + half if x >= 0 else u * (r * d)
                 near = g if kf <= ki else p
                 far = p if kf <= ki else g
                 h[c] = near + smaller * (far - near)
 
 
-@_kernel
+@kernel()
 def min_lstm_backward(
     preactivations, state, resets, out, d_out, d_preactivations, d_state, b0, b1, c0, c1
 ):
-    """Gradients of ``min_lstm_forward``: one reverse scan that computes the gates again."""
+    """Gradients of `min_lstm_forward`: one reverse scan that recomputes the gates."""
     one = out.dtype.type(1.0)
     half = out.dtype.type(0.5)
     channels = out.shape[2]
@@ -273,11 +298,12 @@ def min_lstm_backward(
                 kf = forget[c]
                 ki = enter[c]
                 x = candidate[c]
+                # Gates and candidate again, as in the forward pass.
                 low = kf if kf <= ki else ki
                 high = ki if kf <= ki else kf
-                e_low = _exp_nonpositive(-abs(low))
-                e_high = _exp_nonpositive(-high if low >= 0 else low - high)
-                u = _exp_nonpositive(-abs(x))
+                e_low = exp_nonpositive(-abs(low))
+                e_high = exp_nonpositive(-high if low >= 0 else low - high)
+                u = exp_nonpositive(-abs(x))
                 u_low = one + e_low
                 u_high = e_high + (one if low >= 0 else e_low)
                 d = u_low + u_high
@@ -290,9 +316,10 @@ def min_lstm_backward(
                 slope = one if x >= 0 else u * inverse_q * inverse_q
                 f = smaller if kf <= ki else larger
                 i = larger if kf <= ki else smaller
-                # 1 - sigmoid(k) = e^(-k-m) / u_k
+                # 1 - sigmoid(k) = e^(-k-m) / u_k for both gates.
                 rest_low = (e_low if low >= 0 else one) / u_low
                 rest_high = e_high / (u_high if u_high > 0 else one)  # 0 / 0: both underflow
+                # `total` is the whole gradient of h_t.
                 total = dh[c] + carry[c]
                 d_share = total * (previous[c] - g) * (smaller * larger)
                 d_forget[c] = d_share * (rest_low if kf <= ki else rest_high)
@@ -301,3 +328,8 @@ def min_lstm_backward(
                 carry[c] = total * f
             if reset:
                 carry[:] = nothing
+
+
+# By the number of pre-activations for each channel.
+FORWARD = {1: linear_forward, 2: min_gru_forward, 3: min_lstm_forward}
+BACKWARD = {1: linear_backward, 2: min_gru_backward, 3: min_lstm_backward}

@@ -4,8 +4,8 @@ Heinsen 2023 (arXiv:2311.06281); Feng et al. 2024 (arXiv:2410.01201), appendix B
 
 log h_t = A_t + logcumsumexp(log b_t - A_t) with A = cumsum(log a). Portable: two library calls, no
 loop. It never overflows, but A grows with time and float32 keeps only its leading digits: at
-100,000 steps the gradients of ordinary inputs are off by a third. So it is the paper's form to
-compare with, never the default.
+100,000 steps the gradients of ordinary inputs are wrong by a third. So it is here for comparison
+with the paper and never the default.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agents.scan.gates import log_positive, min_gru_gates, min_lstm_gates
+from agents.scan.gates import gate_and_candidate, log_positive
 
 
 def _log_scan(log_decay: Tensor, log_input: Tensor) -> Tensor:
@@ -23,13 +23,13 @@ def _log_scan(log_decay: Tensor, log_input: Tensor) -> Tensor:
 
 
 def _with_state(log_decay: Tensor, states: Tensor, initial_state: Tensor) -> Tensor:
-    """Add what is left of the initial state; apart, because it may be zero or negative."""
+    """Adds the decayed initial state, which may be zero or negative and so has no logarithm."""
     return states + log_decay.cumsum(dim=1).exp() * initial_state.unsqueeze(1)
 
 
 def _reset(log_decay: Tensor, resets: Tensor | None) -> Tensor:
-    # A finite logarithm of zero: it makes the past vanish, and is no larger than that, because it
-    # costs the sums over time their digits.
+    # The finite stand-in for log 0 is just large enough to make the past vanish: a larger one
+    # would cost the sums over time their digits.
     if resets is None:
         return log_decay
     return log_decay.masked_fill(
@@ -40,13 +40,13 @@ def _reset(log_decay: Tensor, resets: Tensor | None) -> Tensor:
 def linear_scan(
     decay: Tensor, input: Tensor, initial_state: Tensor, resets: Tensor | None
 ) -> Tensor:
-    """The log-space scan behind `agents.scan.linear_scan`; the decay must lie in [0, inf).
+    """The log-space scan behind `agents.scan.linear_scan`.
 
-    Logarithms need positive inputs, so a constant is added and the scan of the constant taken off
-    again.
+    Logarithms need positive inputs, so a constant is added to the inputs, and the scan of the
+    constant subtracted from the states.
 
     Raises:
-        ValueError: if a decay is negative.
+        ValueError: A decay is negative.
     """
     if input.numel() == 0:
         return input.clone()
@@ -62,21 +62,9 @@ def linear_scan(
     return _with_state(log_decay, shifted - constant, initial_state)
 
 
-def min_gru_scan(preactivations: Tensor, initial_state: Tensor, resets: Tensor | None) -> Tensor:
-    """The log-space scan behind `agents.scan.min_gru_scan`."""
-    gate, candidate = min_gru_gates(preactivations)
-    return _min_scan(gate, candidate, initial_state, resets)
-
-
-def min_lstm_scan(preactivations: Tensor, initial_state: Tensor, resets: Tensor | None) -> Tensor:
-    """The log-space scan behind `agents.scan.min_lstm_scan`."""
-    gate, candidate = min_lstm_gates(preactivations)
-    return _min_scan(gate, candidate, initial_state, resets)
-
-
-def _min_scan(
-    gate: Tensor, candidate: Tensor, initial_state: Tensor, resets: Tensor | None
-) -> Tensor:
+def minimal_scan(preactivations: Tensor, initial_state: Tensor, resets: Tensor | None) -> Tensor:
+    """The log-space scan behind `agents.scan.minimal_scan`."""
+    gate, candidate = gate_and_candidate(preactivations, initial_state.shape[-1])
     if gate.numel() == 0:
         return candidate.clone()
     log_decay = _reset(F.logsigmoid(-gate), resets)

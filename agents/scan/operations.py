@@ -1,41 +1,78 @@
-"""What makes a fused scan a proper PyTorch operation: shapes for tracing, and the gradient."""
+"""The fused scans as PyTorch operations: shapes for tracing, and gradients."""
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
+Forward = Callable[[list[Tensor], Tensor, Tensor | None], Tensor]
+Backward = Callable[..., list[Tensor]]
 
-def register(forward: Any, backward: Any, count: int) -> None:
-    """Give the custom operation ``forward`` its fake kernel and its gradient.
+
+def operation(
+    name: str, inputs: tuple[str, ...], forward: Forward, backward: Backward, device: str | None
+) -> Any:
+    """Returns the operation (*inputs, initial_state, resets) -> states.
 
     Args:
-        forward: operation (sequence, ..., initial_state, resets) -> states.
-        backward: operation (first sequence, initial_state, resets, states, gradient of states)
-            -> gradients of the sequences and of the initial state.
-        count: how many sequences there are.
+        name: Its name in torch.ops.decision_minrnn.
+        inputs: Names of the sequences that it scans.
+        forward: (sequences, initial_state, resets) -> states.
+        backward: (first sequence, initial_state, resets, states, gradient of the states, number of
+            sequences) -> gradients of the sequences, and of the initial state.
+        device: The only type of device on which it runs; None for any.
     """
+    count = len(inputs)
+    sequences = ", ".join(f"Tensor {x}" for x in inputs)
+    gradients = ", ".join(["Tensor"] * (count + 1))
+    define: Any = torch.library.custom_op
 
-    def fake_forward(*args: Any) -> Tensor:
+    def scan(*args: Any) -> Tensor:
+        *sequences, state, resets = args
+        return forward(sequences, state, resets)
+
+    def scan_backward(*args: Any) -> tuple[Tensor, ...]:
+        return tuple(backward(*args, count))
+
+    op = define(
+        f"decision_minrnn::{name}",
+        scan,
+        mutates_args=(),
+        device_types=device,
+        schema=f"({sequences}, Tensor initial_state, Tensor? resets) -> Tensor",
+    )
+    backward_op = define(
+        f"decision_minrnn::{name}_backward",
+        scan_backward,
+        mutates_args=(),
+        device_types=device,
+        schema="(Tensor sequence, Tensor initial_state, Tensor? resets, Tensor states, "
+        f"Tensor gradient) -> ({gradients})",
+    )
+
+    def fake(*args: Any) -> Tensor:
         sequence, state = args[0], args[-2]
         return state.new_empty((*sequence.shape[:2], state.shape[1]))
 
     def fake_backward(sequence: Tensor, state: Tensor, *_: Any) -> tuple[Tensor, ...]:
-        sequences = (sequence.new_empty(sequence.shape) for _ in range(count))
-        return (*sequences, state.new_empty(state.shape))
+        like_sequences = (sequence.new_empty(sequence.shape) for _ in range(count))
+        return (*like_sequences, state.new_empty(state.shape))
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0], *inputs[-2:], output)
 
     def differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return (*backward(*ctx.saved_tensors, grad), None)
+        return (*backward_op(*ctx.saved_tensors, grad), None)
 
     def refuse(ctx: Any, *grads: Any) -> None:
         raise RuntimeError(
-            f"the fused {forward._name} has no second derivative; "
+            f"the fused {name} has no second derivative; "
             "pass form='two_level' or form='reference', which have derivatives of any order."
         )
 
-    forward.register_fake(fake_forward)
-    backward.register_fake(fake_backward)
-    forward.register_autograd(differentiate, setup_context=save)
-    backward.register_autograd(refuse, setup_context=lambda ctx, inputs, output: None)
+    op.register_fake(fake)
+    backward_op.register_fake(fake_backward)
+    op.register_autograd(differentiate, setup_context=save)
+    backward_op.register_autograd(refuse, setup_context=lambda ctx, inputs, output: None)
+    return op

@@ -1,46 +1,47 @@
 # mypy: disallow-untyped-defs=False, disallow-untyped-decorators=False
-"""Mamba's selective scan on CPUs: the states of a step live in the cache and nowhere else.
+"""Mamba's selective scan on CPUs: only the states of the current step exist, in the cache.
 
-Written as `kernels.py` says, but dealt out to threads by rows alone, for the gradients of B and C
-are sums over the channels; ``c0`` and ``c1`` are there for the caller's sake. The backward pass
-computes the states again, stretch by stretch of time, from the state before each. Numba's cache on
-disk does not see when `kernels.py` changes: then touch this file too.
+As in `kernels.py`, but threads share the rows alone, because the gradients of B and C are sums over
+the channels: `c0` and `c1` are ignored. The backward pass recomputes the states stretch by stretch
+of time, from the state before each stretch.
 """
 
 import numpy as np
 from numba import njit
 
-from agents.scan.kernels import _OPTIONS, _dot, _exp_nonpositive, _kernel
+from agents.scan import kernels
+from agents.scan.kernels import OPTIONS, dot, exp_nonpositive, kernel
 
-STRETCH = 16  # steps whose states the backward pass holds at once: 16 x 4096 numbers, twice
+STRETCH = 16  # steps whose states the backward pass keeps at once: 16 x 4096 numbers, twice
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _advance(dt, dt_x, b, a, before, decay, after):
     """Computes after = decay before + b dt_x with decay = exp(dt a), over the channels."""
     for c in range(dt.shape[0]):
-        decay[c] = _exp_nonpositive(dt[c] * a[c])
+        decay[c] = exp_nonpositive(dt[c] * a[c])
         after[c] = decay[c] * before[c] + b * dt_x[c]
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _advance_in_place(dt, dt_x, b, a, c, state, y):
-    """The same where the state before is not needed again; adds c state to y."""
+    """Computes the same in place, and adds c * state to y."""
     for i in range(dt.shape[0]):
-        now = _exp_nonpositive(dt[i] * a[i]) * state[i] + b * dt_x[i]
+        now = exp_nonpositive(dt[i] * a[i]) * state[i] + b * dt_x[i]
         state[i] = now
         y[i] += c * now
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _add_multiple(factor, x, y):
+    """Adds factor * x to y."""
     for c in range(x.shape[0]):
         y[c] += factor * x[c]
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _decay_gradients(carry, before, decay, a, dt, d_dt, d_a):
-    """What flows through the decay of a step; the carry goes on to the step before."""
+    """Adds the gradients of a step's decay; `carry` becomes the gradient of the state before."""
     for c in range(carry.shape[0]):
         carry[c] *= decay[c]
         through = carry[c] * before[c]
@@ -48,11 +49,11 @@ def _decay_gradients(carry, before, decay, a, dt, d_dt, d_a):
         d_a[c] += through * dt[c]
 
 
-@_kernel
+@kernel(kernels)
 def selective_forward(dt, dt_x, b, c, a, resets, h, befores, y, b0, b1, c0, c1):
     """y_t = C_t h_t with h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t; h is overwritten.
 
-    ``befores`` (batch, stretches, d_state, inner) receives the state before each stretch.
+    `befores` (batch, stretches, d_state, inner) receives the state before each stretch.
     """
     d_state, inner = a.shape
     for row in range(b0, b1):
@@ -71,14 +72,14 @@ def selective_forward(dt, dt_x, b, c, a, resets, h, befores, y, b0, b1, c0, c1):
                 )
 
 
-@_kernel
+@kernel(kernels)
 def selective_backward(
     dt, dt_x, b, c, a, resets, befores, d_y, d_dt, d_dt_x, d_b, d_c, d_a, d_h, b0, b1, c0, c1
 ):
-    """Gradients of ``selective_forward``.
+    """Gradients of `selective_forward`.
 
-    ``d_a`` (batch, d_state, inner), of each row, and ``d_dt`` and ``d_dt_x`` are zeros at first;
-    ``d_h`` is the gradient of the last state at first and of the first in the end.
+    `d_a` (batch, d_state, inner), of each row, `d_dt` and `d_dt_x` must be zeros on entry. `d_h` is
+    the gradient of the last state on entry and of the first state on return.
     """
     d_state, inner = a.shape
     steps = d_y.shape[1]
@@ -90,6 +91,7 @@ def selective_backward(
         for stretch in range(befores.shape[1] - 1, -1, -1):
             begin = stretch * STRETCH
             length = min(STRETCH, steps - begin)
+            # The states and decays of the stretch again.
             states[0] = befores[row, stretch]
             for s in range(length):
                 t = begin + s
@@ -100,14 +102,15 @@ def selective_backward(
                         dt[row, t], dt_x[row, t], b[row, t, n], a[n],
                         before, decays[s, n], states[s + 1, n],
                     )  # fmt: skip
+            # The gradients, backwards in time.
             for s in range(length - 1, -1, -1):
                 t = begin + s
                 reset = resets.shape[0] > 0 and resets[row, t]
                 for n in range(d_state):
                     carry = d_h[row, n]
                     _add_multiple(c[row, t, n], d_y[row, t], carry)
-                    d_c[row, t, n] = _dot(d_y[row, t], states[s + 1, n])
-                    d_b[row, t, n] = _dot(carry, dt_x[row, t])
+                    d_c[row, t, n] = dot(d_y[row, t], states[s + 1, n])
+                    d_b[row, t, n] = dot(carry, dt_x[row, t])
                     _add_multiple(b[row, t, n], carry, d_dt_x[row, t])
                     if reset:
                         carry[:] = zero

@@ -1,9 +1,9 @@
 # mypy: disallow-untyped-defs=False, disallow-untyped-decorators=False
 """The fused forms for CUDA: one program scans one block of channels of one sequence.
 
-The state stays in registers from step to step, in float32 at least; gates and candidate are
-computed on the way, and again on the way back, as in the kernels for CPUs. With TRITON_INTERPRET=1
-in the environment the same code runs, slowly, on CPU tensors.
+The state stays in registers from step to step, in float32 at least. The backward pass recomputes
+gates and candidate, as in the kernels for CPUs. With TRITON_INTERPRET=1 in the environment the same
+code runs, slowly, on CPU tensors.
 """
 
 import os
@@ -14,15 +14,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from agents.scan.operations import register
+from agents.scan.operations import operation
 
+# KIND is the number of gates.
 LINEAR, MIN_GRU, MIN_LSTM = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-_BLOCK = 64  # channels of a program: few, so that a batch of a few sequences fills the device
+_BLOCK = 64  # channels of a program: few, so that even a small batch fills the device
 
 
 @triton.jit
 def _sigmoids(x):
-    """sigmoid(x) and sigmoid(-x), neither by subtraction from 1."""
+    """Returns sigmoid(x) and sigmoid(-x), neither by subtraction from 1."""
     e = tl.exp(-tl.abs(x))
     larger = 1.0 / (1.0 + e)
     smaller = e * larger
@@ -39,6 +40,8 @@ def _forward_kernel(
     x_ptr, value_ptr, state_ptr, first_ptr, out_ptr, time, channels,
     KIND: tl.constexpr, RESETS: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Scans time forwards: h_t = decay_t h_{t-1} + value_t, or with minGRU's or minLSTM's gates."""
+    # This program's row of the batch and its block of channels.
     b = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real = c < channels
@@ -52,15 +55,17 @@ def _forward_kernel(
             value = tl.load(value_ptr + row * channels + c, mask=real, other=0.0).to(WIDE)
             h = decay * h + value
         else:
+            # The update gate's pre-activation k; minLSTM's is log i - log f.
             gates = x_ptr + row * (KIND + 1) * channels + c
             k = tl.load(gates, mask=real, other=0.0).to(WIDE)
             if KIND == MIN_LSTM:
                 enter = tl.load(gates + channels, mask=real, other=0.0).to(WIDE)
                 k = _log_sigmoid(enter) - _log_sigmoid(k)
+            # The candidate g.
             x = tl.load(gates + KIND * channels, mask=real, other=0.0).to(WIDE)
             z, keep = _sigmoids(k)
             g = tl.where(x >= 0, x + 0.5, _sigmoids(x)[0])
-            # from the nearer end, so that gates of exactly 0 and 1 copy without rounding
+            # From the nearer end, so that gates of exactly 0 and 1 copy without rounding.
             h = tl.where(k >= 0, g + keep * (h - g), h + z * (g - h))
         tl.store(out_ptr + row * channels + c, h, mask=real)
 
@@ -71,6 +76,8 @@ def _backward_kernel(
     time, channels,
     KIND: tl.constexpr, RESETS: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Scans time backwards; `carry` is the gradient that step t + 1 passes to h_t."""
+    # This program's row of the batch and its block of channels.
     b = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real = c < channels
@@ -79,6 +86,7 @@ def _backward_kernel(
     for i in range(time):
         t = time - 1 - i
         row = b * time + t
+        # h_{t-1}: the initial state at t = 0, zero after a reset.
         before = out_ptr + (row - 1) * channels + c
         later = c * 0 + t > 0
         previous = tl.load(before, mask=real & later, other=0.0).to(WIDE)
@@ -86,6 +94,7 @@ def _backward_kernel(
         if RESETS:
             first = tl.load(first_ptr + row) != 0
             previous = tl.where(first, tl.zeros_like(previous), previous)
+        # The whole gradient of h_t.
         total = carry + tl.load(d_out_ptr + row * channels + c, mask=real, other=0.0).to(WIDE)
         if KIND == LINEAR:
             decay = tl.load(x_ptr + row * channels + c, mask=real, other=0.0).to(WIDE)
@@ -93,6 +102,7 @@ def _backward_kernel(
             tl.store(d_value_ptr + row * channels + c, total, mask=real)
             carry = total * decay
         else:
+            # Gates and candidate again, as in the forward scan.
             at = row * (KIND + 1) * channels + c
             k = tl.load(x_ptr + at, mask=real, other=0.0).to(WIDE)
             forget = k
@@ -104,6 +114,7 @@ def _backward_kernel(
             z, keep = _sigmoids(k)
             s, rest = _sigmoids(x)
             g = tl.where(x >= 0, x + 0.5, s)
+            # Gradients of the pre-activations, and of h_{t-1}.
             slope = tl.where(x >= 0, tl.full((BLOCK,), 1.0, WIDE), s * rest)
             d_k = total * (g - previous) * (z * keep)
             if KIND == MIN_LSTM:
@@ -118,105 +129,51 @@ def _backward_kernel(
     tl.store(d_state_ptr + b * channels + c, carry, mask=real)
 
 
-def _launch(kernel: Any, kind: Any, state: Tensor, resets: Tensor | None, args: Any) -> None:
-    """``args``: the tensors before and after the resets in the kernel's order, and the time."""
-    if not state.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError(
-            f"form 'triton' needs CUDA tensors, got {state.device.type}; "
-            "move them, or leave form at 'auto'."
-        )
-    before, after, time = args
-    batch, channels = state.shape
-    flags = state if resets is None else resets.contiguous().view(torch.uint8)
-    wide = tl.float64 if state.dtype == torch.float64 else tl.float32
-    grid = (batch, triton.cdiv(channels, _BLOCK))
-    kernel[grid](
-        *before, flags, *after, time, channels,
-        KIND=kind, RESETS=resets is not None, WIDE=wide, BLOCK=_BLOCK,
-    )  # fmt: skip
-
-
-def _forward(kind: Any, sequences: list[Tensor], state: Tensor, resets: Tensor | None) -> Tensor:
+def _forward(sequences: list[Tensor], state: Tensor, resets: Tensor | None) -> Tensor:
     time = sequences[0].shape[1]
     states = state.new_empty((state.shape[0], time, state.shape[1]))
-    if states.numel():
-        first, last, start = (x.contiguous() for x in (sequences[0], sequences[-1], state))
-        _launch(_forward_kernel, kind, state, resets, ((first, last, start), (states,), time))
+    before = [sequences[0], sequences[-1], state]
+    _launch(_forward_kernel, before, resets, [states], states)
     return states
 
 
 def _backward(
-    kind: Any,
     sequence: Tensor,
     state: Tensor,
     resets: Tensor | None,
     states: Tensor,
     grad: Tensor,
-    count: int = 1,
-) -> tuple[Tensor, ...]:
+    count: int,
+) -> list[Tensor]:
+    """Returns `count` gradients shaped like `sequence`, and the initial state's."""
     gradients = [sequence.new_empty(sequence.shape) for _ in range(count)]
     d_state = state.new_zeros(state.shape)
-    if states.numel():
-        before = (sequence.contiguous(), state.contiguous())
-        after = (states, grad.contiguous(), gradients[0], gradients[-1], d_state)
-        _launch(_backward_kernel, kind, state, resets, (before, after, states.shape[1]))
-    return (*gradients, d_state)
+    after = [states, grad.contiguous(), gradients[0], gradients[-1], d_state]
+    _launch(_backward_kernel, [sequence, state], resets, after, states)
+    return [*gradients, d_state]
 
 
-@torch.library.custom_op("decision_minrnn::linear_scan_triton", mutates_args=())
-def linear_scan(
-    decay: Tensor, input: Tensor, initial_state: Tensor, resets: Tensor | None
-) -> Tensor:
-    """The fused operation behind `agents.scan.linear_scan`."""
-    return _forward(LINEAR, [decay, input], initial_state, resets)
+def _launch(
+    kernel: Any, before: list[Tensor], resets: Tensor | None, after: list[Tensor], states: Tensor
+) -> None:
+    """Calls a kernel with the tensors before and after the resets in its order of arguments."""
+    if not states.numel():
+        return
+    if not states.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f"form 'triton' needs CUDA tensors, got {states.device.type}; "
+            "move them, or leave form at 'auto'."
+        )
+    batch, time, channels = states.shape
+    before = [tensor.contiguous() for tensor in before]
+    # Without resets any pointer will do.
+    flags = states if resets is None else resets.contiguous().view(torch.uint8)
+    wide = tl.float64 if states.dtype == torch.float64 else tl.float32
+    kernel[batch, triton.cdiv(channels, _BLOCK)](
+        *before, flags, *after, time, channels,
+        KIND=before[0].shape[2] // channels - 1, RESETS=resets is not None, WIDE=wide, BLOCK=_BLOCK,
+    )  # fmt: skip
 
 
-@torch.library.custom_op("decision_minrnn::linear_scan_triton_backward", mutates_args=())
-def _linear_scan_backward(
-    decay: Tensor, initial_state: Tensor, resets: Tensor | None, states: Tensor, grad: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    d_decay, d_input, d_state = _backward(
-        LINEAR, decay, initial_state, resets, states, grad, count=2
-    )
-    return d_decay, d_input, d_state
-
-
-@torch.library.custom_op("decision_minrnn::min_gru_scan_triton", mutates_args=())
-def min_gru_scan(preactivations: Tensor, initial_state: Tensor, resets: Tensor | None) -> Tensor:
-    """The fused operation behind `agents.scan.min_gru_scan`."""
-    return _forward(MIN_GRU, [preactivations], initial_state, resets)
-
-
-@torch.library.custom_op("decision_minrnn::min_gru_scan_triton_backward", mutates_args=())
-def _min_gru_scan_backward(
-    preactivations: Tensor,
-    initial_state: Tensor,
-    resets: Tensor | None,
-    states: Tensor,
-    grad: Tensor,
-) -> tuple[Tensor, Tensor]:
-    gradient, d_state = _backward(MIN_GRU, preactivations, initial_state, resets, states, grad)
-    return gradient, d_state
-
-
-@torch.library.custom_op("decision_minrnn::min_lstm_scan_triton", mutates_args=())
-def min_lstm_scan(preactivations: Tensor, initial_state: Tensor, resets: Tensor | None) -> Tensor:
-    """The fused operation behind `agents.scan.min_lstm_scan`."""
-    return _forward(MIN_LSTM, [preactivations], initial_state, resets)
-
-
-@torch.library.custom_op("decision_minrnn::min_lstm_scan_triton_backward", mutates_args=())
-def _min_lstm_scan_backward(
-    preactivations: Tensor,
-    initial_state: Tensor,
-    resets: Tensor | None,
-    states: Tensor,
-    grad: Tensor,
-) -> tuple[Tensor, Tensor]:
-    gradient, d_state = _backward(MIN_LSTM, preactivations, initial_state, resets, states, grad)
-    return gradient, d_state
-
-
-register(linear_scan, _linear_scan_backward, 2)
-register(min_gru_scan, _min_gru_scan_backward, 1)
-register(min_lstm_scan, _min_lstm_scan_backward, 1)
+linear_scan = operation("linear_scan_triton", ("decay", "input"), _forward, _backward, None)
+minimal_scan = operation("minimal_scan_triton", ("preactivations",), _forward, _backward, None)

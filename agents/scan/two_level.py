@@ -1,7 +1,7 @@
-"""The scan in plain PyTorch in about 2 sqrt(time) steps: what runs where no kernel is available.
+"""The scan in plain PyTorch in about 2 sqrt(time) steps: the form for devices without a kernel.
 
-Time is cut into about sqrt(time) blocks. All blocks are scanned side by side from a zero state,
-then the blocks' last states are chained, and each block's carry decays into it. As accurate as the
+Time is cut into about sqrt(time) blocks. All blocks are scanned in parallel from a zero state, then
+their last states are chained, and the state before each block decays into it. As accurate as the
 loop.
 """
 
@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agents.scan.gates import min_gru_gates, min_lstm_gates, positive
+from agents.scan.gates import gate_and_candidate, positive
 
 
 def _scan(decay: Tensor, value: Tensor) -> Tensor:
-    """h_t = decay_t * h_{t-1} + value_t from h_{-1} = 0, all of (batch, time, channels)."""
+    """Returns h_t = decay_t * h_{t-1} + value_t from h_{-1} = 0, all (batch, time, channels)."""
     batch, time, channels = value.shape
     length = max(1, math.isqrt(time))
     blocks = -(-time // length)
@@ -24,10 +24,12 @@ def _scan(decay: Tensor, value: Tensor) -> Tensor:
     a = F.pad(decay, padding).view(batch, blocks, length, channels)
     h = F.pad(value, padding).view(batch, blocks, length, channels).clone()
     product = a.clone()
+    # Each block from a zero state; `product` is the decay from the block's start to step t.
     for t in range(1, length):
         h[:, :, t].addcmul_(a[:, :, t], h[:, :, t - 1])
         product[:, :, t] *= product[:, :, t - 1]
-    carries = h[:, :, -1].clone()  # the state at the end of each block
+    # The state at the end of each block.
+    carries = h[:, :, -1].clone()
     for block in range(1, blocks):
         carries[:, block].addcmul_(product[:, block, -1], carries[:, block - 1])
     h[:, 1:].addcmul_(product[:, 1:], carries[:, :-1].unsqueeze(2))
@@ -64,18 +66,9 @@ def linear_scan(
     return states
 
 
-def min_gru_scan(preactivations: Tensor, initial_state: Tensor, resets: Tensor | None) -> Tensor:
-    """The block scan behind `agents.scan.min_gru_scan`."""
-    gate, candidate = min_gru_gates(preactivations)
-    # sigmoid(-x) and not 1 - sigmoid(x), which loses the digits of a small decay
-    return linear_scan(
-        (-gate).sigmoid(), gate.sigmoid() * positive(candidate), initial_state, resets
-    )
-
-
-def min_lstm_scan(preactivations: Tensor, initial_state: Tensor, resets: Tensor | None) -> Tensor:
-    """The block scan behind `agents.scan.min_lstm_scan`."""
-    gate, candidate = min_lstm_gates(preactivations)
-    return linear_scan(
-        (-gate).sigmoid(), gate.sigmoid() * positive(candidate), initial_state, resets
-    )
+def minimal_scan(preactivations: Tensor, initial_state: Tensor, resets: Tensor | None) -> Tensor:
+    """The block scan behind `agents.scan.minimal_scan`."""
+    gate, candidate = gate_and_candidate(preactivations, initial_state.shape[-1])
+    # sigmoid(-x) and not 1 - sigmoid(x), which loses the digits of a small decay.
+    decay, weight = (-gate).sigmoid(), gate.sigmoid()
+    return linear_scan(decay, weight * positive(candidate), initial_state, resets)

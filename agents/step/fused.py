@@ -1,18 +1,16 @@
-"""A policy's step on the CPU as one compiled kernel: the same actions, several times sooner.
+"""A policy's step on the CPU as one compiled kernel: the same actions, several times faster.
 
-PyTorch makes a few dozen calls for a step, and while the batch is small each costs more than the
-arithmetic in it. The kernel is Numba's (agents/step/kernel.py), so the user's machine needs
-no compiler. It serves every batch size: no matrix product of PyTorch's is left.
+PyTorch makes a few dozen calls for a step, and with a small batch each call costs more than its
+arithmetic. The kernel (agents/step/kernel.py) is compiled by Numba, so no C compiler is needed. It
+serves every batch size and needs none of PyTorch's matrix products.
 """
-
-from __future__ import annotations
 
 import contextlib
 import logging
 import threading
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -24,65 +22,52 @@ from agents.backbones.min_gru import MinGRU
 from agents.backbones.min_lstm import MinLSTM
 from agents.backbones.state import State
 from agents.policy import PolicyState, ReturnConditionedPolicy
+from agents.scan.cpu import thread_pool
+from agents.step.kernel import observe, policy_step
+from agents.step.products import BLOCK
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _GATES = {MinGRU: 2, MinLSTM: 3}  # pre-activations a channel
 _MODULES = {ReturnConditionedPolicy, Backbone, Block, *_GATES} | {
     Dropout, nn.Embedding, nn.Identity, nn.LayerNorm, nn.Linear, nn.ModuleList, nn.ReLU,
     nn.ParameterList, nn.Sequential,
 }  # fmt: skip
-_ROWS_OF_A_THREAD = 16  # fewer are done before another thread is awake
+_ROWS_OF_A_THREAD = 16  # fewer rows are computed faster than another thread wakes up
 _FLOAT, _INT, _BOOL = np.dtype(np.float32), np.dtype(np.int64), np.dtype(np.bool_)
 
 
 class NotFusableError(ValueError):
-    """A policy that the kernel does not compute; the message says why, in one sentence."""
-
-
-def fuse(policy: ReturnConditionedPolicy) -> FusedPolicy | ReturnConditionedPolicy:
-    """Returns what acts like the policy soonest: its fused form, or where there is none, itself."""
-    try:
-        return FusedPolicy(policy)
-    except (NotFusableError, ImportError) as error:
-        _log.info("The policy acts through PyTorch: %s", error)
-        return policy
+    """The kernel cannot compute this policy; the message says why, in one sentence."""
 
 
 class FusedPolicy:
     """Acts as a `ReturnConditionedPolicy` in evaluation mode does, with the same states.
 
-    Either may take over from the other at any step. The weights are copied here, so build a new
-    one after they change. Nothing is kept from call to call: several threads may share one. No
-    gradient passes through it.
+    Each can continue from a state of the other. The weights are copied, so build a new one after
+    they change. Calls keep nothing, so several threads may share one. It computes no gradients.
     """
 
     def __init__(self, policy: ReturnConditionedPolicy) -> None:
-        """Copies the weights, compiles the kernel on its first use, and tries it.
+        """Copies the weights, compiles the kernel on its first use, and tests it.
 
         Args:
-            policy: On the CPU, in float32, in evaluation mode, one token a step, minGRU or minLSTM.
+            policy: On the CPU, in float32, in evaluation mode, with one token for each step, minGRU
+                or minLSTM.
 
         Raises:
-            NotFusableError: The policy is none of this kind.
-            ImportError: Numba is missing.
+            NotFusableError: The policy is of another kind.
         """
         reason = obstacle(policy)
         if reason is not None:
             raise NotFusableError(reason)
-        # Here, for Numba may be missing.
-        from agents.scan.cpu import thread_pool
-        from agents.step.kernel import observe, policy_step
-        from agents.step.products import BLOCK
-
         self.observation_dim = policy.observation_dim
         self.action_dim = policy.action_dim
         self._policy = policy
         self._layers = len(policy.backbone.blocks)
         self._channels = _channels(policy)
-        self._kernel, self._block, self._pool = policy_step, BLOCK, thread_pool
-        self._observe = observe
-        self._constants = _constants(policy)
+        self._kernel = policy_step
+        self._constants = _pack(policy)
         with _announced():
             agrees = _agrees(self, policy)
         if not agrees:
@@ -112,7 +97,7 @@ class FusedPolicy:
             ValueError: An argument has another shape or dtype.
         """
         first = _array("is_first", is_first, is_first.shape, _BOOL)
-        left, time = self._observe(
+        left, time = observe(
             _array("reward", reward, first.shape, _FLOAT),
             first,
             _array("state.return_to_go", state.return_to_go, first.shape, _FLOAT),
@@ -167,28 +152,39 @@ class FusedPolicy:
             resets,
             _array("state", backbone, shape, _FLOAT),
         )
-        # Made anew at each step: the caller may keep what it is given.
+        # New arrays at each step, because the caller may keep the results.
         action, states = np.empty((batch, self.action_dim), _FLOAT), np.empty(shape, _FLOAT)
-        self._share(batch, (*inputs, *self._constants, action, states))
+        self._run(batch, (*inputs, *self._constants, action, states))
         return torch.from_numpy(action), torch.from_numpy(states).unbind(0)
 
-    def _share(self, batch: int, arguments: tuple[Any, ...]) -> None:
-        """Computes the step; whole blocks of rows, the same bits, on each of PyTorch's threads."""
+    def _run(self, batch: int, arguments: tuple[Any, ...]) -> None:
+        """Calls the kernel; each of PyTorch's threads computes whole blocks of rows."""
+        run = partial(self._kernel, *arguments)
         threads = max(1, min(torch.get_num_threads(), batch // _ROWS_OF_A_THREAD))
-        rows = max(1, -(-batch // (threads * self._block))) * self._block
+        rows = max(1, -(-batch // (threads * BLOCK))) * BLOCK
         helpers = [
-            self._pool(threads - 1).submit(
-                partial(self._kernel, *arguments, b, min(b + rows, batch))
-            )
+            thread_pool(threads - 1).submit(run, b, min(b + rows, batch))
             for b in range(rows, batch, rows)
         ]
-        self._kernel(*arguments, 0, min(rows, batch))
+        run(0, min(rows, batch))
         for helper in helpers:
             helper.result()
 
 
+def fuse(policy: ReturnConditionedPolicy) -> FusedPolicy | ReturnConditionedPolicy:
+    """Returns the fused form of a policy, or the policy itself where it cannot be built."""
+    try:
+        return FusedPolicy(policy)
+    except NotFusableError as error:
+        logger.info("The policy acts through PyTorch: %s", error)
+    except Exception as error:  # Numba or LLVM failed on this machine, in whatever way
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        logger.warning("The step's kernel failed, so the policy acts through PyTorch: %s", reason)
+    return policy
+
+
 def _array(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """The tensor as a contiguous array; the kernel itself checks no bounds."""
+    """Returns the tensor as a contiguous array; the kernel itself checks no bounds."""
     array = tensor.numpy(force=True)
     if array.shape != shape or array.dtype != dtype:
         raise ValueError(
@@ -198,10 +194,10 @@ def _array(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: Any) -> np.
 
 
 def obstacle(policy: nn.Module) -> str | None:
-    """Says in one sentence why a policy cannot be fused; None where it can.
+    """Returns why a policy cannot be fused, in one sentence, or None where it can.
 
-    Judged by the modules and tensors that are there, not by the configuration: an option that
-    adds, drops or reshapes any of them is an obstacle until the kernel learns it.
+    It compares the policy's modules and tensors with those of the kernel, so a new option that
+    adds, drops or reshapes any of them is an obstacle until the kernel supports it.
     """
     if type(policy) is not ReturnConditionedPolicy:
         return f"it is a {type(policy).__name__}, not a ReturnConditionedPolicy."
@@ -227,7 +223,8 @@ def obstacle(policy: nn.Module) -> str | None:
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             return f"its {name} is {tensor.dtype} on {tensor.device}; the kernel is float32 on CPU."
     found = {(name, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    for name, shape in sorted(found ^ _layout(policy).items()):
+    known = {(name, part.shape) for part in _parts(policy) for name in part.names}
+    for name, shape in sorted(found ^ (known | {("target_return", ())})):
         return f"its {name} (shape {shape}) is unknown to the kernel, or missing for it."
     return None
 
@@ -237,108 +234,107 @@ def _tensors(policy: nn.Module) -> dict[str, Tensor]:
 
 
 def _channels(policy: ReturnConditionedPolicy) -> int:
-    """Channels of the state of each layer."""
+    """Returns the channels of the state of each layer."""
     mixer: Any = cast("Any", policy.backbone.blocks[0]).mixer
     return mixer.projection.out_features // _GATES[type(mixer)]
 
 
-def _layout(policy: ReturnConditionedPolicy) -> dict[str, tuple[int, ...]]:
-    """The shapes of all tensors of a policy that the kernel computes."""
-    observed, acted, d = policy.observation_dim, policy.action_dim, policy.head.in_features
-    first: Any = policy.backbone.blocks[0]
-    width, channels = first.mlp[0].out_features, _channels(policy)
-    linears = {
-        "mixer.projection": (_GATES[type(first.mixer)] * channels, d),
-        "mlp.0": (width, d),
-        "mlp.2": (d, width),
-    }
-    if channels != d:
-        linears["mixer.output"] = (d, channels)
-    shapes: dict[str, tuple[int, ...]] = {
-        "observation_mean": (observed,),
-        "observation_std": (observed,),
-        "action_low": (acted,),
-        "action_high": (acted,),
-        "target_return": (),
-        "embedding.weight": (d, 1 + observed + acted),
-        "embedding.bias": (d,),
-        "backbone.norm.weight": (d,),
-        "backbone.norm.bias": (d,),
-        "head.weight": (acted, d),
-        "head.bias": (acted,),
-    }
-    if policy.config.timestep_embedding:
-        shapes["timestep_embedding.weight"] = (policy.config.max_timestep, d)
-    if policy.config.return_before_head:
-        shapes["head_return_embedding.weight"] = (d, 1)
-    if policy.config.token_norm:
-        shapes["token_norm.0.weight"] = shapes["token_norm.0.bias"] = (d,)
-    for layer in range(len(policy.backbone.blocks)):
-        block = f"backbone.blocks.{layer}"
-        for name, (rows, columns) in linears.items():
-            shapes[f"{block}.{name}.weight"] = (rows, columns)
-            shapes[f"{block}.{name}.bias"] = (rows,)
-        if first.start is not None:
-            shapes[f"{block}.start.0"] = (1, channels)
-        for name in ("mixer_norm.weight", "mixer_norm.bias", "mlp_norm.weight", "mlp_norm.bias"):
-            shapes[f"{block}.{name}"] = (d,)
-    return shapes
+class _Part(NamedTuple):
+    """How an argument of `policy_step` is packed from tensors of the policy.
+
+    Attributes:
+        names: The tensors, stacked in this order; none where an option is off.
+        shape: The shape of each.
+        packed: The shape of the argument, which is zeros where there are no tensors.
+        transposed: Whether the stack's last two axes are swapped first.
+    """
+
+    names: list[str]
+    shape: tuple[int, ...]
+    packed: tuple[int, ...]
+    transposed: bool = False
 
 
-def _constants(policy: ReturnConditionedPolicy) -> tuple[Any, ...]:
-    """Copies of what `policy_step` takes between the state and its outputs, in its order."""
-    tensors = {name: tensor.detach() for name, tensor in _tensors(policy).items()}
-    d, channels = policy.head.in_features, _channels(policy)
-    blocks = [f"backbone.blocks.{layer}" for layer in range(len(policy.backbone.blocks))]
+def _parts(policy: ReturnConditionedPolicy) -> list[_Part]:
+    """Returns the table of all tensors that the kernel knows, in the order of its arguments."""
+    config, first = policy.config, cast("Any", policy.backbone.blocks[0])
+    blocks = [f"backbone.blocks.{i}" for i in range(len(policy.backbone.blocks))]
+    layers, d, width = len(blocks), policy.head.in_features, first.mlp[0].out_features
+    observed, acted = policy.observation_dim, policy.action_dim
+    gates, channels = first.mixer.projection.out_features, _channels(policy)
+    inputs = 1 + observed + acted
+    norms = [f"{block}.{norm}" for block in blocks for norm in ("mixer_norm", "mlp_norm")]
 
-    def stacked(name: str) -> Tensor:
-        return torch.stack([tensors[f"{block}.{name}"] for block in blocks])
+    def each(name: str) -> list[str]:
+        return [f"{block}.{name}" for block in blocks]
 
-    def norm(name: str) -> Tensor:
-        return torch.stack([tensors[f"{name}.weight"], tensors[f"{name}.bias"]])
+    def both(*modules: str) -> list[str]:
+        return [f"{module}.{name}" for module in modules for name in ("weight", "bias")]
 
-    embedding = tensors["embedding.weight"].t().clone()
-    if not policy.config.return_to_go:
-        embedding[0] = 0.0
-    if not policy.config.previous_action:
-        embedding[1 + policy.observation_dim :] = 0.0
-    norms = [norm(f"{block}.{part}") for block in blocks for part in ("mixer_norm", "mlp_norm")]
-    has_output = channels != d
-    arrays = (
-        torch.stack([tensors["observation_mean"], tensors["observation_std"]]),
-        torch.stack([tensors["action_low"], tensors["action_high"]]),
-        embedding,
-        tensors["embedding.bias"],
-        # Where an option is off, zeros do for a short vector; no rows tell the kernel to skip.
-        tensors.get("timestep_embedding.weight", torch.zeros(1, d)),
-        norm("token_norm.0").unsqueeze(0) if policy.config.token_norm else torch.zeros(0, 2, d),
-        torch.stack([*norms, norm("backbone.norm")]),
-        torch.stack(
-            [tensors.get(f"{block}.start.0", torch.zeros(1, channels)) for block in blocks]
+    def given(names: list[str], here: bool) -> list[str]:
+        return names if here else []
+
+    # An option that is off leaves zeros, or no rows where the kernel then skips something.
+    times = config.max_timestep if config.timestep_embedding else 1
+    expanded, normed = channels != d, config.token_norm
+    return [
+        _Part(["observation_mean", "observation_std"], (observed,), (2, observed)),
+        _Part(["action_low", "action_high"], (acted,), (2, acted)),
+        _Part(["embedding.weight"], (d, inputs), (inputs, d), transposed=True),
+        _Part(["embedding.bias"], (d,), (d,)),
+        _Part(
+            given(["timestep_embedding.weight"], config.timestep_embedding), (times, d), (times, d)
         ),
-        stacked("mixer.projection.weight").mT,
-        stacked("mixer.projection.bias"),
-        stacked("mixer.output.weight").mT if has_output else torch.zeros(0, channels, d),
-        stacked("mixer.output.bias") if has_output else torch.zeros(0, d),
-        stacked("mlp.0.weight").mT,
-        stacked("mlp.0.bias"),
-        stacked("mlp.2.weight").mT,
-        stacked("mlp.2.bias"),
-        tensors.get("head_return_embedding.weight", torch.zeros(d, 1)).flatten(),
-        tensors["head.weight"],
-        tensors["head.bias"],
-    )
-    # PyTorch aligns its memory to cache lines, NumPy need not.
-    copies = (array.clone(memory_format=torch.contiguous_format).numpy() for array in arrays)
+        _Part(given(both("token_norm.0"), normed), (d,), (int(normed), 2, d)),
+        _Part(both(*norms, "backbone.norm"), (d,), (2 * layers + 1, 2, d)),
+        _Part(
+            given(each("start.0"), first.start is not None), (1, channels), (layers, 1, channels)
+        ),
+        _Part(each("mixer.projection.weight"), (gates, d), (layers, d, gates), transposed=True),
+        _Part(each("mixer.projection.bias"), (gates,), (layers, gates)),
+        _Part(
+            given(each("mixer.output.weight"), expanded),
+            (d, channels),
+            (layers * expanded, channels, d),
+            transposed=True,
+        ),
+        _Part(given(each("mixer.output.bias"), expanded), (d,), (layers * expanded, d)),
+        _Part(each("mlp.0.weight"), (width, d), (layers, d, width), transposed=True),
+        _Part(each("mlp.0.bias"), (width,), (layers, width)),
+        _Part(each("mlp.2.weight"), (d, width), (layers, width, d), transposed=True),
+        _Part(each("mlp.2.bias"), (d,), (layers, d)),
+        _Part(given(["head_return_embedding.weight"], config.return_before_head), (d, 1), (d,)),
+        _Part(["head.weight"], (acted, d), (acted, d)),
+        _Part(["head.bias"], (acted,), (acted,)),
+    ]
+
+
+def _pack(policy: ReturnConditionedPolicy) -> tuple[Any, ...]:
+    """Returns the arguments of `policy_step` between the state and its outputs, as copies."""
+    tensors = {name: tensor.detach() for name, tensor in _tensors(policy).items()}
+    # Inputs that the policy does not see have no weight.
+    embedding = tensors["embedding.weight"] = tensors["embedding.weight"].clone()
+    if not policy.config.return_to_go:
+        embedding[:, 0] = 0.0
+    if not policy.config.previous_action:
+        embedding[:, 1 + policy.observation_dim :] = 0.0
+    arrays = []
+    for part in _parts(policy):
+        # In PyTorch's memory, which is aligned to cache lines; NumPy's need not be.
+        packed = torch.zeros(part.packed)
+        if part.names:
+            stack = torch.stack([tensors[name] for name in part.names])
+            packed.copy_((stack.mT if part.transposed else stack).reshape(part.packed))
+        arrays.append(packed.numpy())
     epsilon = np.float32(policy.backbone.norm.eps)
-    return np.float32(policy.config.return_scale), epsilon, *copies
+    return np.float32(policy.config.return_scale), epsilon, *arrays
 
 
 @contextlib.contextmanager
 def _announced() -> Iterator[None]:
-    """Says that the kernel is being compiled if that takes over a second."""
+    """Logs that the kernel is being compiled if that takes over a second."""
     message = "Compiling the policy's step for this CPU; later runs find it on disk."
-    notice = threading.Timer(1.0, _log.info, (message,))
+    notice = threading.Timer(1.0, logger.info, (message,))
     notice.daemon = True
     notice.start()
     try:
@@ -349,7 +345,7 @@ def _announced() -> Iterator[None]:
 
 @torch.no_grad()
 def _agrees(fused: FusedPolicy, policy: ReturnConditionedPolicy) -> bool:
-    """Whether both act alike in a few random steps, whatever else may have been overlooked."""
+    """Returns whether both act alike in a few random steps: the guard against all oversights."""
     generator = torch.Generator().manual_seed(0)
     batch = 5  # a block of rows and a single one
     state = policy.initial_state(batch)

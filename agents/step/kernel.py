@@ -1,9 +1,9 @@
 # mypy: disallow-untyped-defs=False, disallow-untyped-decorators=False
-"""One step of a whole policy as one CPU kernel: embedding, blocks, head, without PyTorch between.
+"""One step of a whole policy as one CPU kernel: embedding, blocks and head.
 
-Weights lie as (inputs, outputs), so that the inner loops run along contiguous outputs and vectorise
-as they are. A single row is bound by the way of the weights from the cache; from two rows on, each
-weight that was loaded serves a block of rows (`products.py`). The gates are those of `kernels.py`.
+Weights are (inputs, outputs), so that the inner loops run over contiguous outputs and vectorise.
+The step of a single row is bound by loading the weights from the cache; from two rows on, each
+loaded weight serves a block of rows (`products.py`). The gates are those of `scan/kernels.py`.
 """
 
 import math
@@ -11,37 +11,29 @@ import math
 import numpy as np
 from numba import njit
 
-from agents.scan.kernels import (
-    _OPTIONS,
-    _SUM_OPTIONS,
-    _dot,
-    _kernel,
-    min_gru_forward,
-    min_lstm_forward,
-)
+from agents.scan import kernels
+from agents.scan.kernels import OPTIONS, SUM_OPTIONS, dot, kernel, min_gru_forward, min_lstm_forward
+from agents.step import products
 from agents.step.products import BLOCK, add_product
 
-# Of kernels.py and products.py, as a test demands: the machine code on disk holds them too, and
-# Numba makes it anew only when the text of this file changes.
-_INLINED = "2942d537"
 
-
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _copy(x, y):
-    """Copies a row into y; as a loop, it compiles in a fraction of the time of ``y[:] = x``."""
+    """Copies a row into y; as a loop, it compiles in a fraction of the time of `y[:] = x`."""
     for c in range(y.shape[0]):
         y[c] = x[c]
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _add(x, y):
+    """Adds a row x to y."""
     for c in range(y.shape[0]):
         y[c] += x[c]
 
 
-@njit(**_SUM_OPTIONS)
+@njit(**SUM_OPTIONS)
 def _layer_norm(x, norm, epsilon, y):
-    """Layer norm (Ba et al. 2016, arXiv:1607.06450) of one row; norm is (2, channels)."""
+    """Layer norm (Ba et al. 2016, arXiv 1607.06450) of one row; norm is (2, channels)."""
     scale, shift = norm[0], norm[1]
     total = x.dtype.type(0.0)
     for c in range(x.shape[0]):
@@ -56,9 +48,9 @@ def _layer_norm(x, norm, epsilon, y):
         y[c] = (x[c] - mean) * inverse * scale[c] + shift[c]
 
 
-@_kernel
+@kernel(kernels, products)
 def observe(reward, is_first, return_to_go, timestep, target_return):
-    """Return-to-go and timestep, as `agents.policy.ReturnConditionedPolicy.observe`."""
+    """Returns what `agents.policy.ReturnConditionedPolicy.observe` does."""
     next_return_to_go, next_timestep = np.empty_like(return_to_go), np.empty_like(timestep)
     for b in range(reward.shape[0]):
         next_return_to_go[b] = target_return[b] if is_first[b] else return_to_go[b] - reward[b]
@@ -66,7 +58,7 @@ def observe(reward, is_first, return_to_go, timestep, target_return):
     return next_return_to_go, next_timestep
 
 
-@_kernel
+@kernel(kernels, products)
 def policy_step(
     observation,
     return_to_go,
@@ -100,20 +92,12 @@ def policy_step(
     begin,
     end,
 ):
-    """One step of `agents.policy.ReturnConditionedPolicy.step` with one token a step.
+    """One step of `agents.policy.ReturnConditionedPolicy.step` with one token for each step.
 
-    The arguments up to ``state`` (layers, batch, channels), which is overwritten where an episode
-    begins, are those of ``step``, the ``next_`` ones are what it returns; only the rows ``begin``
-    to ``end - 1`` of the batch are computed. Between, with d the width of the residual stream:
-
-    ``normaliser`` (2, observation_dim): mean and standard deviation. ``bounds`` (2, action_dim):
-    low and high. ``embedding`` (1 + observation_dim + action_dim, d). ``time_embedding`` (rows, d).
-    ``token_norm`` (1, 2, d), or (0, 2, d) for none. ``norms`` (2 * layers + 1, 2, d): scale and
-    shift of each layer norm, in the order of use. ``start`` (layers, 1, channels): the state at
-    which an episode begins. ``projection`` (layers, d, 2 * channels) for minGRU, 3 * channels for
-    minLSTM. ``output`` (layers, channels, d), or (0, channels, d) where the mixers have none.
-    ``up`` (layers, d, width), ``down`` (layers, width, d). ``head_return`` (d,). ``head``
-    (action_dim, d).
+    The arguments up to `state` (layers, batch, channels) are those of that method; `state` is
+    overwritten where `resets` is true. The arguments between, which do not change from step to
+    step, are listed with their shapes in `agents.step.fused`. `next_action` and `next_state`
+    receive the result. Only the rows `begin` to `end - 1` of the batch are computed.
     """
     layers, _, channels = state.shape
     batch = end - begin
@@ -131,12 +115,13 @@ def policy_step(
     mixed = np.empty((room, channels), np.float32)
     hidden = np.empty((room, width), np.float32)
     for rows in (inputs, x, normed, preactivations, mixed, hidden):
-        for b in range(batch, room):  # multiplied with the others of their block, they stay zero
+        for b in range(batch, room):  # rows that complete the last block
             for c in range(rows.shape[1]):
                 rows[b, c] = zero
     nonzero = np.empty(max(width, channels, d, embedding.shape[0]), np.int64)
-    no_resets = np.empty((0, 0), np.bool_)  # done below
+    no_resets = np.empty((0, 0), np.bool_)  # the states are reset here, not by the recurrence
 
+    # The token: resets, scaled inputs, one Linear over them, timestep embedding, norm.
     for b in range(batch):
         first = resets[b]
         for layer in range(layers if first else 0):
@@ -154,10 +139,12 @@ def policy_step(
             _layer_norm(x[b], token_norm[0], epsilon, x[b])
 
     for layer in range(layers):
+        # Norm and the pre-activations of gates and candidate.
         for b in range(batch):
             _layer_norm(x[b], norms[2 * layer], epsilon, normed[b])
             _copy(projection_bias[layer], preactivations[b])
         add_product(normed, projection[layer], preactivations, batch, nonzero)
+        # The recurrence, a scan over one step.
         p = preactivations[:batch].reshape(batch, 1, gates)
         before = state[layer][begin:end]
         h = next_state[layer][begin:end].reshape(batch, 1, channels)
@@ -165,6 +152,7 @@ def policy_step(
             min_gru_forward(p, before, no_resets, h, 0, batch, 0, channels)
         else:
             min_lstm_forward(p, before, no_resets, h, 0, batch, 0, channels)
+        # The residual connection around the mixer, through a Linear where the state is wider.
         if output.shape[0] > 0:
             for b in range(batch):
                 _copy(h[b, 0], mixed[b])
@@ -174,6 +162,7 @@ def policy_step(
             for b in range(batch):
                 _add(h[b, 0], x[b])
 
+        # Norm, MLP and its residual connection.
         for b in range(batch):
             _layer_norm(x[b], norms[2 * layer + 1], epsilon, normed[b])
             _copy(up_bias[layer], hidden[b])
@@ -184,12 +173,13 @@ def policy_step(
                 hidden[b, c] = zero if hidden[b, c] < zero else hidden[b, c]  # a NaN stays
         add_product(hidden, down[layer], x, batch, nonzero)
 
+    # Final norm, head, and the action within its bounds.
     for b in range(batch):
         features = normed[b]
         _layer_norm(x[b], norms[2 * layers], epsilon, features)
         for c in range(d):
             features[c] += inputs[b, 0] * head_return[c]
         for c in range(head.shape[0]):
-            unit = math.tanh(_dot(features, head[c]) + head_bias[c])
+            unit = math.tanh(dot(features, head[c]) + head_bias[c])
             low, high = bounds[0, c], bounds[1, c]
             next_action[b, c] = (high + low) / 2 + unit * (high - low) / 2

@@ -19,10 +19,10 @@ pytestmark = pytest.mark.skipif(
 
 _COMPARE = """
 import torch
-from agents.scan import linear_scan, min_gru_scan, min_lstm_scan
+from agents.scan import linear_scan, minimal_scan
 
 torch.manual_seed(0)
-scans = {"linear": (linear_scan, 1, 2), "gru": (min_gru_scan, 2, 1), "lstm": (min_lstm_scan, 3, 1)}
+scans = {"linear": (linear_scan, 1, 2), "gru": (minimal_scan, 2, 1), "lstm": (minimal_scan, 3, 1)}
 scan, gates, count = scans[NAME]
 for batch, time, channels in [(2, 9, 5), (1, 2, 70), (1, 1, 3), (2, 0, 3), (0, 2, 3)]:
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 2e-2)):
@@ -106,9 +106,9 @@ def test_a_cpu_tensor_without_the_interpreter_is_refused():
     run(
         """
 import torch
-from agents.scan import min_gru_scan
+from agents.scan import minimal_scan
 try:
-    min_gru_scan(torch.zeros(1, 2, 4), torch.zeros(1, 2), form="triton")
+    minimal_scan(torch.zeros(1, 2, 4), torch.zeros(1, 2), form="triton")
 except ValueError as error:
     assert "needs CUDA tensors" in str(error)
 else:

@@ -6,11 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba.core.errors import TypingError
 from torch import nn
 
-from agents.acting import RollingActor
+from agents.acting import RollingActor, make_actor
 from agents.backbones import MIXERS
 from agents.policy import PolicyConfig, PolicyState, ReturnConditionedPolicy
+from agents.step import fused as fused_module
 from agents.step.fused import FusedPolicy, NotFusableError, fuse, obstacle
 
 FUSABLE = ("min_gru", "min_lstm")
@@ -54,7 +56,9 @@ def tensors(action: torch.Tensor, state: PolicyState) -> list[torch.Tensor]:
     return [action, *state.backbone, *state[1:]]
 
 
-def assert_same_actions(found_actor, expected_actor, batch: int, time: int, seed: int = 1):
+def assert_same_actions(
+    found_actor, expected_actor, batch: int, time: int, seed: int = 1, tolerance: float = 1e-5
+):
     observations, rewards, is_first = episodes(batch, time, seed)
     expected_state = expected_actor.initial_state(batch)
     found_state = found_actor.initial_state(batch)
@@ -65,7 +69,7 @@ def assert_same_actions(found_actor, expected_actor, batch: int, time: int, seed
             found, found_state = found_actor.act(*step, found_state, is_first[:, t])
             pairs = zip(tensors(found, found_state), tensors(expected, expected_state), strict=True)
             for left, right in pairs:
-                torch.testing.assert_close(left, right, **TOLERANCE)
+                torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance)
 
 
 def assert_same_episodes(policy: ReturnConditionedPolicy, batch: int, time: int, seed: int = 1):
@@ -103,7 +107,8 @@ def test_two_states_restarted_in_turn_are_those_of_the_policy(backbone):
 )
 def test_every_variation_of_one_token(batch, seed, returns, **config):
     policy = make_policy(max_timestep=8, **config, **returns)
-    assert_same_episodes(policy, batch, time=20, seed=seed)
+    # Narrow layer norms magnify the rounding of either form to about 5e-5.
+    assert_same_actions(FusedPolicy(policy), policy, batch, 20, seed, tolerance=2e-4)
 
 
 @pytest.mark.parametrize("batch", [31, 32, 50, 100])
@@ -285,3 +290,27 @@ def test_an_argument_that_does_not_fit_is_named(name, change):
     }
     with pytest.raises(ValueError, match=rf"^{name} is .*; expected "):
         fused.act(**change(arguments))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Unable to get host CPU features\nfor this processor"),
+        ImportError("DLL load failed"),
+        TypingError("Failed in nopython mode pipeline"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_kernel_that_cannot_be_built_is_one_line_of_the_log(error, monkeypatch, caplog):
+    def build(*arguments):
+        raise error
+
+    monkeypatch.setattr(fused_module, "policy_step", build)
+    policy = make_policy()
+    with caplog.at_level("INFO"):
+        assert fuse(policy) is policy
+        assert make_actor(policy, "carried", 4) is policy
+    assert len(caplog.records) == 2  # one for each call
+    text = caplog.records[0].getMessage()
+    assert "acts through PyTorch" in text and str(error).splitlines()[0] in text
+    assert "\n" not in text
