@@ -1,1 +1,42 @@
-"""Everything that has parameters: the scan, the backbones, the policy and its trainer."""
+"""What learns and acts: the policy with its recurrent backbone, its trainer, and the scan below.
+
+The names here are the public API. Each is imported on first use, so `import agents` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agents.acting import make_actor
+    from agents.backbones import MIXERS, build_backbone
+    from agents.checkpoint import load_policy
+    from agents.policy import PolicyConfig, ReturnConditionedPolicy
+    from agents.trainer import Trainer, TrainerConfig
+
+__all__ = [
+    "MIXERS",
+    "PolicyConfig",
+    "ReturnConditionedPolicy",
+    "Trainer",
+    "TrainerConfig",
+    "build_backbone",
+    "load_policy",
+    "make_actor",
+]
+
+_MODULES = {
+    "MIXERS": "backbones",
+    "PolicyConfig": "policy",
+    "ReturnConditionedPolicy": "policy",
+    "Trainer": "trainer",
+    "TrainerConfig": "trainer",
+    "build_backbone": "backbones",
+    "load_policy": "checkpoint",
+    "make_actor": "acting",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

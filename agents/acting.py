@@ -1,12 +1,10 @@
 """Three ways to act with one policy: carried, rolling and window.
 
-`carried` is the policy itself: one state through the whole episode. The other two keep the past
-that the network sees as short as it was in training on windows of `context_length` steps:
-`rolling` still runs step by step in constant time, `window` runs the last context_length steps
-again at every step, which is how Decision Transformer acts (arXiv 2106.01345, algorithm 1).
+`carried` is the policy itself, with one state through the whole episode. In the other two the
+network sees a past no longer than in training on windows of `context_length` steps: `rolling` runs
+step by step in constant time, `window` runs the last context_length steps again at every step, as
+Decision Transformer does (arXiv 2106.01345, algorithm 1).
 """
-
-from __future__ import annotations
 
 from typing import NamedTuple
 
@@ -20,32 +18,12 @@ from agents.step.fused import FusedPolicy, fuse
 ROLLOUTS = ("carried", "rolling", "window")
 
 
-def make_actor(
-    policy: ReturnConditionedPolicy, rollout: str, context_length: int
-) -> FusedPolicy | ReturnConditionedPolicy | RollingActor | WindowActor:
-    """Returns what acts: the policy itself, or the policy seen through a bounded past.
-
-    The step of `carried` and `rolling` is fused into one kernel where that is possible; see
-    agents.step.fused. Then the weights are those of now.
-
-    Raises:
-        ValueError: No rollout has this name, or the context is too short for it.
-    """
-    if rollout == "carried":
-        return fuse(policy)
-    if rollout == "rolling":
-        return RollingActor(policy, context_length)
-    if rollout == "window":
-        return WindowActor(policy, context_length)
-    raise ValueError(f"rollout '{rollout}' does not exist; there are: {', '.join(ROLLOUTS)}.")
-
-
 class RollingActor:
-    """Two states of each environment, restarted in turn, the older one acts.
+    """Keeps two states of each environment, reset half a period apart; acts with the older.
 
-    Both are restarted every context_length steps, half a period apart. So the past that is acted
-    on is never longer than context_length steps and, after the episode's first half period, never
-    shorter than half of that, at twice the cost of a step and still independent of time.
+    Each is reset every context_length steps. So the past of an action is never longer than
+    context_length steps and, after the episode's first half period, never shorter than half of
+    that. A step costs twice that of `carried`, at any time.
     """
 
     def __init__(self, policy: ReturnConditionedPolicy, context_length: int) -> None:
@@ -109,7 +87,7 @@ class WindowState(NamedTuple):
 
 
 class WindowActor:
-    """Runs the last context_length steps again at every step, from the initial state."""
+    """Runs the last context_length steps at every step, from the initial state."""
 
     def __init__(self, policy: ReturnConditionedPolicy, context_length: int) -> None:
         if context_length < 1:
@@ -152,7 +130,7 @@ class WindowActor:
         returns_to_go = push(state.returns_to_go, return_to_go)
         previous_actions = push(state.previous_actions, state.past.action)
         timesteps = push(state.timesteps, timestep)
-        # The window's first real step forgets what stands before it, as in training.
+        # The window's first real step resets, as in training.
         position = torch.arange(self.context_length, device=length.device)
         begins = position == (self.context_length - length).unsqueeze(1)
         blank: State = self.policy.backbone.initial_state(len(length))
@@ -163,3 +141,23 @@ class WindowActor:
         return actions[:, -1], WindowState(
             past, observations, returns_to_go, previous_actions, timesteps, length
         )
+
+
+def make_actor(
+    policy: ReturnConditionedPolicy, rollout: str, context_length: int
+) -> FusedPolicy | ReturnConditionedPolicy | RollingActor | WindowActor:
+    """Returns the actor of a rollout: the policy itself, or the policy with a bounded past.
+
+    The step of `carried` and `rolling` is fused into one kernel where possible; see
+    agents.step.fused. The actor then has a copy of the weights as they are now.
+
+    Raises:
+        ValueError: No rollout has this name, or the context is too short for it.
+    """
+    if rollout == "carried":
+        return fuse(policy)
+    if rollout == "rolling":
+        return RollingActor(policy, context_length)
+    if rollout == "window":
+        return WindowActor(policy, context_length)
+    raise ValueError(f"rollout '{rollout}' does not exist; there are: {', '.join(ROLLOUTS)}.")

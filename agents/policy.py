@@ -1,12 +1,10 @@
-"""The return-conditioned policy: what the network sees, what it is trained to do, how it acts.
+"""The return-conditioned policy: its inputs, its loss and how it acts.
 
-It owns all that acting needs (observation statistics, return scale, action bounds, target
-return), so a checkpoint of it is complete. At step t it sees the observation, the return still to
-be collected (this step's reward included) and the action before, and it answers with an action:
-the Decision Transformer's conditioning (Chen et al., arXiv 2106.01345) on a recurrent backbone.
+It owns all that acting needs (observation statistics, return scale, action bounds, default target
+return), so a checkpoint of it is complete. At step t it maps the observation, the return still to
+be collected (this step's reward included) and the previous action to an action: the conditioning of
+Decision Transformer (Chen et al., arXiv 2106.01345) with a recurrent backbone.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,20 +22,19 @@ from common.errors import UserError
 
 @dataclass
 class PolicyConfig:
-    """What the policy sees at each step.
+    """The policy's inputs at each step.
 
     Attributes:
-        tokens: 1 puts return-to-go, observation and previous action into one token a step (the
-            sum of their linear embeddings); 3 gives each its own token, in Decision
+        tokens: 1 puts return-to-go, observation and previous action into one token for each step
+            (the sum of their linear embeddings); 3 gives each its own token, in Decision
             Transformer's order.
-        previous_action: Whether the policy sees the action before.
+        previous_action: Whether the policy sees the previous action.
         timestep_embedding: Whether a learned embedding of the time since the episode began is
             added to each token.
-        max_timestep: Rows of that embedding, the context's length at least; later steps share the
-            last row.
+        max_timestep: Rows of that embedding; later steps share the last row.
         token_norm: Whether a LayerNorm and the backbone's dropout come between the embeddings and
             the backbone, as in Decision Transformer.
-        return_before_head: Whether the return-to-go is shown once more, after the backbone.
+        return_before_head: Whether the return-to-go is an input once more after the backbone.
         return_scale: Returns-to-go are divided by this (units of return).
         return_to_go: Whether the policy sees the return-to-go; without it this is behaviour
             cloning.
@@ -92,7 +89,7 @@ class TrainingState(NamedTuple):
 
 
 class ReturnConditionedPolicy(nn.Module):
-    """Maps (return-to-go, observation, previous action) to an action, through a backbone."""
+    """Maps return-to-go, observation and previous action to an action, through a backbone."""
 
     observation_mean: Tensor
     observation_std: Tensor
@@ -119,7 +116,7 @@ class ReturnConditionedPolicy(nn.Module):
         self.register_buffer("target_return", torch.zeros(()))
         d_model = backbone.d_model
         if config.tokens == 1:
-            # One Linear over all inputs side by side is the sum of one embedding for each.
+            # One Linear over the concatenated inputs: the sum of an embedding for each.
             self.embedding = nn.Linear(1 + observation_dim + action_dim, d_model)
         else:
             self.return_embedding = nn.Linear(1, d_model)
@@ -143,7 +140,7 @@ class ReturnConditionedPolicy(nn.Module):
         action_high: Tensor,
         target_return: float,
     ) -> None:
-        """Takes the data's statistics (each (observation_dim,) or (action_dim,)) and the target."""
+        """Stores the data's statistics, (observation_dim,) and (action_dim,), and the target."""
         self.observation_mean.copy_(observation_mean)
         self.observation_std.copy_(observation_std)
         self.action_low.copy_(action_low)
@@ -168,8 +165,8 @@ class ReturnConditionedPolicy(nn.Module):
             inputs = torch.cat([returns, observations, previous_actions], dim=-1)
             tokens = self.embedding(inputs).unsqueeze(-2)
         else:
-            # The previous action leads, so that the observation's token, from which the action is
-            # read, is the step's last; seen along an episode this is Decision Transformer's order.
+            # The previous action comes first, so that the observation's token, from which the
+            # action is read, is the step's last: along an episode, Decision Transformer's order.
             tokens = torch.stack(
                 [
                     self.action_embedding(previous_actions),
@@ -190,10 +187,10 @@ class ReturnConditionedPolicy(nn.Module):
         return tokens
 
     def _first_token(self, resets: Tensor) -> Tensor:
-        """Spreads resets (...) over a step's tokens (..., tokens).
+        """Maps resets (...) to those of each of a step's tokens (..., tokens).
 
-        With three tokens the return's token begins the episode: it makes the backbone forget all
-        before it, the previous action's token included, for a first step has no previous action.
+        With three tokens the reset is at the return's token, after the previous action's: so the
+        previous action's token is forgotten too, because a first step has no previous action.
         """
         if self.config.tokens == 1:
             return resets.unsqueeze(-1)
@@ -216,14 +213,14 @@ class ReturnConditionedPolicy(nn.Module):
         resets: Tensor,
         state: State,
     ) -> tuple[Tensor, State]:
-        """Answers a whole sequence in parallel.
+        """Maps a whole sequence in parallel.
 
         Args:
             observations: (batch, time, observation_dim), in the environment's units.
             returns_to_go: (batch, time), in units of return, each step's own reward included.
             previous_actions: (batch, time, action_dim).
             timesteps: (batch, time) integers, steps since the episode began.
-            resets: (batch, time) bool; true where an episode, or a window of one, begins.
+            resets: (batch, time) bool; true where the row restarts from the initial state.
             state: The backbone's state before the first step.
 
         Returns:
@@ -248,7 +245,7 @@ class ReturnConditionedPolicy(nn.Module):
         resets: Tensor,
         state: State,
     ) -> tuple[Tensor, State]:
-        """Answers one step, in constant time and memory: `forward` without the time axis."""
+        """Maps one step in constant time and memory: `forward` without the time axis."""
         returns = self._returns(return_to_go)
         previous_action = previous_action.masked_fill(resets.unsqueeze(-1), 0.0)
         tokens = self._tokens(observation, returns, previous_action, timestep)
@@ -273,8 +270,8 @@ class ReturnConditionedPolicy(nn.Module):
 
         Args:
             observations: (batch, time, observation_dim).
-            actions: (batch, time, action_dim): the data's, which are also the previous actions
-                of the steps that follow them.
+            actions: (batch, time, action_dim), the data's; each is also the previous action of the
+                step after it.
             returns_to_go: (batch, time), in units of return.
             timesteps: (batch, time) integers.
             resets: (batch, time) bool.
@@ -294,7 +291,7 @@ class ReturnConditionedPolicy(nn.Module):
         predicted, backbone = self(
             observations, returns_to_go, previous_actions, timesteps, resets, state.backbone
         )
-        # The error is measured in float32 even where the network ran in a shorter type.
+        # In float32 even under mixed precision.
         error = (predicted.float() - actions).square().mean(-1)
         loss = (error * mask).sum() / mask.sum().clamp(min=1)
         return loss, TrainingState(map_state(Tensor.detach, backbone), actions[:, -1])
@@ -334,7 +331,7 @@ class ReturnConditionedPolicy(nn.Module):
         )
 
     def on_device(self, *tensors: Tensor) -> list[Tensor]:
-        """Brings what a simulator hands over to where the policy is."""
+        """Returns the tensors on the policy's device."""
         return [tensor.to(self.action_low.device) for tensor in tensors]
 
     def observe(
@@ -351,16 +348,16 @@ class ReturnConditionedPolicy(nn.Module):
     def act(
         self, observation: Tensor, reward: Tensor, state: PolicyState, is_first: Tensor
     ) -> tuple[Tensor, PolicyState]:
-        """Acts in a batch of environments, the state carried through the whole episode.
+        """Acts in a batch of environments, with the state carried through the whole episode.
 
         Args:
             observation: (batch, observation_dim).
-            reward: (batch,), the reward of the action before; ignored where is_first is true.
-            state: From the step before, or `initial_state`.
+            reward: (batch,), the reward of the previous action; ignored where is_first is true.
+            state: From the previous step, or `initial_state`.
             is_first: (batch,) bool; true on the observation that begins an episode.
 
         Returns:
-            The action (batch, action_dim) and the state to hand back at the next step.
+            The action (batch, action_dim) and the state for the next step.
         """
         observation, reward, is_first = self.on_device(observation, reward, is_first)
         return_to_go, timestep = self.observe(reward, state, is_first)

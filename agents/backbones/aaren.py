@@ -6,8 +6,6 @@ the same projections, plus the query token (the paper counts 3,152,896 parameter
 at d_model 512).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

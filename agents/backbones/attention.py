@@ -5,8 +5,6 @@ and values are the state, so a step recomputes nothing. It has no positional enc
 Decision Transformer's is policy.timestep_embedding.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """The residual block around a mixer, and the stack of blocks: the backbone."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import cast
 

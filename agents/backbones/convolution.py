@@ -4,8 +4,6 @@ Mamba has one before its scan (Gu & Dao, arXiv 2312.00752), and any block may ha
 mixer. Its state is the window of the last size - 1 inputs.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

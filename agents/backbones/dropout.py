@@ -1,7 +1,5 @@
 """Dropout with cheap masks on CPUs, where PyTorch's own take a fifth of an update."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

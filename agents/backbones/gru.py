@@ -4,8 +4,6 @@ Training runs PyTorch's own kernels (cuDNN on CUDA, ATen on CPUs). They know no 
 cut at the resets and the pieces run as rows of one batch; see `run_pieces`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

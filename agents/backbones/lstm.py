@@ -1,7 +1,5 @@
 """The LSTM mixer (Hochreiter and Schmidhuber 1997; forget gate of Gers et al. 2000)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -5,8 +5,6 @@ h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t h_t + D x_t, where B_t and C
 and dt_t is the softplus of a linear map. A short causal convolution comes before, a gate after.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The minLSTM mixer (Feng et al., arXiv 2410.01201, section 3.2)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from agents.backbones.minimal import MinimalConfig, MinimalRNN

@@ -1,7 +1,5 @@
 """The common part of minGRU and minLSTM: one Linear for all gates, and the recurrence."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor, nn

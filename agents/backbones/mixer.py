@@ -4,8 +4,6 @@ All else in a block works on each step by itself, so two backbones differ in the
 new one needs a configuration and the three methods of `Mixer`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 

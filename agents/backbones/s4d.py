@@ -6,8 +6,6 @@ x_t = exp(dt A) x_{t-1} + (exp(dt A) - 1) / A u_t. A GELU and a Linear with a ga
 follow, as in the authors' minimal S4D.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

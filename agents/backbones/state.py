@@ -1,7 +1,5 @@
 """States: what a mixer remembers of the past, and the operations that every mixer's state has."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import pairwise
 from operator import itemgetter

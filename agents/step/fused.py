@@ -82,16 +82,7 @@ class FusedPolicy:
     def act(
         self, observation: Tensor, reward: Tensor, state: PolicyState, is_first: Tensor
     ) -> tuple[Tensor, PolicyState]:
-        """Acts as `ReturnConditionedPolicy.act` does.
-
-        Args:
-            observation: (batch, observation_dim), float32.
-            reward: (batch,), float32, the reward of the action before.
-            state: From the step before, of this or of the policy itself, or `initial_state`.
-            is_first: (batch,) bool; true on the observation that begins an episode.
-
-        Returns:
-            The action (batch, action_dim) and the state to hand back at the next step.
+        """Acts as `ReturnConditionedPolicy.act` does, in float32.
 
         Raises:
             ValueError: An argument has another shape or dtype.
@@ -120,7 +111,7 @@ class FusedPolicy:
         resets: Tensor,
         state: State,
     ) -> tuple[Tensor, State]:
-        """Answers one step as `ReturnConditionedPolicy.step` does.
+        """Maps one step as `ReturnConditionedPolicy.step` does.
 
         Raises:
             ValueError: An argument has another shape or dtype.
