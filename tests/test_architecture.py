@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DATA = ["envs.data", "envs.data.episodes", "envs.data.mapped"]
 
-# Room -> the rooms that it may import, beside itself and `common`; "agents.*" is any room in agents.
+# Room -> the rooms that it may import besides itself and `common`; "agents.*" is all of agents.
 # `agents` and `envs` are their `__init__.py` alone, the public API; the other rooms hold all below.
 ARROWS = {
     "common": [],
