@@ -17,32 +17,21 @@ gymnasium, so it wants an environment of its own: `pip install d3rlpy -e . --no-
 Interleaved rounds in one process, medians. Saved as benchmarks/results/backbones.csv and .png.
 """
 
-from __future__ import annotations
-
 import argparse
-import csv
 import importlib.util
-import itertools
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from timing import RESULTS, Row, medians, peak_of_process, print_peak, read_csv, write_csv
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from agents.acting import make_actor
+from agents.backbones import MIXERS, mixer_entry
+from agents.backbones.attention import AttentionConfig
+from agents.backbones.state import map_state
+from agents.policy import PolicyConfig, ReturnConditionedPolicy
 
-from agents.acting import make_actor  # noqa: E402
-from agents.backbones import MIXERS, mixer_entry  # noqa: E402
-from agents.backbones.state import map_state  # noqa: E402
-from agents.policy import PolicyConfig, ReturnConditionedPolicy  # noqa: E402
-
-RESULTS = ROOT / "benchmarks" / "results"
 OBSERVATION_DIM, ACTION_DIM = 17, 6  # HalfCheetah's
 WINDOWS, PACKED = (64, 20), (2, 1000)
 HISTORIES = [10, 100, 1000, 10_000]
@@ -56,13 +45,13 @@ def make_policy(name: str) -> ReturnConditionedPolicy:
     config, backbone = PolicyConfig(), mixer_entry(name.partition(",")[0])[0]()
     if name == TRANSFORMER:
         config = PolicyConfig(tokens=3, timestep_embedding=True, token_norm=True)
-        backbone = mixer_entry("attention")[0](context_length=60)
+        backbone = AttentionConfig(context_length=60)
     return ReturnConditionedPolicy(
         config, backbone, observation_dim=OBSERVATION_DIM, action_dim=ACTION_DIM
     )
 
 
-def make_batch(shape: tuple[int, int]) -> dict[str, Tensor]:
+def make_batch(shape: tuple[int, int]) -> dict[str, Any]:
     """Random steps (batch, time); each row is one episode or a window of it."""
     batch, length = shape
     return {
@@ -111,14 +100,9 @@ def transformers_model() -> Any:
     from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
     config = DecisionTransformerConfig(
-        state_dim=OBSERVATION_DIM,
-        act_dim=ACTION_DIM,
-        hidden_size=128,
-        n_layer=3,
-        n_head=1,
-        activation_function="relu",
-        max_ep_len=10_001,
-    )
+        state_dim=OBSERVATION_DIM, act_dim=ACTION_DIM, hidden_size=128, n_layer=3, n_head=1,
+        activation_function="relu", max_ep_len=10_001,
+    )  # fmt: skip
     return DecisionTransformerModel(config)
 
 
@@ -187,55 +171,13 @@ def state_bytes(name: str) -> int:
     return sum(sizes)
 
 
-def seconds(work: Callable[[], None], repeats: int = 1) -> float:
-    """Mean wall time of a call."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        work()
-    return (time.perf_counter() - start) / repeats
-
-
-def interleaved(
-    works: dict[str, Callable[[], None]], rounds: int, repeats: int
-) -> dict[str, float]:
-    """Median seconds of each, A B C, B C A, ..."""
-    samples: dict[str, list[float]] = {name: [] for name in works}
-    for work in works.values():
-        work()
-    names = list(works)
-    for done in range(rounds):
-        turn = done % len(names)
-        for name in names[turn:] + names[:turn]:
-            samples[name].append(seconds(works[name], repeats))
-    return {name: statistics.median(values) for name, values in samples.items()}
-
-
-def peak_mebibytes(name: str, threads: int) -> float:
-    """Peak memory of an update on the packed rows, above its start, in a process of its own."""
-    command = [sys.executable, __file__, "--peak", name, "--threads", str(threads)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(result.stdout.split()[-1])
-
-
-def print_peak(name: str) -> None:
-    """Runs one update and prints by how many MiB its peak exceeds the start."""
-    from benchmarks.scan import status_bytes
-
-    update_of(name, (1, 4))()
-    update = update_of(name, PACKED)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = status_bytes("VmRSS")
-    update()
-    print((status_bytes("VmHWM") - before) / 2**20)
-
-
-def measure(names: list[str], threads: int, rounds: int) -> list[dict[str, Any]]:
+def measure(names: list[str], threads: int, rounds: int) -> list[Row]:
     """All figures, a row a backbone."""
-    rows: dict[str, dict[str, Any]] = {n: {"backbone": n, "threads": threads} for n in names}
+    rows: dict[str, Row] = {n: {"backbone": n, "threads": threads} for n in names}
     for label, shape in (("64x20", WINDOWS), ("2x1000", PACKED)):
         # Decision Transformer has no form for rows of 1000 steps but quadratic attention.
         chosen = [n for n in names if shape == WINDOWS or n in MIXERS]
-        times = interleaved({n: update_of(n, shape) for n in chosen}, rounds, 1)
+        times = medians({n: update_of(n, shape) for n in chosen}, rounds)
         for name, value in times.items():
             rows[name][f"update {label} ms"] = round(1e3 * value, 2)
     acting = [n for n in names if n != "d3rlpy"]
@@ -248,37 +190,21 @@ def measure(names: list[str], threads: int, rounds: int) -> list[dict[str, Any]]
                     for _ in range(history - age):
                         step()
                 age = history
-                times = interleaved(steps, rounds, 10)
-                age += 10 * rounds + 1
+                times = medians(steps, rounds, calls=10)
+                age += 10 * (rounds + 1)  # one of them to warm up
                 for name, value in times.items():
                     rows[name][f"step, batch {batch}, after {history} us"] = round(1e6 * value, 1)
                 print(batch, history, {n: round(1e6 * t) for n, t in times.items()}, flush=True)
     for name in acting:
         if name != "transformers":
             rows[name]["state bytes"] = state_bytes(name)
-        if name in MIXERS and sys.platform == "linux":
-            rows[name]["peak MiB 2x1000"] = round(peak_mebibytes(name, threads), 1)
+        peak = peak_of_process("--peak", name, "--threads", threads) if name in MIXERS else None
+        if peak is not None:
+            rows[name]["peak MiB 2x1000"] = round(peak / 2**20, 1)
     return list(rows.values())
 
 
-def save(rows: list[dict[str, Any]], append: bool) -> list[dict[str, Any]]:
-    """Writes the table; returns it with the rows that it had before, if they are kept."""
-    path = RESULTS / "backbones.csv"
-    if append and path.exists():
-        with path.open(newline="") as file:
-            before = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
-        new = {row["backbone"] for row in rows}
-        rows = [row for row in before if row["backbone"] not in new] + rows
-    columns = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
-    RESULTS.mkdir(exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    return rows
-
-
-def plot(rows: list[dict[str, Any]]) -> None:
+def plot(rows: list[Row]) -> None:
     """Update time, and step time against history."""
     from matplotlib import pyplot
 
@@ -313,11 +239,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.peak:
-        print_peak(arguments.peak)
-        return
+        update_of(arguments.peak, (1, 4))()  # compiles
+        return print_peak(update_of(arguments.peak, PACKED))
     peers = {n for n in ("transformers", "d3rlpy") if importlib.util.find_spec(n) is None}
     names = [name for name in arguments.only or NAMES if name not in peers]
-    rows = save(measure(names, arguments.threads, arguments.rounds), arguments.append)
+    rows = measure(names, arguments.threads, arguments.rounds)
+    before = read_csv("backbones.csv") if arguments.append else []
+    rows = [row for row in before if row["backbone"] not in names] + rows
+    write_csv("backbones.csv", rows)
     for row in rows:
         print(*(f"{key}: {value};" for key, value in row.items()))
     if importlib.util.find_spec("matplotlib") is not None:

@@ -21,15 +21,11 @@ What these two print is written to benchmarks/results/data_reading.md and data_o
 """
 
 import argparse
-import csv
 import os
-import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,10 +33,9 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+from timing import RESULTS, Row, Work, machine, markdown, medians, memory, timed, write_csv
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from agents.backbones import MIXERS
+from agents.backbones import mixer_entry
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
 from agents.trainer import Trainer, TrainerConfig
 from envs.data.batches import BATCHES, ProtocolConfig, make_batches
@@ -51,7 +46,6 @@ from envs.data.sources.d4rl import load_d4rl
 from envs.data.sources.minari import load_minari
 from envs.data.store import store_episodes
 
-RESULTS = Path(__file__).resolve().parent / "results" / "data.csv"
 CONTEXT = {"windowed": 20, "streamed": 64, "whole_episodes": 20}
 
 
@@ -127,31 +121,10 @@ def d3rlpy_batches(episodes: Episodes, rows: int, length: int) -> Callable[[], o
     return lambda: dataset.sample_trajectory_batch(rows, length)
 
 
-def seconds(function: Callable[[], object], calls: int) -> float:
-    """Wall time of one call, averaged over `calls` in a row."""
-    start = time.perf_counter()
-    for _ in range(calls):
-        function()
-    return (time.perf_counter() - start) / calls
-
-
-def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Returns each function's median seconds over rounds, the first of which is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for number in range(rounds + 1):
-        for name, function in functions.items():
-            time_of_one = seconds(function, 1 if number == 0 else 5)
-            if number:
-                times[name].append(time_of_one)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def trainer_of(episodes: Episodes, protocol: ProtocolConfig, folder: Path) -> Trainer:
     """Returns a trainer of the default policy."""
-    config_class, _ = MIXERS["min_gru"]
-    policy = ReturnConditionedPolicy(
-        PolicyConfig(), config_class(), observation_dim=11, action_dim=3
-    )
+    config = mixer_entry("min_gru")[0]()
+    policy = ReturnConditionedPolicy(PolicyConfig(), config, observation_dim=11, action_dim=3)
     batches = make_batches(episodes, protocol, seed=0, device=torch.device("cpu"))
     return Trainer(policy, batches, TrainerConfig(), steps=100_000, folder=folder)
 
@@ -179,14 +152,18 @@ def reading(rounds: int = 3) -> None:
         os.environ["MINARI_DATASETS_PATH"] = folder
         store_episodes("speed/cheetah-v0", arrays, environment_id="HalfCheetah-v5")
         path = Path(folder, "speed/cheetah-v0/data/main_data.hdf5")
-        lines = ["| h5py, s | first, s | times h5py | later, s |", "|---:|---:|---:|---:|"]
+        load = timed(lambda: load_minari("speed/cheetah-v0"))
+        rows = []
         for _ in range(rounds):
             shutil.rmtree(cache_root(), ignore_errors=True)
-            raw = seconds(with_h5py, 1)
-            first = seconds(lambda: load_minari("speed/cheetah-v0"), 1)
-            later = seconds(lambda: load_minari("speed/cheetah-v0"), 1)
-            lines.append(f"| {raw:.2f} | {first:.2f} | {first / raw:.2f} | {later:.3f} |")
-    report("data_reading.md", lines)
+            raw, first, later = timed(with_h5py)(), load(), load()
+            rows.append(
+                {
+                    "h5py, s": f"{raw:.2f}", "first, s": f"{first:.2f}",
+                    "times h5py": f"{first / raw:.2f}", "later, s": f"{later:.3f}",
+                }
+            )  # fmt: skip
+    report("data_reading.md", markdown(rows))
 
 
 def write_d4rl(path: Path, steps: int) -> None:
@@ -208,27 +185,24 @@ def write_d4rl(path: Path, steps: int) -> None:
 
 def train_on_disk(path: Path) -> None:
     """Loads a file, makes batches and updates, and prints time and resident memory of each."""
+    kept: dict[str, Any] = {}
 
-    def timed(what: str, function: Callable[[], Any], calls: int = 1) -> Any:
-        start = time.perf_counter()
-        for _ in range(calls):
-            result = function()
-        duration = (time.perf_counter() - start) / calls
-        lines = Path("/proc/self/status").read_text().splitlines()
-        kilobytes = {line.split(":")[0]: line.split()[1] for line in lines if "kB" in line}
-        sizes = [int(kilobytes[key]) / 2**20 for key in ("RssAnon", "RssFile", "VmHWM")]
+    def row(what: str, work: Work, calls: int = 1) -> None:
+        duration = timed(lambda: kept.update({what: work()}), calls)()
+        sizes = [memory(key) / 2**30 for key in ("RssAnon", "RssFile", "VmHWM")]
         cells = " | ".join(f"{size:.2f}" for size in sizes)
         print(f"| {what} | {duration:.4f} | {cells} |", flush=True)
-        return result
 
     print("| | s | own memory, GiB | mapped files, GiB | highest sum, GiB |")
     print("|---|---:|---:|---:|---:|")
-    episodes = timed("open", lambda: load_d4rl(path))
-    timed("observation statistics", lambda: episodes.observation_std)
-    trainer = timed("sampler", lambda: trainer_of(episodes, ProtocolConfig(), path.parent))
-    timed("a batch, of 3,000", trainer.batches.next, 3000)
-    timed("an update, of 50", trainer.update, 50)
-    timed("half of it held out", lambda: hold_out(episodes, 0.5, seed=0))
+    row("open", lambda: load_d4rl(path))
+    episodes = kept["open"]
+    row("observation statistics", lambda: episodes.observation_std)
+    row("sampler", lambda: trainer_of(episodes, ProtocolConfig(), path.parent))
+    trainer = kept["sampler"]
+    row("a batch, of 3,000", trainer.batches.next, 3000)
+    row("an update, of 50", trainer.update, 50)
+    row("half of it held out", lambda: hold_out(episodes, 0.5, seed=0))
 
 
 def on_disk(sizes: list[int]) -> None:
@@ -246,15 +220,14 @@ def on_disk(sizes: list[int]) -> None:
                     command, env=environment, check=True, stdout=subprocess.PIPE, text=True
                 )
                 lines += [f"{steps:,} steps, {run} run:", "", done.stdout]
-    report("data_on_disk.md", lines)
+    report("data_on_disk.md", "\n".join(lines))
 
 
-def report(name: str, lines: list[str]) -> None:
-    """Prints lines, and writes them to a file of benchmarks/results with the machine's versions."""
-    lines = [f"{platform.platform()}, torch {torch.__version__}", "", *lines]
-    text = "\n".join(lines).rstrip() + "\n"
+def report(name: str, text: str) -> None:
+    """Prints a text, and writes it to a file of benchmarks/results with the machine's versions."""
+    text = f"{machine()}\n\n{text.rstrip()}\n"
     print(text)
-    (RESULTS.parent / name).write_text(text)
+    (RESULTS / name).write_text(text, encoding="utf-8")
 
 
 def main() -> None:
@@ -277,36 +250,32 @@ def main() -> None:
     device = torch.device("cpu")
     ours = {n: make_batches(episodes, p, seed=0, device=device) for n, p in protocols.items()}
     rows, length = protocols["windowed"].rows, protocols["windowed"].context_length
-    functions: dict[str, Callable[[], object]] = {n: b.next for n, b in ours.items()}
-    functions["one call a sample"] = PerSample(episodes, rows, length).next
+    works: dict[str, Work] = {name: batches.next for name, batches in ours.items()}
+    works["one call a sample"] = PerSample(episodes, rows, length).next
     d3rlpy = d3rlpy_batches(episodes, rows, length)
     if d3rlpy is not None:
-        functions["d3rlpy"] = d3rlpy
-    sampling = interleaved(functions, arguments.rounds)
+        works["d3rlpy"] = d3rlpy
+    sampling = medians(works, arguments.rounds, calls=5)
 
-    print(f"\n{platform.platform()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"\n{machine()}, {torch.get_num_threads()} threads")
     print(f"{episodes.n_steps:,} steps, batches of about {rows * length:,} steps\n")
     print("| batches | ms | batches/s | times windowed |\n|---|---:|---:|---:|")
-    lines = []
+    table: list[Row] = []
     for name, value in sampling.items():
         ratio = value / sampling["windowed"]
         print(f"| {name} | {1000 * value:.3f} | {1 / value:,.0f} | {ratio:.1f} |")
-        lines.append(["sampling", name, f"{1000 * value:.4f}", ""])
+        table.append({"what": "sampling", "name": name, "ms": f"{1000 * value:.4f}"})
     print("\n| protocol | update, ms | sampling, ms | share |\n|---|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
         for name, protocol in protocols.items():
             trainer = trainer_of(episodes, protocol, Path(folder))
             parts = {"update": trainer.update, "sampling": trainer.batches.next}
-            times = interleaved(parts, max(3, arguments.rounds // 4))
-            share = times["sampling"] / times["update"]
-            print(
-                f"| {name} | {1000 * times['update']:.1f} | {1000 * times['sampling']:.3f} "
-                f"| {share:.1%} |"
-            )
-            lines.append(["update", name, f"{1000 * times['update']:.4f}", f"{share:.4f}"])
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("w", newline="") as file:
-        csv.writer(file).writerows([["what", "name", "ms", "sampling_share"], *lines])
+            update, batch = medians(parts, max(3, arguments.rounds // 4), calls=5).values()
+            share = batch / update
+            print(f"| {name} | {1000 * update:.1f} | {1000 * batch:.3f} | {share:.1%} |")
+            row = {"what": "update", "name": name, "ms": f"{1000 * update:.4f}"}
+            table.append(row | {"sampling_share": f"{share:.4f}"})
+    write_csv("data.csv", table)
 
 
 if __name__ == "__main__":

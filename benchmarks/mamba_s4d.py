@@ -2,7 +2,7 @@
 
 `python benchmarks/mamba_s4d.py` measures one training update of one layer, d_model 128: forward,
 backward (gradients of input and weights) and AdamW, float32, one thread. The variants take turns in
-one process, and CPU time is counted, so that other work on the machine disturbs little; the table
+one process, and the clock counts CPU time, so that other work on the machine disturbs little. The table
 gives the median and the median of the per-round ratios to the first variant of its group.
 
 - ``mamba`` beside ``mambapy`` (extra ``bench``): the same layer with the same settings
@@ -12,17 +12,14 @@ gives the median and the median of the per-round ratios to the first variant of 
 
 import argparse
 import math
-import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from statistics import median
 
 import torch
 import torch.nn.functional as F
+from timing import interleaved, timed
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from agents.backbones.mamba import Mamba, MambaConfig
 from agents.backbones.mixer import Mixer
@@ -100,17 +97,12 @@ def update(model: nn.Module, x: Tensor) -> Callable[[], None]:
 
 def measure(variants: dict[str, Callable[[], None]], rounds: int) -> None:
     """Prints the medians of interleaved rounds."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for i in range(rounds + 2):
-        for name, run in variants.items():
-            begin = time.process_time()
-            run()
-            if i >= 2:  # the first rounds compile and fill caches
-                seconds[name].append(time.process_time() - begin)
+    measures = {name: timed(run, clock=time.process_time) for name, run in variants.items()}
+    seconds = interleaved(measures, rounds, warm_up=2)
     first = next(iter(seconds.values()))
     for name, own in seconds.items():
-        ratio = statistics.median(b / a for a, b in zip(first, own, strict=True))
-        print(f"| {name} | {statistics.median(own) * 1e3:.1f} | {ratio:.2f} |", flush=True)
+        ratio = median(b / a for a, b in zip(first, own, strict=True))
+        print(f"| {name} | {median(own) * 1e3:.1f} | {ratio:.2f} |", flush=True)
 
 
 def main() -> None:

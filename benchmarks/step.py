@@ -12,23 +12,19 @@ head around it. "kernel alone" leaves out the way from and to PyTorch tensors.
 """
 
 import argparse
-import csv
-import platform
-import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from statistics import median
 
 import torch
+from timing import Row, interleaved, machine, timed, write_csv
 from torch import Tensor, nn
 
 from agents.backbones import MIXERS
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
 from agents.step.fused import FusedPolicy
 
-RESULTS = Path(__file__).parent / "results"
 OBSERVATION_DIM, ACTION_DIM, LAYERS, D_MODEL = 11, 3, 3, 128  # Hopper's
 
 Step = Callable[[], object]
@@ -120,29 +116,14 @@ def variants(batch: int) -> dict[str, Step]:
     return steps
 
 
-def microseconds(step: Step, calls: int) -> float:
-    """Mean time of a few calls in a row."""
-    start = time.perf_counter()
-    for _ in range(calls):
-        step()
-    return 1e6 * (time.perf_counter() - start) / calls
-
-
-def measure(batch: int, rounds: int) -> list[dict[str, object]]:
+def measure(batch: int, rounds: int) -> list[Row]:
     """One row a variant: median and least time, and the ratios to products and eager."""
-    steps = variants(batch)
-    samples: dict[str, list[float]] = {name: [] for name in steps}
-    names = list(steps)
     calls = max(2, 50 // batch)
-    for turn in range(-1, rounds):  # the first round warms up
-        for i in range(len(names)):
-            name = names[(turn + i) % len(names)]
-            sample = microseconds(steps[name], calls)
-            if turn >= 0:
-                samples[name].append(sample)
-    medians = {name: statistics.median(values) for name, values in samples.items()}
-    rows: list[dict[str, object]] = []
-    for name, median in medians.items():
+    measures = {name: timed(step, calls) for name, step in variants(batch).items()}
+    samples = interleaved(measures, rounds)
+    medians = {name: 1e6 * median(values) for name, values in samples.items()}
+    rows: list[Row] = []
+    for name, middle in medians.items():
         family = name.split(",")[0]
         floor, eager = (medians.get(f"{family}, {x}") for x in ("products alone", "eager"))
         rows.append(
@@ -150,10 +131,10 @@ def measure(batch: int, rounds: int) -> list[dict[str, object]]:
                 "threads": torch.get_num_threads(),
                 "batch": batch,
                 "variant": name,
-                "median_us": round(median, 1),
-                "min_us": round(min(samples[name]), 1),
-                "x_products": round(median / floor, 2) if floor else "",
-                "eager_x": round(eager / median, 1) if eager else "",
+                "median_us": round(middle, 1),
+                "min_us": round(1e6 * min(samples[name]), 1),
+                "x_products": round(middle / floor, 2) if floor else "",
+                "eager_x": round(eager / middle, 1) if eager else "",
             }
         )
     return rows
@@ -166,20 +147,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=300)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     with torch.inference_mode():
         for batch in (1, 100):
             rows += measure(batch, arguments.rounds)
     command = " ".join(["python", "benchmarks/step.py", *sys.argv[1:]])
-    print(f"{command}: torch {torch.__version__}, {platform.machine()}")
+    print(f"{command}: {machine()}")
     for cells in (list(rows[0]), *([str(cell) for cell in row.values()] for row in rows)):
         print(f"{cells[0]:>7} {cells[1]:>5}  {cells[2]:34}", *(f"{x:>10}" for x in cells[3:]))
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / "step.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"saved {RESULTS / 'step.csv'}")
+    print(f"saved {write_csv('step.csv', rows)}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,140 @@
+"""What the benchmarks share: interleaved rounds, peak memory, tables.
+
+Import it before the project's packages: it puts this checkout first on the path, so that
+`python benchmarks/scan.py` measures the code beside it and not another installation.
+"""
+
+import csv
+import itertools
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+sys.path.insert(0, str(ROOT))
+
+Work = Callable[[], object]
+Measure = Callable[[], float]  # does its work and returns the seconds of a call
+Row = dict[str, Any]
+
+
+def timed(work: Work, calls: int = 1, clock: Callable[[], float] = time.perf_counter) -> Measure:
+    """Returns a measure: the mean seconds of `calls` calls in a row."""
+
+    def measure() -> float:
+        start = clock()
+        for _ in range(calls):
+            work()
+        return (clock() - start) / calls
+
+    return measure
+
+
+def interleaved(
+    measures: Mapping[str, Measure], rounds: int, *, warm_up: int = 1, slow: float = float("inf")
+) -> dict[str, list[float]]:
+    """Measures A B C, B C A, C A B, ..., so that noise and drift of the machine meet all alike.
+
+    Args:
+        measures: What is measured, by name.
+        rounds: Samples of each.
+        warm_up: Further rounds before these whose samples are dropped: they compile and allocate.
+        slow: Whoever takes longer (seconds) is measured in the first three rounds only.
+
+    Returns:
+        The samples of each measure in seconds, in the order of the rounds.
+    """
+    names = list(measures)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for done in range(-warm_up, rounds):
+        turn = done % len(names)
+        for name in names[turn:] + names[:turn]:
+            if done >= 3 and median(samples[name]) > slow:
+                continue
+            sample = measures[name]()
+            if done >= 0:
+                samples[name].append(sample)
+    return samples
+
+
+def medians(
+    works: Mapping[str, Work], rounds: int, *, calls: int = 1, slow: float = float("inf")
+) -> dict[str, float]:
+    """Median seconds of a call of each, in interleaved rounds."""
+    samples = interleaved({n: timed(w, calls) for n, w in works.items()}, rounds, slow=slow)
+    return {name: median(values) for name, values in samples.items()}
+
+
+def memory(key: str) -> int:
+    """A figure of this process in bytes, such as VmRSS or VmHWM (Linux)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(key)
+
+
+def print_peak(work: Work) -> None:
+    """Prints by how many bytes the peak memory during a call exceeds what was held before."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = memory("VmRSS")
+    work()
+    print(memory("VmHWM") - before)
+
+
+def peak_of_process(*options: object) -> int | None:
+    """Runs this script again with options that print a peak; None where the system is not Linux."""
+    if platform.system() != "Linux":
+        return None
+    command = [sys.executable, sys.argv[0], *map(str, options)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(result.stdout.split()[-1])
+
+
+def machine() -> str:
+    """The versions and the machine that a table belongs to."""
+    return f"{platform.platform()}, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def printed(rows: Iterable[Row]) -> list[Row]:
+    """Prints rows as they come, with a line of names where these change, and returns them."""
+    kept: list[Row] = []
+    for row in rows:
+        if not kept or row.keys() != kept[-1].keys():
+            print(*row, sep="\t")
+        print(*row.values(), sep="\t", flush=True)
+        kept.append(row)
+    return kept
+
+
+def write_csv(name: str, rows: list[Row]) -> Path:
+    """Writes benchmarks/results/NAME, a column for each key of any row; returns its path."""
+    path = RESULTS / name
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(itertools.chain.from_iterable(rows))))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def read_csv(name: str) -> list[Row]:
+    """The rows of a table written before, without its empty cells; none if it does not exist."""
+    path = RESULTS / name
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+
+
+def markdown(rows: list[Row]) -> str:
+    """Rows as a Markdown table."""
+    lines = [rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
