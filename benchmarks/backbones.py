@@ -9,9 +9,9 @@ For every backbone of the registry (3 layers, d 128, one token a step unless it 
 - one step of the rollout at batch 1 and 100, after 10 to 10,000 steps of history
 - the bytes that it carries from step to step for one environment
 
-and beside them Decision Transformer: ours (its published settings, the window run again at every
+and Decision Transformer: ours (its published settings, the window run again at every
 step) and those of transformers and d3rlpy, as installed, on the same steps. d3rlpy pins an older
-gymnasium, so it wants an environment of its own: `pip install d3rlpy -e . --no-deps`, and there
+gymnasium, so it needs an environment of its own: `pip install d3rlpy -e . --no-deps`, and there
 `python benchmarks/backbones.py --only d3rlpy --append`. Peers that are not installed are left out.
 
 Interleaved rounds in one process, medians. Saved as benchmarks/results/backbones.csv and .png.
@@ -23,13 +23,24 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timing import RESULTS, Row, medians, peak_of_process, print_peak, read_csv, write_csv
+from timing import (
+    RESULTS,
+    Row,
+    Work,
+    acting_step,
+    medians,
+    peak_of_process,
+    print_peak,
+    printed,
+    read_csv,
+    write_csv,
+)
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from agents.acting import make_actor
 from agents.backbones import MIXERS, mixer_entry
 from agents.backbones.attention import AttentionConfig
-from agents.backbones.state import map_state
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
 
 OBSERVATION_DIM, ACTION_DIM = 17, 6  # HalfCheetah's
@@ -108,14 +119,12 @@ def transformers_model() -> Any:
 
 def transformers_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """A batch under transformers' names."""
+    returns = batch["returns_to_go"].unsqueeze(-1)
     return {
-        "states": batch["observations"],
-        "actions": batch["actions"],
-        "rewards": batch["returns_to_go"].unsqueeze(-1),
-        "returns_to_go": batch["returns_to_go"].unsqueeze(-1) / 1000,
-        "timesteps": batch["timesteps"],
+        "states": batch["observations"], "actions": batch["actions"], "rewards": returns,
+        "returns_to_go": returns / 1000, "timesteps": batch["timesteps"],
         "attention_mask": batch["mask"].long(),
-    }
+    }  # fmt: skip
 
 
 def d3rlpy_update(batch: dict[str, Tensor]) -> Callable[[], None]:
@@ -144,31 +153,21 @@ def d3rlpy_update(batch: dict[str, Tensor]) -> Callable[[], None]:
     return lambda: algorithm.update(minibatch)
 
 
-def actor_of(name: str, batch: int) -> Callable[[], None]:
+def actor_of(name: str, batch: int) -> Work:
     """One step of the rollout, the state carried on from call to call."""
     if name == "transformers":
         model, inputs = transformers_model().eval(), transformers_inputs(make_batch((batch, 20)))
         return lambda: model(**inputs)  # the window that every step runs again
     rollout = "window" if name == TRANSFORMER else "carried"
     actor = make_actor(make_policy(name).eval(), rollout, 20)
-    observation, reward = torch.randn(batch, OBSERVATION_DIM), torch.rand(batch)
-    later = torch.zeros(batch, dtype=torch.bool)
-    _, state = actor.act(observation, reward, actor.initial_state(batch), ~later)
-
-    def step() -> None:
-        nonlocal state
-        _, state = actor.act(observation, reward, state, later)
-
-    return step
+    return acting_step(actor, batch, OBSERVATION_DIM)
 
 
 def state_bytes(name: str) -> int:
     """Bytes that one environment's state takes in the rollout."""
     rollout = "window" if name == TRANSFORMER else "carried"
     state = make_actor(make_policy(name), rollout, 20).initial_state(1)
-    sizes: list[int] = []
-    map_state(lambda part: sizes.append(part.numel() * part.element_size()) or part, state)
-    return sum(sizes)
+    return sum(part.nbytes for part in tree_leaves(state) if isinstance(part, Tensor))
 
 
 def measure(names: list[str], threads: int, rounds: int) -> list[Row]:
@@ -247,8 +246,7 @@ def main() -> None:
     before = read_csv("backbones.csv") if arguments.append else []
     rows = [row for row in before if row["backbone"] not in names] + rows
     write_csv("backbones.csv", rows)
-    for row in rows:
-        print(*(f"{key}: {value};" for key, value in row.items()))
+    printed(rows)
     if importlib.util.find_spec("matplotlib") is not None:
         plot(rows)
 

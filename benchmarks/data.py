@@ -1,4 +1,4 @@
-"""What a training batch costs, beside the ways in which other projects make one.
+"""What a training batch costs here and in other projects.
 
     python benchmarks/data.py
 
@@ -33,7 +33,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from timing import RESULTS, Row, Work, machine, markdown, medians, memory, timed, write_csv
+from timing import RESULTS, Row, Work, machine, markdown, medians, memory, printed, timed, write_csv
 
 from agents.backbones import mixer_entry
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
@@ -110,14 +110,10 @@ def d3rlpy_batches(episodes: Episodes, rows: int, length: int) -> Callable[[], o
     except ImportError as error:
         print(f"d3rlpy is left out: {error}")
         return None
-    dataset = MDPDataset(
-        episodes.observations,
-        episodes.actions,
-        episodes.rewards[:, None],
-        episodes.terminations.astype(np.float32)[:, None],
-        action_space=ActionSpace.CONTINUOUS,
-        action_size=episodes.actions.shape[1],
-    )
+    columns = [episodes.rewards[:, None], episodes.terminations.astype(np.float32)[:, None]]
+    arrays = [episodes.observations, episodes.actions, *columns]
+    options = {"action_space": ActionSpace.CONTINUOUS, "action_size": episodes.actions.shape[1]}
+    dataset = MDPDataset(*arrays, **options)
     return lambda: dataset.sample_trajectory_batch(rows, length)
 
 
@@ -259,23 +255,18 @@ def main() -> None:
 
     print(f"\n{machine()}, {torch.get_num_threads()} threads")
     print(f"{episodes.n_steps:,} steps, batches of about {rows * length:,} steps\n")
-    print("| batches | ms | batches/s | times windowed |\n|---|---:|---:|---:|")
     table: list[Row] = []
     for name, value in sampling.items():
-        ratio = value / sampling["windowed"]
-        print(f"| {name} | {1000 * value:.3f} | {1 / value:,.0f} | {ratio:.1f} |")
-        table.append({"what": "sampling", "name": name, "ms": f"{1000 * value:.4f}"})
-    print("\n| protocol | update, ms | sampling, ms | share |\n|---|---:|---:|---:|")
+        row = {"what": "sampling", "name": name, "ms": f"{1000 * value:.4f}"}
+        table.append(row | {"x_windowed": round(value / sampling["windowed"], 1)})
     with tempfile.TemporaryDirectory() as folder:
         for name, protocol in protocols.items():
             trainer = trainer_of(episodes, protocol, Path(folder))
             parts = {"update": trainer.update, "sampling": trainer.batches.next}
-            update, batch = medians(parts, max(3, arguments.rounds // 4), calls=5).values()
-            share = batch / update
-            print(f"| {name} | {1000 * update:.1f} | {1000 * batch:.3f} | {share:.1%} |")
+            update, batch = medians(parts, max(1, arguments.rounds // 4), calls=5).values()
             row = {"what": "update", "name": name, "ms": f"{1000 * update:.4f}"}
-            table.append(row | {"sampling_share": f"{share:.4f}"})
-    write_csv("data.csv", table)
+            table.append(row | {"sampling_share": f"{batch / update:.4f}"})
+    write_csv("data.csv", printed(table))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""What the mamba and s4d layers cost beside mambapy's layer and S4D's Fourier transforms.
+"""What mamba and s4d layers cost, compared with mambapy's layer and S4D's Fourier transforms.
 
 `python benchmarks/mamba_s4d.py` measures one training update of one layer, d_model 128: forward,
-backward (gradients of input and weights) and AdamW, float32, one thread. The variants take turns in
-one process, and the clock counts CPU time, so that other work on the machine disturbs little. The table
-gives the median and the median of the per-round ratios to the first variant of its group.
+backward (gradients of input and weights) and AdamW, float32, one thread. Interleaved rounds in one
+process, in CPU time, so that other work on the machine disturbs little. The table gives the median,
+and the median of the ratios of each round to the first variant of its group.
 
-- ``mamba`` beside ``mambapy`` (extra ``bench``): the same layer with the same settings
-- ``s4d`` beside its FFTs alone (the convolution of inputs and kernel, both of them given), these
+- ``mamba`` and ``mambapy`` (extra ``bench``): the same layer with the same settings
+- ``s4d``, its FFTs alone (the convolution of inputs and kernel, both of them given), these
   with the layer's output (GELU, Linear, GLU), and the whole layer with one convolution over the row
 """
 
 import argparse
+import importlib.util
 import math
 import time
 from collections.abc import Callable
@@ -112,19 +113,17 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    try:
-        from mambapy.mamba import MambaBlock
-        from mambapy.mamba import MambaConfig as PeerConfig
-    except ImportError:
-        MambaBlock = None
+    peers = importlib.util.find_spec("mambapy") is not None
+    if not peers:
         print('mambapy is left out: pip install -e ".[bench]"')
     for batch, steps, d_model in SHAPES:
         print(f"\n| {batch} x {steps} x {d_model} | CPU ms | ratio |\n|---|---|---|")
         x = torch.randn(batch, steps, d_model)
         variants = {"mamba": update(FromZero(Mamba(MambaConfig(d_model=d_model))), x)}
-        if MambaBlock is not None:
-            peer = MambaBlock(PeerConfig(d_model=d_model, n_layers=1))
-            variants["mambapy"] = update(peer, x)
+        if peers:
+            mamba = importlib.import_module("mambapy.mamba")
+            config = mamba.MambaConfig(d_model=d_model, n_layers=1)
+            variants["mambapy"] = update(mamba.MambaBlock(config), x)
         measure(variants, rounds)
         variants = {
             "s4d": update(FromZero(S4D(S4DConfig(d_model=d_model))), x),

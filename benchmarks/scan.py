@@ -1,4 +1,4 @@
-"""What a minimal-RNN layer costs compared with its Linear alone, nn.GRU, attention and other packages.
+"""What a minimal-RNN layer costs: its Linear alone, nn.GRU, attention and other packages compared.
 
 `python benchmarks/scan.py` measures forward + backward of a layer (gradients of input, weights):
 
@@ -8,7 +8,7 @@
 - ``threads``: one thread against several, on an idle machine and with as many busy processes
 - ``headline``: minGRU against a GRU that goes step by step through autograd, as Feng et al. 2024
 
-Tables (Markdown and CSV) and a plot go to benchmarks/results. Packages of the extra ``bench`` that
+Tables (Markdown and CSV) go to benchmarks/results. Packages of the extra ``bench`` that
 are not installed are left out, by name. `--quick` takes small sizes and few rounds, to see that the
 script works.
 """
@@ -48,6 +48,7 @@ LONGEST = {
 }  # fmt: skip
 TABLES = ["layers", "growth", "threads", "headline"]
 PARTS = [*TABLES, "memory"]  # a column of the first two
+STEPWISE = "GRU, step by step"
 GROWTH = ["minGRU", "minGRU recomputed", "minLSTM", "nn.GRU", "attention"]
 
 
@@ -104,10 +105,9 @@ def growth(quick: bool, threads: int, memory: bool) -> Iterator[Row]:
     """Time and memory against the number of steps, one sequence, d 64."""
     lengths = [64, 256, 1024] if quick else [64, 512, 4096, 16_384, 100_000, 1_000_000]
     for length in lengths:
-        builders = {name: VARIANTS[name] for name in GROWTH}
-        times = times_of(builders, (1, length, 64), 3 if length > 4096 else 9)
+        builders, shape = {name: VARIANTS[name] for name in GROWTH}, (1, length, 64)
+        times = times_of(builders, shape, 3 if length > 4096 else 9)
         for name, value in times.items():
-            shape = (1, length, 64)
             yield {
                 "threads": threads, "time": length, "layer": name, "ms": round(1e3 * value, 3),
                 "us a step": round(1e6 * value / length, 3),
@@ -119,17 +119,13 @@ def headline(quick: bool, threads: int) -> Iterator[Row]:
     """MinGRU against GRUs, batch 16, d 128; the paper's factors are for a T4 and the plain loop."""
     paper = {512: 175, 4096: 1324}
     for length in [64] if quick else [512, 4096]:
-        builders = {
-            "minGRU": VARIANTS["minGRU"],
-            "GRU, step by step": StepwiseGRU,
-            "nn.GRU": VARIANTS["nn.GRU"],
-        }
+        builders = {n: VARIANTS[n] for n in ("minGRU", "nn.GRU")} | {STEPWISE: StepwiseGRU}
         times = times_of(builders, (16, length, 128), 3)
         for name, value in times.items():
             yield {
                 "threads": threads, "time": length, "layer": name, "ms": round(1e3 * value, 2),
                 "x minGRU": round(value / times["minGRU"], 2),
-                "paper (T4 GPU)": paper.get(length, "") if "step" in name else "",
+                "paper (T4 GPU)": paper.get(length, "") if name == STEPWISE else "",
             }  # fmt: skip
 
 
@@ -180,36 +176,6 @@ def save(tables: dict[str, list[Row]], name: str) -> None:
     (RESULTS / f"{name}.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
 
 
-def plot(tables: dict[str, list[Row]], name: str) -> None:
-    """Milliseconds and memory against time, and the layers' ratios to their Linear."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no plot: install matplotlib (extra 'bench')")
-        return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
-    for layer in GROWTH:
-        rows = [row for row in tables.get("growth", []) if row["layer"] == layer]
-        rows = [row for row in rows if row["threads"] == rows[0]["threads"]]
-        for axis, key in zip(axes, ("ms", "peak MiB"), strict=False):
-            points = [(row["time"], row[key]) for row in rows if row[key] != ""]
-            if points:
-                axis.loglog(*zip(*points, strict=True), "o-", label=layer)
-            axis.set(xlabel="time steps", ylabel=key, title="one sequence, d 64")
-    ratios = {
-        f"{row['layer']}, {row['batch']}x{row['time']}x{row['d']}": row["x its Linear"]
-        for row in tables.get("layers", [])
-        if row["layer"] in (*GROWTH, "log-space") and row["threads"] == 1
-    }
-    axes[2].barh(list(ratios), [float(str(value)) for value in ratios.values()])
-    axes[2].set(xscale="log", xlabel="forward + backward / Linear alone", title="1 thread")
-    axes[0].legend()
-    figure.savefig(RESULTS / f"{name}.png", dpi=120)
-
-
 def main() -> None:
     """Parse the command line, measure, print and save."""
     parser = argparse.ArgumentParser(description="Benchmark the minimal-RNN layers on the CPU.")
@@ -239,9 +205,7 @@ def main() -> None:
         tables["threads"] = printed(speedup(arguments.quick, max(arguments.threads)))
     name = "scan_quick" if arguments.quick else "scan"
     save(tables, name)
-    if {"layers", "growth"} <= tables.keys():
-        plot(tables, name)
-    print(f"saved {RESULTS / name}.md and what belongs to it")
+    print(f"saved {RESULTS / name}.md and its tables")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved rounds, peak memory, tables.
+"""What the benchmarks share: interleaved rounds, steps of an actor, peak memory, tables.
 
 Import it before the project's packages: it puts this checkout first on the path, so that
 `python benchmarks/scan.py` measures the code beside it and not another installation.
@@ -71,6 +71,19 @@ def medians(
     """Median seconds of a call of each, in interleaved rounds."""
     samples = interleaved({n: timed(w, calls) for n, w in works.items()}, rounds, slow=slow)
     return {name: median(values) for name, values in samples.items()}
+
+
+def acting_step(actor: Any, batch: int, observation_dim: int) -> Work:
+    """A step of an actor that keeps its state from call to call, as in a rollout."""
+    observation, reward = torch.randn(batch, observation_dim), torch.rand(batch)
+    later = torch.zeros(batch, dtype=torch.bool)
+    _, state = actor.act(observation, reward, actor.initial_state(batch, 3000.0), ~later)
+
+    def step() -> None:
+        nonlocal state
+        _, state = actor.act(observation, reward, state, later)
+
+    return step
 
 
 def memory(key: str) -> int:
