@@ -1,5 +1,6 @@
 """What an installation brings, read from the project's and the libraries' own declarations."""
 
+import re
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -73,3 +74,10 @@ def test_the_version_is_the_same_everywhere():
 def test_every_package_ships_its_types():
     for package in PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]:
         assert (ROOT / package / "py.typed").is_file()
+
+
+def test_the_newcomers_walk_leads_to_files_that_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    walk = re.findall(r"^\d+\. Where .*\? `(.+)`$", text, re.M)
+    assert len(walk) == 12
+    assert [path for path in walk if not (ROOT / path).is_file()] == []
