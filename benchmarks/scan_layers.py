@@ -15,21 +15,16 @@ from agents.scan.layer import minimal_layer
 class MinimalLayer(nn.Module):
     """A minGRU or minLSTM layer, as the backbones have it."""
 
-    def __init__(
-        self,
-        width: int,
-        gates: int,
-        form: str = "auto",
-        recompute: bool = False,
-    ) -> None:
+    def __init__(self, width: int, gates: int, form: str = "auto", recompute: bool = False) -> None:
         super().__init__()
         self.linear = nn.Linear(width, gates * width)
-        self.options = {"form": form, "recompute": recompute}
+        self.form, self.recompute = form, recompute
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, time, width) -> the same."""
         state = x.new_zeros(x.shape[0], x.shape[2])
-        return minimal_layer(x, self.linear.weight, self.linear.bias, state, **self.options)
+        weights = self.linear.weight, self.linear.bias
+        return minimal_layer(x, *weights, state, form=self.form, recompute=self.recompute)
 
 
 class WholeLayer(nn.Module):
