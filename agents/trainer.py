@@ -80,11 +80,11 @@ class TrainerConfig:
         save_every: Updates between two checkpoints.
     """
 
-    learning_rate: float = number(1e-3, above=0)
-    weight_decay: float = number(1e-4, at_least=0)
+    learning_rate: float = number(1e-3, above=0, at_most=1e30)
+    weight_decay: float = number(1e-4, at_least=0, at_most=1e30)
     warmup: int = number(100, at_least=0, at_most=MOST_STEPS)
     schedule: str = choice("cosine", SCHEDULES)
-    gradient_clip: float = number(1.0, at_least=0)
+    gradient_clip: float = number(1.0, at_least=0, at_most=1e30)
     ema_decay: float = number(0.99, at_least=0, below=1)
     log_every: int = number(50, at_least=1, at_most=MOST_STEPS)
     save_every: int = number(500, at_least=1, at_most=MOST_STEPS)

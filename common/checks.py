@@ -24,6 +24,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from common.errors import UserError
 
 MOST_STEPS = 10**12  # of time or of updates
+MOST_RETURN = 10**9
 LARGEST_SEED = 2**32 - 1  # what every generator of random numbers takes
 
 
@@ -71,7 +72,9 @@ def check_fields(config: Any, prefix: str = "") -> None:
             if value is None:
                 continue
             hint = get_args(hint)[0]
-        if get_origin(hint) is list and isinstance(value, list):
+        if get_origin(hint) is list:
+            if not isinstance(value, list):
+                raise UserError(f"{key} is {value!r}; it must be a list.")
             if not value and item.default_factory is MISSING:
                 raise UserError(f"{key} is an empty list; give at least one value.")
             for element in value:

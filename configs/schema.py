@@ -15,7 +15,7 @@ from agents.backbones.attention import AttentionConfig
 from agents.backbones.mixer import BackboneConfig
 from agents.policy import PolicyConfig
 from agents.trainer import PRECISIONS, TrainerConfig
-from common.checks import MOST_STEPS, check_fields, choice, number, seed
+from common.checks import MOST_RETURN, MOST_STEPS, check_fields, choice, number, seed
 from common.errors import UserError
 from configs.launch.ray import RayLauncherConfig
 from envs.data.batches import ProtocolConfig
@@ -25,7 +25,6 @@ from envs.simulation.rollout import ENGINES
 DEVICES = ("auto", "cpu", "cuda")
 TARGETS = ("data", "published")
 MOST_EPISODES = 1_000_000
-MOST_RETURN = 1_000_000_000
 
 
 @dataclass

@@ -206,7 +206,7 @@ def _explain(run: list[str], name: str, groups: dict[str, list[str]]) -> None:
 def _check_choice(text: str, groups: dict[str, list[str]]) -> None:
     key, _, value = text.partition("=")
     options = groups.get(key)
-    if options is not None and value not in (*options, "null"):
+    if options is not None and value not in options:
         raise UserError(
             f"{key} '{value}' does not exist{nearest(value, options)}; there are: "
             f"{', '.join(options)}."

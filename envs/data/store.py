@@ -23,7 +23,7 @@ from minari.namespace import create_namespace, list_local_namespaces
 from minari.storage import get_dataset_path
 
 from common.arguments import parse_arguments, run_command
-from common.checks import check_fields
+from common.checks import MOST_RETURN, check_fields, number
 from common.errors import UserError
 from common.files import hidden_directory, only_process, put_in_place
 from envs.data.episodes import TYPES, Episodes, column, numbers
@@ -291,8 +291,8 @@ class StoreConfig:
     file: str
     id: str
     environment: str
-    reference_min: float | None = None
-    reference_max: float | None = None
+    reference_min: float | None = number(None, at_least=-MOST_RETURN, at_most=MOST_RETURN)
+    reference_max: float | None = number(None, at_least=-MOST_RETURN, at_most=MOST_RETURN)
     reference_source: str | None = None
     overwrite: bool = False
 
