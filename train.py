@@ -50,10 +50,10 @@ from reports.scores import (
 def main(config: TrainConfig, overrides: list[str]) -> None:
     """Runs one training: data, policy, updates, scores."""
     ranks = distributed.join(resolve_device(config.device), config.seed)
-    console = Console(quiet=not ranks.leads)
+    console = Console(quiet=not ranks.leads, markup=False, highlight=False)
     folder = run_folder(config, overrides)
     if line := ranks.from_first(lambda: prepare(config, overrides)):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
         return show_scores(folder, read_scores(folder / "scores.json"), console)
     with ranks.one_first():
         episodes = load_episodes(config.dataset)
@@ -124,11 +124,12 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
         trainer.resume()
     console.print(
         f"{config.backbone.name}, {sum(p.numel() for p in policy.parameters()):,} parameters, "
-        f"on {ranks}: updates {trainer.step} to {config.steps}, into {folder}"
+        f"on {ranks}: updates {trainer.step} to {config.steps}, into {folder}",
+        soft_wrap=True,
     )
     if not trainer.run():
         raise command.Stopped(
-            f"Saved at update {trainer.step} of {config.steps}; resume=true goes on."
+            f"Saved at update {trainer.step} of {config.steps}; resume=true resumes."
         )
     if not ranks.leads:
         return
@@ -234,8 +235,8 @@ def prepare(config: TrainConfig, overrides: list[str]) -> str | None:
         UserError: The folder holds a run that is not to be touched.
     """
     asked = {"resume": config.resume, "overwrite": config.overwrite}
-    goes_on = check_run_folder(run_folder(config, overrides), config_text(config), **asked)
-    return result(config, overrides) if goes_on else None
+    resumes = check_run_folder(run_folder(config, overrides), config_text(config), **asked)
+    return result(config, overrides) if resumes else None
 
 
 def result(config: TrainConfig, overrides: list[str]) -> str | None:
@@ -265,7 +266,7 @@ def default_run_dir(config: TrainConfig, overrides: list[str]) -> str:
     others = [last[key] for key in sorted(last) if key not in (*named, *unnamed)]
     # Only what needs no quoting in a shell or an override.
     rest = "".join("-" + re.sub(r"[^\w.]+", "-", other).strip("-") for other in others)
-    if len(rest) > 100:
+    if len(rest.encode()) > 100:
         rest = "-" + hashlib.sha256(rest.encode()).hexdigest()[:8]
     return str(Path("runs", config.dataset.label, name + rest))
 

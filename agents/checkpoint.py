@@ -121,23 +121,25 @@ def check_run_folder(folder: Path, config: str, *, resume: bool, overwrite: bool
     return True
 
 
-def claim_run_folder(folder: Path, config: str, *, resume: bool, overwrite: bool) -> FileLock:
+_locks: dict[Path, FileLock] = {}
+
+
+def claim_run_folder(folder: Path, config: str, *, resume: bool, overwrite: bool) -> None:
     """Makes a run folder with its config.yaml, or takes over the one there.
 
-    The arguments are those of `check_run_folder`.
-
-    Returns:
-        The lock: the folder belongs to the caller as long as this object lives.
+    It belongs to this process until the process ends or claims it again. The arguments are those
+    of `check_run_folder`.
 
     Raises:
         UserError: The folder may not be used, or cannot be made, or another process has the lock.
     """
     asked = {"resume": resume, "overwrite": overwrite}
     check_run_folder(folder, config, **asked)
-    lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock = _locks.setdefault(folder.resolve(), FileLock(folder.resolve() / LOCK))
+        if not lock.is_locked:
+            lock.acquire(timeout=0)
         # Again, for the process that had the lock before may have changed it.
         resumes = check_run_folder(folder, config, **asked)
         for left_by_a_killed_process in [p for name in FILES for p in leftovers(folder / name)]:
@@ -155,7 +157,6 @@ def claim_run_folder(folder: Path, config: str, *, resume: bool, overwrite: bool
         raise _unusable(folder, error) from error
     if not resumes:
         write_file(folder / "config.yaml", f"{MARK}\n{config}".encode(), MEND)
-    return lock
 
 
 def _unusable(folder: Path, error: OSError) -> UserError:

@@ -1,10 +1,36 @@
-"""The bar that is shown while steps of data are made or read."""
+"""Standard output that never ends a command, and the bar that is shown for steps of data."""
 
+import io
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class _UntilClosed(io.FileIO):
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
+
+
+def keep_standard_output() -> None:
+    """Lets a closed pipe (`| head`) or a missing letter no longer end a command.
+
+    What follows a closed pipe is dropped; a letter that the encoding of the terminal lacks becomes
+    a question mark.
+    """
+    try:
+        raw = _UntilClosed(sys.stdout.fileno(), "w", closefd=False)
+    except (OSError, AttributeError):  # replaced by a program, or closed from the beginning
+        return
+    sys.stdout.flush()
+    buffer, encoding = io.BufferedWriter(raw), sys.stdout.encoding
+    sys.stdout = io.TextIOWrapper(buffer, encoding, errors="replace", line_buffering=True)
 
 
 @contextmanager
@@ -17,7 +43,7 @@ def steps_bar(what: str, total: int, *, shown: bool = True) -> Iterator[Callable
         shown: Whether there is a bar at all.
     """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("steps"),

@@ -114,7 +114,7 @@ def test_an_interrupted_run_goes_on_alone(start, tmp_path):
     arguments = [*SMALL, "protocol.name=streamed", "backbone.dropout=0", "steps=300"]
     arguments += ["trainer.save_every=20", "resume=true"]
     output = interrupt(start(*torchrun(2), *arguments, "run_dir=broken"), tmp_path / "broken")
-    saved = re.search(r"Saved at update (\d+) of 300; resume=true goes on", output)
+    saved = re.search(r"Saved at update (\d+) of 300; resume=true resumes", output)
     assert saved and 20 <= int(saved[1]) < 300, output
     output = finish(start(*ALONE, *arguments, "run_dir=broken"))
     assert f"on cpu: updates {saved[1]} to 300" in output

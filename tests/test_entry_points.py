@@ -43,9 +43,10 @@ def store(tmp_path_factory) -> Path:
 def start(store, tmp_path):
     """Starts a script in an empty folder of its own."""
 
-    def run(script: str, *arguments: str, wait: bool = True):
+    def run(script: str, *arguments: str, wait: bool = True, **variables: str):
         command = [sys.executable, str(ROOT / script), *arguments]
         environment = {**os.environ, "MINARI_DATASETS_PATH": str(store), "COLUMNS": "100"}
+        environment |= variables
         if wait:
             return subprocess.run(
                 command, cwd=tmp_path, env=environment, capture_output=True, text=True
@@ -165,7 +166,48 @@ def test_sigterm_saves_and_ends_cleanly(start, tmp_path):
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=60)[0].decode()
     assert process.returncode == 0
-    assert re.search(r"Saved at update \d+ of 100000; resume=true goes on", output)
+    assert re.search(r"Saved at update \d+ of 100000; resume=true resumes", output)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interruption_before_the_loop_is_one_sentence(start, tmp_path, signum):
+    # A million steps of data take minutes to make.
+    process = start(
+        "train.py",
+        *SMALL,
+        "dataset.steps=1000000",
+        wait=False,
+        MINARI_DATASETS_PATH=str(tmp_path / "new"),
+    )
+    while not list((tmp_path / "new").rglob(".making-*/")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signum)
+    output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 130, output
+    assert output.splitlines()[-1].startswith("interrupted; what was saved is kept")
+    assert "Traceback" not in output
+
+
+def test_a_closed_pipe_an_ascii_terminal_and_brackets_in_a_name_do_not_end_a_run(start, tmp_path):
+    name = "run[red] [/x]"
+    process = start(
+        "train.py", *SMALL, "steps=40", f"run_dir='{name}'", wait=False, PYTHONIOENCODING="ascii"
+    )
+    first = process.stdout.readline().decode("ascii")
+    assert name in first, first
+    process.stdout.close()  # as head -1 does
+    assert process.wait(timeout=120) == 0
+    assert (tmp_path / name / "scores.json").is_file()
+
+
+def test_a_folder_of_the_users_own_is_left_alone(start, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("mine")
+    found = start("train.py", *SMALL, "run_dir=mine", "overwrite=true")
+    assert found.returncode == 1
+    assert re.fullmatch(r"error: mine/config\.json is in the way: .*\n", found.stderr)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["config.json"]
 
 
 WRONG = {

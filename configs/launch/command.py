@@ -23,6 +23,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from agents import distributed
 from common.arguments import describe_keys
 from common.errors import UserError, exits
+from common.terminal import keep_standard_output
 from configs.launch.overrides import FOLDER, check, compose_for_help, quoted
 from configs.launch.sweep import Program, Stopped, run_sweep
 from configs.schema import register
@@ -44,7 +45,14 @@ def run(name: str, program: Program) -> None:
         name: The configuration's name.
         program: What is started, once or for each run of a sweep.
     """
-    with exits(speaks=distributed.fails_first):
+    keep_standard_output()
+    for stop in ("SIGTERM", "SIGHUP"):  # end a command as Ctrl-C does
+        signum = getattr(signal, stop, None)  # Windows has no SIGHUP
+        ignored = signum is None or signal.getsignal(signum) == signal.SIG_IGN  # as nohup does
+        if not ignored and not distributed.launched():  # torchrun's may wait for one another
+            signal.signal(signum, signal.default_int_handler)
+    again = "; what was saved is kept: start again with resume=true" if name == "train" else ""
+    with exits(f"interrupted{again}.", distributed.fails_first):
         try:
             _run(name, program)
         except Stopped as stop:
@@ -77,8 +85,6 @@ def _run(name: str, program: Program) -> None:
                 "torchrun makes one run with several processes; start the runs of a sweep "
                 "without it: python train.py -m ..."
             )
-        # As Ctrl-C: what the launcher started ends with it.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         sys.exit(run_sweep(name, program, runs, overrides))
     if len(runs) > 1:
         raise UserError(f"{len(runs)} runs are asked for; start a sweep with -m.")

@@ -223,7 +223,7 @@ HOLDS = """
 import sys
 from pathlib import Path
 from agents.checkpoint import claim_run_folder
-lock = claim_run_folder(Path(sys.argv[1]), sys.argv[2], resume=True, overwrite=False)
+claim_run_folder(Path(sys.argv[1]), sys.argv[2], resume=True, overwrite=False)
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -237,7 +237,9 @@ def test_a_folder_belongs_to_one_process_and_to_none_that_was_killed(tmp_path):
             claim_run_folder(tmp_path / "run", SAME, resume=True, overwrite=False)
         process.kill()
         process.wait()
-    assert claim_run_folder(tmp_path / "run", SAME, resume=True, overwrite=False).is_locked
+    claim_run_folder(tmp_path / "run", SAME, resume=True, overwrite=False)
+    second = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert "another process is training in" in second.stderr
 
 
 @pytest.mark.parametrize("content", [b"- 1\n", b"a: [", b"\xff\xfe", b"text", b"", b"a: ${b}"])

@@ -132,7 +132,7 @@ def test_ctrl_c_ends_the_sweep_and_not_only_one_run(start, tmp_path):
     process.send_signal(signal.SIGINT)
     status, _, errors = end(process)
     assert status == 1 and "2 of 2 runs are not finished" in errors
-    assert re.search(r"seed=0: Saved at update \d+ of 100000; resume=true goes on", errors)
+    assert re.search(r"seed=0: Saved at update \d+ of 100000; resume=true resumes", errors)
     assert re.search(r"seed=1: not started", errors)
     assert len(list(tmp_path.rglob("config.yaml"))) == 1
 
