@@ -46,10 +46,10 @@ def run(name: str, program: Program) -> None:
         program: What is started, once or for each run of a sweep.
     """
     keep_standard_output()
-    for stop in ("SIGTERM", "SIGHUP"):  # end a command as Ctrl-C does
-        signum = getattr(signal, stop, None)  # Windows has no SIGHUP
-        ignored = signum is None or signal.getsignal(signum) == signal.SIG_IGN  # as nohup does
-        if not ignored and not distributed.launched():  # torchrun's may wait for one another
+    # Signals end a command as Ctrl-C does; not torchrun's processes, which may wait in C++.
+    for signum in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
+        ignored = signal.getsignal(signum) == signal.SIG_IGN  # as nohup does
+        if not ignored and not distributed.launched():
             signal.signal(signum, signal.default_int_handler)
     again = "; what was saved is kept: start again with resume=true" if name == "train" else ""
     with exits(f"interrupted{again}.", distributed.fails_first):
