@@ -1,5 +1,6 @@
 """The behaviour policies that ship with the project, and the data sets made from them."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,16 +9,39 @@ from envs.tasks import TASKS, Task
 
 DIRECTORY = Path(__file__).parent
 
-# Training steps of the snapshots, chosen by the returns in returns.csv: `replay` are those whose
-# episodes make up medium-replay; the last of them is `medium`.
-REPLAY_STEPS = {
-    "hopper": (20_000, 50_000, 80_000, 100_000, 120_000, 150_000),
-    "halfcheetah": (20_000, 30_000, 40_000, 50_000, 60_000, 80_000),
-    "walker2d": (50_000, 100_000, 150_000, 190_000, 230_000, 260_000),
-}
-BEST_STEPS = {"hopper": 410_000, "halfcheetah": 350_000, "walker2d": 380_000}
+QUALITIES = ("medium", "medium-replay", "medium-expert", "expert")
 
-QUALITIES = ("medium", "medium-replay", "medium-expert")
+
+@dataclass(frozen=True)
+class Snapshots:
+    """The snapshots of one task's training that its data sets come from: TASK/recipe.json.
+
+    Attributes:
+        version: Version of the data sets made from them.
+        replay: Training steps of a snapshot -> training steps that it stands for in medium-replay.
+        medium: Training steps of the medium policy.
+        expert: Training steps of the expert.
+    """
+
+    version: int
+    replay: dict[int, int]
+    medium: int
+    expert: int
+
+    def steps(self) -> list[int]:
+        """Returns the training steps of every snapshot, in order."""
+        return sorted({*self.replay, self.medium, self.expert})
+
+    def save(self, path: Path) -> None:
+        """Writes recipe.json."""
+        path.write_text(json.dumps(self.__dict__, indent=2) + "\n")
+
+
+def load_snapshots(path: Path) -> Snapshots:
+    """Reads recipe.json."""
+    values = json.loads(path.read_text())
+    replay = {int(step): share for step, share in values.pop("replay").items()}
+    return Snapshots(replay=replay, **values)
 
 
 @dataclass(frozen=True)
@@ -28,13 +52,15 @@ class Recipe:
         dataset_id: Minari id, such as ``builtin/hopper/medium-v0``.
         task: The task.
         quality: One of QUALITIES.
-        snapshots: Training steps of the behaviour policies; each gives an equal share of the steps.
+        snapshots: Training steps of the behaviour policies.
+        shares: Of each policy in the steps of the data set, relative to the sum of all.
     """
 
     dataset_id: str
     task: Task
     quality: str
     snapshots: tuple[int, ...]
+    shares: tuple[int, ...]
 
     def behaviors(self) -> list[Behavior]:
         """Loads the behaviour policies, in the order of `snapshots`."""
@@ -47,27 +73,32 @@ def snapshot_path(task_name: str, training_steps: int, directory: Path = DIRECTO
 
 
 def _recipe(task: Task, quality: str) -> Recipe:
-    replay = REPLAY_STEPS[task.name]
-    snapshots = {
-        "medium": replay[-1:],
-        "medium-replay": replay,
-        "medium-expert": (replay[-1], BEST_STEPS[task.name]),
+    chosen = SNAPSHOTS[task.name]
+    shares = {
+        "medium": {chosen.medium: 1},
+        "medium-replay": chosen.replay,
+        "medium-expert": {chosen.medium: 1, chosen.expert: 1},
+        "expert": {chosen.expert: 1},
     }[quality]
-    return Recipe(f"builtin/{task.name}/{quality}-v0", task, quality, snapshots)
+    dataset_id = f"builtin/{task.name}/{quality}-v{chosen.version}"
+    return Recipe(dataset_id, task, quality, tuple(shares), tuple(shares.values()))
 
+
+# Task -> its snapshots, which `python -m envs.behaviors.choose` chooses.
+SNAPSHOTS = {name: load_snapshots(DIRECTORY / name / "recipe.json") for name in TASKS}
 
 # Data set id -> recipe.
 RECIPES = {
     recipe.dataset_id: recipe
-    for recipe in (_recipe(TASKS[name], quality) for name in REPLAY_STEPS for quality in QUALITIES)
+    for recipe in (_recipe(task, quality) for task in TASKS.values() for quality in QUALITIES)
 }
 
 
 def find_recipe(name: str) -> Recipe | None:
     """Returns the recipe of a built-in data set by its id or short name; None if there is none.
 
-    >>> find_recipe("hopper-medium").dataset_id
-    'builtin/hopper/medium-v0'
+    >>> find_recipe("hopper-medium").task.name
+    'hopper'
     """
     for recipe in RECIPES.values():
         if name in (recipe.dataset_id, f"{recipe.task.name}-{recipe.quality}"):

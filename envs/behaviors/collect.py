@@ -5,6 +5,7 @@
 makes a built-in data set anew: of any size, from the same seed the same data on the same machine.
 """
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,13 +20,15 @@ from common.checks import MOST_STEPS, check_fields, number, seed
 from common.errors import UserError
 from common.terminal import steps_bar
 from envs.behaviors import RECIPES, Recipe, find_recipe
-from envs.behaviors.policy import (
-    Behavior,
-)
+from envs.behaviors.policy import Behavior
 from envs.data.store import dataset_path, store_episodes
+from envs.simulation.batched import make_simulators
 from envs.simulation.simulators import Simulators
 
 N_ENVIRONMENTS = 32
+
+# Steps of all environments from one call of a progress bar to the next.
+_ROUNDS_BETWEEN_REPORTS = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +79,11 @@ def run_episodes(
     sampled: bool = True,
     on_steps: Callable[[int], None] = lambda count: None,
 ) -> list[Trajectory]:
-    """Runs whole episodes of a behaviour policy: the first ones that make up what is asked for.
+    """Runs whole episodes of a behaviour policy until there are enough episodes and steps.
 
-    Episode i has its own random numbers, drawn from (seed, i), for its start and its actions, so it
-    is the same whatever runs beside it. Kept are the episodes 0, 1, ... until there are enough:
-    keeping those that *finish* first would favour short ones.
+    Episode i draws its own random numbers, for its reset and its actions, from (seed, i), so it is
+    the same whatever runs beside it. Returned are the episodes 0, 1, ... up to the first that
+    completes the numbers: taking those that *finish* first would favour short ones.
 
     Args:
         simulators: Environments with a time limit; how many does not change the result.
@@ -89,10 +92,7 @@ def run_episodes(
         steps: Least number of steps in all.
         episodes: Least number of episodes.
         sampled: Whether actions are sampled; if not, each is the mean action.
-        on_steps: Called with the number of steps that will be kept, as far as known, now and then.
-
-    Returns:
-        The episodes in the order of their index.
+        on_steps: Called now and then with the number of steps made so far.
     """
     assert simulators.horizon is not None, "an episode without a time limit may never end"
     n, horizon = simulators.n, simulators.horizon
@@ -103,77 +103,83 @@ def run_episodes(
     reset_seeds = np.empty(n, np.int64)
     elapsed = np.zeros(n, np.int64)
     assigned = np.full(n, -1)  # the episode that each environment runs, -1 for none
-    lengths: list[int] = []  # of every episode begun, as far as it has come
+    lengths = np.zeros(n, np.int64)  # of every episode begun, so far; more room is made below
+    begun = total = rounds = 0
     finished: dict[int, Trajectory] = {}
 
     while True:
-        # Episodes only grow, so the number of those that are needed can only fall.
-        cumulative = np.cumsum(lengths)
+        # How many episodes are needed. Episodes only grow, so this number can only fall.
         needed = sys.maxsize
-        if sum(lengths) >= steps:
+        if total >= steps:
+            cumulative = np.cumsum(lengths[:begun])
             needed = max(episodes, int(np.searchsorted(cumulative, steps)) + 1)
-        assigned[assigned >= needed] = -1
-        idle = np.flatnonzero(assigned < 0)[: max(0, needed - len(lengths))]
+            assigned[assigned >= needed] = -1
+
+        # Begin episodes in the environments that are idle.
+        idle = np.flatnonzero(assigned < 0)[: max(0, needed - begun)]
         if len(idle):
             for environment in idle:
-                sequence = np.random.SeedSequence([*seed, len(lengths)])
+                sequence = np.random.SeedSequence([*seed, begun])
                 reset_seeds[environment] = sequence.generate_state(1)[0]
                 generator = np.random.default_rng(sequence)
                 generator.standard_normal(dtype=np.float32, out=noise[environment])
-                assigned[environment] = len(lengths)
-                lengths.append(0)
+                assigned[environment] = begun
+                begun += 1
+            if begun > len(lengths):
+                lengths = np.concatenate((lengths, np.zeros_like(lengths)))
             observations[idle, 0] = simulators.reset(idle, reset_seeds[idle])
             elapsed[idle] = 0
         index = np.flatnonzero(assigned >= 0)
         if not len(index):
-            on_steps(sum(lengths[:needed]))
+            on_steps(total)
             return [finished[i] for i in range(needed)]
 
+        # One step of each.
         now = elapsed[index]
         action = behavior.act(observations[index, now], noise[index, now] if sampled else None)
-        actions[index, now] = action
         observation, reward, terminations, truncations = simulators.step(index, action)
+        actions[index, now] = action
         observations[index, now + 1] = observation
         rewards[index, now] = reward
-        elapsed[index] = now + 1
-        for row, environment in enumerate(index):
-            episode, length = int(assigned[environment]), int(elapsed[environment])
-            lengths[episode] = length
-            if terminations[row] or truncations[row]:
-                finished[episode] = Trajectory(
-                    observations[environment, : length + 1].copy(),
-                    actions[environment, :length].copy(),
-                    rewards[environment, :length].copy(),
-                    terminated=bool(terminations[row]),
-                    truncated=bool(truncations[row]),
-                    seed=int(reset_seeds[environment]),
-                )
-                assigned[environment] = -1
-        on_steps(sum(lengths))
+        elapsed[index] = lengths[assigned[index]] = now + 1
+        total += len(index)
+
+        # Copy out the episodes that ended.
+        for row in np.flatnonzero(terminations | truncations):
+            environment = index[row]
+            length = elapsed[environment]
+            finished[int(assigned[environment])] = Trajectory(
+                observations[environment, : length + 1].copy(),
+                actions[environment, :length].copy(),
+                rewards[environment, :length].copy(),
+                terminated=bool(terminations[row]),
+                truncated=bool(truncations[row]),
+                seed=int(reset_seeds[environment]),
+            )
+            assigned[environment] = -1
+        rounds += 1
+        if rounds % _ROUNDS_BETWEEN_REPORTS == 0:
+            on_steps(total)
 
 
 def collect(recipe: Recipe, steps: int, seed: int) -> list[Trajectory]:
-    """Collects the episodes of a built-in data set, with a progress bar.
+    """Collects the episodes of a built-in data set, policy by policy, with a progress bar.
 
     Args:
-        recipe: What the data set is made of; each of its policies runs an equal share of the steps.
+        recipe: What the data set is made of; each of its policies runs its share of the steps.
         steps: Least number of steps; every episode is run to its end.
         seed: From the same seed come the same episodes on the same machine.
-
-    Returns:
-        The episodes, policy by policy.
     """
-    behaviors = recipe.behaviors()
-    share = -(-steps // len(behaviors))
+    shares = [math.ceil(steps * share / sum(recipe.shares)) for share in recipe.shares]
     result: list[Trajectory] = []
     with (
-        Simulators(recipe.task.environment_id, N_ENVIRONMENTS) as simulators,
-        steps_bar(f"{recipe.task.name}-{recipe.quality}", share * len(behaviors)) as show,
+        make_simulators(recipe.task.environment_id, N_ENVIRONMENTS) as simulators,
+        steps_bar(f"{recipe.task.name}-{recipe.quality}", sum(shares)) as show,
     ):
-        for part, behavior in enumerate(behaviors):
+        for part, (behavior, share) in enumerate(zip(recipe.behaviors(), shares, strict=True)):
 
-            def show_share(count: int, part: int = part) -> None:
-                show(share * part + min(count, share))
+            def show_share(count: int, part: int = part, share: int = share) -> None:
+                show(sum(shares[:part]) + min(count, share))
 
             result += run_episodes(
                 simulators, behavior, seed=(seed, part), steps=share, on_steps=show_share
@@ -195,11 +201,16 @@ def make_dataset(recipe: Recipe, steps: int, seed: int, *, overwrite: bool = Fal
     """
     if steps < 1:
         raise UserError(f"steps={steps}: a data set needs at least one step")
-    task = recipe.task
+    task, behaviors = recipe.task, recipe.behaviors()
+    algorithms = "/".join(sorted({behavior.metadata["algorithm"] for behavior in behaviors}))
+    parts = (
+        f"{share / sum(recipe.shares):.0%} after {step:,}"
+        for step, share in zip(recipe.snapshots, recipe.shares, strict=True)
+    )
     description = (
-        f"At least {steps} steps of {task.environment_id} with sampled actions of SAC policies "
-        f"after {', '.join(f'{step:,}' for step in recipe.snapshots)} training steps, in equal "
-        f"shares (MuJoCo {mujoco.__version__}, Gymnasium {gym.__version__}, seed {seed}). "
+        f"At least {steps} steps of {task.environment_id} with sampled actions of {algorithms} "
+        f"snapshots, by training steps: {', '.join(parts)} "
+        f"(MuJoCo {mujoco.__version__}, Gymnasium {gym.__version__}, seed {seed}). "
         f"Reference scores: {task.reference.source}."
     )
     store_episodes(
@@ -209,7 +220,7 @@ def make_dataset(recipe: Recipe, steps: int, seed: int, *, overwrite: bool = Fal
         overwrite=overwrite,
         exist_ok=True,
         metadata={
-            "algorithm_name": "SAC",
+            "algorithm_name": algorithms,
             "author": {"Decision minRNN"},
             "description": description,
             "requirements": [f"gymnasium>={_major(gym)}", f"mujoco>={_major(mujoco)}"],
@@ -247,8 +258,7 @@ def main(arguments: list[str]) -> None:
     """Makes one built-in data set from the command line.
 
     Raises:
-        UserError: An argument is wrong.
-        UserError: The data set is unknown, exists already, or cannot be stored.
+        UserError: An argument is wrong, the data set exists already, or it cannot be stored.
     """
     config = parse_arguments(CollectConfig, arguments)
     recipe = find_recipe(config.dataset)

@@ -1,4 +1,4 @@
-"""Measures behaviour policies, and keeps the returns in a table beside them.
+"""Measures behaviour policies, and writes their returns as a table.
 
     python -m envs.behaviors.measure directory=envs/behaviors
 
@@ -6,22 +6,19 @@ measures every ``TASK/step_NNNNNNN.safetensors`` in a directory and writes its `
 """
 
 import csv
+import io
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
-from common.arguments import (
-    parse_arguments,
-    run_command,
-)
+from common.arguments import parse_arguments, run_command
 from common.checks import check_fields, number, seed
 from common.errors import UserError
+from common.files import write_file
 from envs.behaviors.collect import Trajectory, run_episodes
-from envs.behaviors.policy import (
-    Behavior,
-    load_behavior,
-)
+from envs.behaviors.policy import Behavior, load_behavior
+from envs.simulation.batched import make_simulators
 from envs.simulation.simulators import Simulators
 from envs.tasks import TASKS, Task
 
@@ -34,13 +31,14 @@ class Measurement:
         task: Name of the task.
         training_steps: Environment steps of training.
         episodes: Number of episodes with sampled actions, and again with mean actions.
-        sampled_return: Mean return of sampled actions, which is how data are collected.
-        sampled_std: Standard deviation of that over episodes.
-        sampled_length: Mean length of those episodes.
+        sampled_return: Mean return of sampled actions, with which data are collected.
+        sampled_std: Standard deviation of the return over episodes.
+        sampled_length: Mean length of an episode.
         normalized_score: Of sampled_return, 0 to 100.
         mean_action_return: Mean return of the mean action.
         mean_action_std: Standard deviation of that over episodes.
         mean_action_length: Mean length of those episodes.
+        sampled_whole: Share of the episodes with sampled actions that reach the time limit, 0 to 1.
     """
 
     task: str
@@ -53,6 +51,7 @@ class Measurement:
     mean_action_return: float
     mean_action_std: float
     mean_action_length: float
+    sampled_whole: float
 
 
 def measure(
@@ -70,18 +69,23 @@ def measure(
         )
 
     n = simulators.n
-    sampled = statistics(run_episodes(simulators, behavior, seed=(seed,), episodes=n))
-    mean = statistics(run_episodes(simulators, behavior, seed=(seed,), episodes=n, sampled=False))
-    score = task.reference.score(sampled[0])
-    return Measurement(task.name, training_steps, n, *sampled, round(score, 1), *mean)
+    sampled = run_episodes(simulators, behavior, seed=(seed,), episodes=n)
+    mean = run_episodes(simulators, behavior, seed=(seed,), episodes=n, sampled=False)
+    of_sampled = statistics(sampled)
+    score = round(task.reference.score(of_sampled[0]), 1)
+    whole = round(sum(not episode.terminated for episode in sampled) / n, 3)
+    return Measurement(
+        task.name, training_steps, n, *of_sampled, score, *statistics(mean), sampled_whole=whole
+    )
 
 
 def write_returns(path: Path, measurements: list[Measurement]) -> None:
     """Writes returns.csv, a row for each measurement."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Measurement)])
-        writer.writeheader()
-        writer.writerows(asdict(measurement) for measurement in measurements)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, [field.name for field in fields(Measurement)])
+    writer.writeheader()
+    writer.writerows(asdict(measurement) for measurement in measurements)
+    write_file(path, text.getvalue().encode())
 
 
 def describe(measurement: Measurement) -> str:
@@ -89,7 +93,8 @@ def describe(measurement: Measurement) -> str:
     return (
         f"{measurement.task} {measurement.training_steps:>8,} steps: return "
         f"{measurement.sampled_return:.0f} +- {measurement.sampled_std:.0f}, normalised score "
-        f"{measurement.normalized_score:.1f}, length {measurement.sampled_length:.0f} "
+        f"{measurement.normalized_score:.1f}, length {measurement.sampled_length:.0f}, "
+        f"{100 * measurement.sampled_whole:.0f} % of the episodes whole "
         f"(mean action: {measurement.mean_action_return:.0f} +- "
         f"{measurement.mean_action_std:.0f})"
     )
@@ -117,8 +122,7 @@ def main(arguments: list[str]) -> None:
     """Measures every policy in a directory.
 
     Raises:
-        UserError: An argument is wrong, or the directory holds no policy.
-        UserError: A file is not a behaviour policy.
+        UserError: An argument is wrong, the directory holds no policy, or a file is none.
     """
     config = parse_arguments(MeasureConfig, arguments)
     directory = Path(config.directory)
@@ -127,7 +131,7 @@ def main(arguments: list[str]) -> None:
         paths = sorted((directory / task.name).glob("step_*.safetensors"))
         if not paths:
             continue
-        with Simulators(task.environment_id, config.episodes) as simulators:
+        with make_simulators(task.environment_id, config.episodes) as simulators:
             for path in paths:
                 training_steps = int(path.stem.removeprefix("step_"))
                 behavior = load_behavior(path)

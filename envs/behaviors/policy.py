@@ -1,13 +1,14 @@
-"""Behaviour policies: the stochastic SAC actors that the built-in data sets come from, in numpy."""
+"""Behaviour policies: the stochastic actors of SAC and TQC, in NumPy."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from common.errors import UserError
+from common.files import write_file
 
 LAYERS = ("hidden_0", "hidden_1", "mean", "log_std")
 
@@ -15,8 +16,8 @@ LAYERS = ("hidden_0", "hidden_1", "mean", "log_std")
 # those of the authors' code, and of stable-baselines3).
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 
-# Rows in one matrix product. So few rows keep BLAS from starting threads, which cost more than
-# they bring at this size, and make an action independent of the other rows of its batch.
+# Rows in one matrix product. BLAS starts no threads for so few, which would cost more time than
+# they save, and an action does not depend on the other rows of its batch.
 _ROWS = 4
 
 
@@ -29,7 +30,7 @@ class Behavior:
 
     Attributes:
         weights: For each of LAYERS, `NAME.weight` (out, in) and `NAME.bias` (out,), float32.
-        metadata: What the file says of itself: environment id, training steps, algorithm.
+        metadata: Of the file: environment id, training steps, algorithm.
     """
 
     weights: dict[str, np.ndarray]
@@ -38,9 +39,7 @@ class Behavior:
     def act(self, observations: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
         """Returns the actions (n, action_dim) float32 for observations (n, observation_dim).
 
-        Args:
-            observations: (n, observation_dim).
-            noise: (n, action_dim) standard normal numbers; None for the mean action.
+        `noise` is (n, action_dim), standard normal numbers, or None for the mean action.
         """
         count = len(observations)
         groups = -(-count // _ROWS)
@@ -63,7 +62,7 @@ class Behavior:
         """Writes the weights as float16 safetensors, which keeps the file at about 150 kB."""
         half = {name: np.ascontiguousarray(w, np.float16) for name, w in self.weights.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(half, path, metadata=self.metadata)
+        write_file(path, save(half, metadata=self.metadata))
 
 
 def load_behavior(path: Path) -> Behavior:
@@ -83,6 +82,7 @@ def load_behavior(path: Path) -> Behavior:
     expected = {f"{layer}.{kind}" for layer in LAYERS for kind in ("weight", "bias")}
     if set(weights) != expected:
         raise UserError(
-            f"{path} holds {sorted(weights)}, not the layers {sorted(expected)} of a SAC actor"
+            f"{path} holds {sorted(weights)}, not {sorted(expected)}, the layers of a behaviour "
+            "policy; give a file that envs.behaviors.train wrote"
         )
     return Behavior(weights, metadata)

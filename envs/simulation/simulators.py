@@ -152,9 +152,7 @@ class Simulators:
         Raises:
             RuntimeError: An environment in `index` has ended its episode, or has not begun one.
         """
-        if not self._running[index].all():
-            ended = index[~self._running[index]]
-            raise RuntimeError(f"environments {ended.tolist()} must be reset before the next step")
+        self._require_running(index)
         count = len(index)
         observations = np.empty((count, self.observation_dim), np.float32)
         rewards = np.empty(count, np.float64)
@@ -171,11 +169,22 @@ class Simulators:
             truncations[row] = truncated
 
         self._for_each(count, step_one)
-        self._elapsed[index] += 1
-        if self.horizon is not None:
-            truncations |= self._elapsed[index] >= self.horizon
-        self._running[index] = ~(terminations | truncations)
+        truncations |= self._count_step(index, terminations | truncations)
         return observations, rewards, terminations, truncations
+
+    def _require_running(self, index: np.ndarray) -> None:
+        if not self._running[index].all():
+            ended = index[~self._running[index]]
+            raise RuntimeError(f"environments {ended.tolist()} must be reset before the next step")
+
+    def _count_step(self, index: np.ndarray, ended: np.ndarray) -> np.ndarray:
+        """Counts a step of each environment; returns (k,) bool, those that reach the horizon."""
+        self._elapsed[index] += 1
+        timed_out = np.zeros(len(index), bool)
+        if self.horizon is not None:
+            timed_out = self._elapsed[index] >= self.horizon
+        self._running[index] = ~(ended | timed_out)
+        return timed_out
 
     def _for_each(self, count: int, function: Callable[[int], None]) -> None:
         def run(begin: int, end: int) -> None:

@@ -4,7 +4,15 @@ import torch
 from safetensors.numpy import save_file
 
 from common.errors import UserError
-from envs.behaviors import BEST_STEPS, RECIPES, REPLAY_STEPS, find_recipe
+from envs.behaviors import (
+    DIRECTORY,
+    QUALITIES,
+    RECIPES,
+    SNAPSHOTS,
+    Snapshots,
+    find_recipe,
+    load_snapshots,
+)
 from envs.behaviors.policy import (
     Behavior,
     load_behavior,
@@ -83,23 +91,33 @@ def test_bad_files_are_one_sentence(tmp_path):
         load_behavior(garbage)
     other = tmp_path / "other.safetensors"
     save_file({"weight": np.zeros(3)}, other)
-    with pytest.raises(UserError, match=r"holds \['weight'\], not the layers"):
+    with pytest.raises(UserError, match=r"holds \['weight'\], not "):
         load_behavior(other)
 
 
 def test_every_recipe_has_its_policies_and_they_fit_the_environment():
-    assert len(RECIPES) == 9
+    assert len(RECIPES) == 12
     for name, task in TASKS.items():
+        chosen = SNAPSHOTS[name]
         with Simulators(task.environment_id, 1) as simulators:
             observation = simulators.reset(np.array([0]), [0])
-            for quality in ("medium", "medium-replay", "medium-expert"):
+            for quality in QUALITIES:
                 recipe = find_recipe(f"{name}-{quality}")
-                assert recipe is RECIPES[f"builtin/{name}/{quality}-v0"]
+                assert recipe is RECIPES[f"builtin/{name}/{quality}-v{chosen.version}"]
                 for behavior, step in zip(recipe.behaviors(), recipe.snapshots, strict=True):
                     assert behavior.metadata["environment_id"] == task.environment_id
                     assert behavior.metadata["training_steps"] == str(step)
                     assert behavior.act(observation).shape == (1, simulators.action_dim)
-        assert RECIPES[f"builtin/{name}/medium-v0"].snapshots == REPLAY_STEPS[name][-1:]
-        assert list(REPLAY_STEPS[name]) == sorted(REPLAY_STEPS[name])
-        assert BEST_STEPS[name] > REPLAY_STEPS[name][-1]
+        assert find_recipe(f"{name}-medium-expert").snapshots == (chosen.medium, chosen.expert)
+        assert max(chosen.replay) == chosen.medium < chosen.expert
+        assert min(chosen.replay.values()) > 0
+        files = (DIRECTORY / name).glob("step_*.safetensors")
+        assert [int(path.stem[5:]) for path in sorted(files)] == chosen.steps()
     assert find_recipe("ant-medium") is None
+
+
+def test_recipe_files_round_trip(tmp_path):
+    chosen = Snapshots(version=7, replay={10: 3, 20: 1}, medium=20, expert=40)
+    chosen.save(tmp_path / "recipe.json")
+    assert load_snapshots(tmp_path / "recipe.json") == chosen
+    assert chosen.steps() == [10, 20, 40]

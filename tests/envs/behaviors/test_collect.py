@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -16,6 +17,7 @@ from common.errors import UserError
 from envs.behaviors import find_recipe
 from envs.behaviors.collect import collect, main, make_dataset, run_episodes
 from envs.data.sources import DatasetConfig, load_episodes
+from envs.simulation.batched import BatchedSimulators
 from envs.simulation.simulators import Simulators
 
 HOPPER = find_recipe("hopper-medium")
@@ -37,8 +39,8 @@ def store(tmp_path, monkeypatch):
     return tmp_path / "store"
 
 
-def run(n, *, workers=1, **arguments):
-    with Simulators("Hopper-v5", n, workers=workers) as simulators:
+def run(n, *, workers=1, make=Simulators, **arguments):
+    with make("Hopper-v5", n, workers=workers) as simulators:
         return run_episodes(simulators, EARLY, seed=(0,), **arguments)
 
 
@@ -71,6 +73,8 @@ def test_neither_environments_nor_threads_change_the_episodes():
     reference = run(1, episodes=6)
     assert_same(run(4, episodes=6), reference)
     assert_same(run(9, workers=2, episodes=6), reference)
+    for n, workers in ((1, 1), (9, 2)):
+        assert_same(run(n, workers=workers, make=BatchedSimulators, episodes=6), reference)
     assert len({len(episode.rewards) for episode in reference}) > 1
 
 
@@ -99,15 +103,14 @@ def test_the_seed_decides_everything():
     assert not np.array_equal(first[0].observations[0], other[0].observations[0])
 
 
-def test_replay_gives_each_policy_an_equal_share():
-    episodes = collect(REPLAY, 2400, seed=0)
-    # Policy by policy: a share is complete when its steps first reach 400.
-    parts, steps = 0, 0
-    for episode in episodes:
-        steps += len(episode.rewards)
-        if steps >= 400:
-            parts, steps = parts + 1, 0
-    assert (parts, steps) == (len(REPLAY.snapshots), 0)
+def test_each_policy_gets_its_share():
+    recipe = replace(REPLAY, snapshots=REPLAY.snapshots[:2], shares=(1, 3))
+    episodes = collect(recipe, 1600, seed=0)
+    with Simulators("Hopper-v5", 4) as simulators:
+        expected = []
+        for part, (behavior, steps) in enumerate(zip(recipe.behaviors(), (400, 1200), strict=True)):
+            expected += run_episodes(simulators, behavior, seed=(0, part), steps=steps)
+    assert_same(episodes, expected)
 
 
 def test_makes_a_real_minari_data_set(store, recwarn, capfd):
@@ -148,7 +151,7 @@ def test_the_command_makes_keeps_and_replaces(store, capsys):
     ("arguments", "error", "message"),
     [
         (["dataset=ant-medium"], UserError, "no built-in data set 'ant-medium'; there are: bui"),
-        (["dataset=hopper-medium", "steps=0"], UserError, "steps=0: .* at least one step"),
+        (["dataset=hopper-medium", "steps=0"], UserError, "steps is 0; it must be at least 1"),
         (
             ["dataset=hopper-medium", "step=5"],
             UserError,
