@@ -44,7 +44,6 @@ from reports.tables import (
     published_table,
     row_table,
     score_table,
-    with_columns,
 )
 
 # A line of output is a line of the terminal, whatever its width, and its words are no markup.
@@ -98,7 +97,7 @@ def main(
     print_tables([part for part in shown if isinstance(part, Table) and part.rows], console)
     if apart is not None and apart.rows:
         # A terminal is not wide enough for the score of each task.
-        narrow = with_columns(apart, ("method", "mean of these", "protocol", "evidence"))
+        narrow = apart.with_columns(("method", "mean of these", "protocol", "evidence"))
         caption = f"{apart.caption} The score of each task is in the report."
         print_tables([replace(narrow, caption=caption)], console)
     elif apart is not None:

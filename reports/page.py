@@ -61,10 +61,10 @@ def to_markdown(table: Table) -> str:
     """Returns a table with its heading and caption as GitHub's Markdown."""
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(printable(cell).replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
     rule = ["---" if _is_words(column) else "---:" for column in table.columns]
-    lines = [f"## {table.title}", "", line(table.columns), line(rule), *map(line, table.rows)]
+    lines = [f"## {table.title}", "", line(table.columns), line(rule), *map(line, table.shown())]
     return "\n".join([*lines, "", table.caption, ""])
 
 
@@ -78,7 +78,7 @@ def to_rich(table: Table) -> RichTable:
         else:
             shown.add_column(_text(column.replace(" ", "\n")), justify="right", no_wrap=True)
     task = None
-    for row in table.rows:
+    for row in table.shown():
         if by_task and row[0] != task:
             task = row[0]
             if shown.rows:
@@ -86,9 +86,7 @@ def to_rich(table: Table) -> RichTable:
             shown.add_row(_text(task))
         cells = zip(table.columns[by_task:], row[by_task:], strict=True)
         # A figure stands above its interval.
-        shown.add_row(
-            *[Text(printable(v if _is_words(c) else v.replace(" (", "\n("))) for c, v in cells]
-        )
+        shown.add_row(*[Text(v if _is_words(c) else v.replace(" (", "\n(")) for c, v in cells])
     return shown
 
 
@@ -140,12 +138,12 @@ def _html_table(table: Table) -> str:
 
     def cells(tag: str, values: Sequence[str]) -> str:
         return "".join(
-            f"<{tag}{css}>{html.escape(printable(value))}</{tag}>"
+            f"<{tag}{css}>{html.escape(value)}</{tag}>"
             for css, value in zip(classes, values, strict=True)
         )
 
     rows, before = [], None
-    for row in table.rows:
+    for row in table.shown():
         repeated = table.columns[0] == "task" and row[0] == before
         first = table.columns[0] == "task" and not repeated
         shown = ["" if repeated else row[0], *row[1:]]

@@ -33,23 +33,6 @@ def interquartile_mean(scores: Scores) -> np.ndarray:
     return np.asarray(middle.mean(axis=-1))
 
 
-def probability_of_improvement(scores: Scores, others: Scores) -> np.ndarray:
-    """Returns how likely a run beats a run of another method on the same task, of shape (...).
-
-    The share of pairs of runs in which the first is higher, a tie counted half (the Mann-Whitney
-    statistic), averaged over tasks (Agarwal et al., section 4.3).
-
-    Args:
-        scores: Of the one method: one array (..., runs) for each task.
-        others: Of the other, on the same tasks in the same order.
-    """
-    shares = []
-    for own, other in zip(scores, others, strict=True):
-        difference = own[..., :, None] - other[..., None, :]
-        shares.append(((np.sign(difference) + 1) / 2).mean(axis=(-2, -1)))
-    return np.asarray(np.mean(shares, axis=0))
-
-
 def mean_difference(scores: Scores, others: Scores) -> np.ndarray:
     """Returns by how much a method's mean is higher than another's, averaged over tasks, (...).
 
