@@ -244,14 +244,13 @@ def result(config: TrainConfig, overrides: list[str]) -> str | None:
     folder = run_folder(config, overrides)
     try:
         score = read_scores(folder / "scores.json")[0]
-    except (UserError, IndexError):
+        name, mean, std = "return", score.return_mean, score.return_std
+        if score.normalized_score_mean is not None and score.normalized_score_std is not None:
+            name, mean, std = "score", score.normalized_score_mean, score.normalized_score_std
+        line = f"{folder} is finished: {name} {mean:,.1f} ± {std:,.1f}, {score.episodes} episodes"
+    except (UserError, IndexError, TypeError, ValueError):  # none, or damaged: scored anew
         return None
-    if score.checkpoint_step != config.steps:
-        return None
-    name, mean, std = "return", score.return_mean, score.return_std
-    if score.normalized_score_mean is not None and score.normalized_score_std is not None:
-        name, mean, std = "score", score.normalized_score_mean, score.normalized_score_std
-    return f"{folder} is finished: {name} {mean:,.1f} ± {std:,.1f}, {score.episodes} episodes"
+    return line if score.checkpoint_step == config.steps else None
 
 
 def default_run_dir(config: TrainConfig, overrides: list[str]) -> str:

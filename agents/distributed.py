@@ -1,11 +1,10 @@
-"""One run in several processes: torchrun starts them, and each trains on its share of the batches.
+"""Data-parallel training of one run: each process trains on its share of every batch.
 
     torchrun --nproc-per-node 2 train.py
 
-All ranks hold the same parameters and make the same update, from the gradient of the whole batch;
-the first one alone (rank 0) writes, evaluates and talks. Without torchrun there is one rank, and
-nothing here costs anything. What ranks tell each other, their gradients apart, is small and lies
-on the CPU, so it goes through gloo whatever the device.
+All ranks hold the same parameters and make the same update, from the gradient of the whole batch.
+Rank 0 alone writes, evaluates and prints. Without torchrun there is one rank and no overhead.
+Everything but gradients is exchanged on the CPU, through gloo, whatever the device.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from agents.backbones.state import State, map_state
 from agents.policy import ReturnConditionedPolicy, TrainingState
 from common.errors import UserError
 
-# Ranks wait for the first while it makes a data set or evaluates. That one of them has died they
-# find at once, without this.
+# How long ranks wait for rank 0 while it makes a data set or evaluates. The death of a rank is
+# noticed at once, without this timeout.
 _PATIENCE = timedelta(days=1)
 
 LossFunction = Callable[..., tuple[Tensor, TrainingState]]
@@ -39,13 +38,13 @@ LossFunction = Callable[..., tuple[Tensor, TrainingState]]
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a run, as one of them sees them.
+    """The processes of a run, as seen by one of them.
 
     Attributes:
-        rank: This one's number.
-        count: How many there are.
-        device: Where this one computes.
-        seed: Of the dropout, of several.
+        rank: Number of this process.
+        count: Number of processes.
+        device: Device of this process.
+        seed: Seed of the dropout masks, where there are several processes.
     """
 
     rank: int = 0
@@ -58,11 +57,11 @@ class Ranks:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the one that writes, evaluates and talks."""
+        """Whether this process is the one that writes, evaluates and prints."""
         return self.rank == 0
 
     def sum(self, value: float) -> float:
-        """Returns the sum of every rank's value, once all have come here."""
+        """Returns the sum of the values of all ranks; all must call it."""
         if self.count == 1:
             return value
         total = torch.tensor(value, dtype=torch.float64)
@@ -71,7 +70,7 @@ class Ranks:
 
     @contextmanager
     def one_first(self) -> Iterator[None]:
-        """Lets one process of each machine through first, so that what it makes is there."""
+        """Runs the block in one process of each machine before it runs in the others."""
         first = int(os.environ["LOCAL_RANK"]) == 0 if self.count > 1 else True
         if not first:
             self.sum(0)
@@ -80,7 +79,7 @@ class Ranks:
             self.sum(0)
 
     def from_first(self, make: Callable[[], Any]) -> Any:
-        """Returns to all what a function returns to the first rank, the only one to call it."""
+        """Calls a function on rank 0 and returns its result on all ranks."""
         if self.count == 1:
             return make()
         made = [make() if self.leads else None]
@@ -88,7 +87,7 @@ class Ranks:
         return made[0]
 
     def gather(self, state: State | None) -> State | None:
-        """Returns to the first rank the rows of all ranks' states, in order; None to the others."""
+        """Returns the states of all ranks, concatenated by rows, on rank 0; None on the others."""
         if self.count == 1 or state is None:
             return state
         states: list[State] | None = [None] * self.count if self.leads else None
@@ -96,26 +95,25 @@ class Ranks:
         return None if states is None else _concatenate(states)
 
     def draw_dropout(self, step: int) -> None:
-        """Seeds this rank's dropout masks of one update.
+        """Seeds the dropout masks of one update from the run's seed, the update and the rank.
 
-        They depend on nothing but seed, update and rank, so that resuming repeats them; one
-        process alone goes on with its random state instead.
+        So a resumed run repeats them. A single process saves its random state instead.
         """
         if self.count > 1:
             sequence = np.random.SeedSequence((self.seed, step, self.rank))
             torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
     def loss_of(self, policy: ReturnConditionedPolicy) -> LossFunction:
-        """Returns the policy's loss on this rank's share of the batch.
+        """Returns the policy's loss on this rank's share of the batch, weighted by its steps.
 
-        It is such that the mean of the ranks' losses is the loss on the whole batch, and its
-        `backward` leaves each rank with the gradient of that.
+        The mean over the ranks is the loss on the whole batch, and `backward` leaves the gradient
+        of that mean on every rank.
         """
         if self.count == 1:
             return policy.loss
         loss = DistributedDataParallel(_SharedLoss(policy, self))
-        # It lays its buckets out anew after the first pass, and then adds up in another order. So
-        # that a resumed run adds up as an unbroken one, each begins with a pass for nothing.
+        # DistributedDataParallel rebuilds its buckets after the first backward pass, which changes
+        # the order of the sums. An empty first pass gives resumed and unbroken runs one order.
         nothing = torch.zeros(1, 1, device=self.device)
         total, _ = loss(
             observations=nothing.new_zeros(1, 1, policy.observation_dim),
@@ -130,10 +128,9 @@ class Ranks:
 
 
 class _SharedLoss(nn.Module):
-    """A policy's loss as a module's `forward`, which is what DistributedDataParallel knows.
+    """The loss of a policy as the `forward` that DistributedDataParallel needs.
 
-    It holds the parameters alone: the policy's buffers never change, and would be sent around at
-    every update.
+    Holds the parameters only: buffers never change, but would be broadcast at every update.
     """
 
     def __init__(self, policy: ReturnConditionedPolicy, ranks: Ranks) -> None:
@@ -144,7 +141,7 @@ class _SharedLoss(nn.Module):
 
     def forward(self, **batch: Any) -> tuple[Tensor, TrainingState]:
         """Takes the keyword arguments of `ReturnConditionedPolicy.loss`."""
-        # A loss is a mean over real steps, and shares differ in their number.
+        # A loss is a mean over real steps, and shares differ in their numbers of these.
         steps = int(batch["mask"].sum())
         weight = self.ranks.count * steps / max(1, self.ranks.sum(steps))
         loss, state = self.loss(**batch)
@@ -158,7 +155,7 @@ def _concatenate(states: list[State]) -> State:
 
 
 def launched() -> bool:
-    """Whether torchrun has started this process beside others."""
+    """Whether torchrun has started this process as one of several."""
     return torch.distributed.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
 
 
@@ -173,7 +170,7 @@ def join(device: torch.device, seed: int) -> Ranks:
 
     Args:
         device: `cpu`, or `cuda`: each process of a machine then takes a device of its own.
-        seed: The run's.
+        seed: Seed of the run.
 
     Raises:
         UserError: A machine has fewer CUDA devices than processes.
@@ -200,19 +197,18 @@ def join(device: torch.device, seed: int) -> Ranks:
         )
         atexit.register(torch.distributed.destroy_process_group)
     if rank > 0:
-        logging.disable(logging.WARNING)  # the first rank says the same
+        logging.disable(logging.WARNING)  # rank 0 prints the same
     return Ranks(rank, count, device, seed)
 
 
 def fails_first() -> bool:
-    """Whether this process, about to end with an error, should say so.
+    """Whether this process is the first to fail, and so the one to print its error; call it once.
 
-    Of several only the first to fail should: the others meet the same error, or fail because that
-    one has gone. Call it once.
+    The others meet the same error, or fail because the first one has gone.
     """
     if not launched():
         return True
     try:
         return _store().add("failed", 1) == 1
-    except RuntimeError:  # what is lost is the process that kept the store
+    except RuntimeError:  # the process that kept the store has gone
         return False

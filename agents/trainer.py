@@ -1,8 +1,9 @@
 """The training loop: optimiser, schedule, precision, logging, saving, resuming.
 
-On one CPU with one number of threads a run is repeatable to the bit, and a run that was killed
-and resumed ends with the same parameters as one that was not: every random state, the sampler's
-position and the state carried between batches are in training_state.pt.
+On one CPU with a fixed number of threads a run is repeatable to the bit. A run that was killed and
+resumed ends with the same weights and records as an unbroken one: training_state.pt holds every
+random state, the sampler's position, the detached state of truncated BPTT and the losses since the
+last record.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Batches(Protocol):
-    """What the trainer needs of a sampler; see envs.data.batches."""
+    """The sampler interface that the trainer needs; see envs.data.batches."""
 
     continues: bool
     own_rows: slice
@@ -58,10 +59,10 @@ class Batches(Protocol):
         """Returns the next batch, the keyword arguments of `ReturnConditionedPolicy.loss`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the position."""
+        """Returns the position of the sampler."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes a position back."""
+        """Restores a position."""
 
 
 @dataclass
@@ -69,13 +70,13 @@ class TrainerConfig:
     """How the policy is trained.
 
     Attributes:
-        learning_rate: AdamW's, at its highest.
-        weight_decay: AdamW's; a mixer may exempt parameters, see `parameter_groups`.
+        learning_rate: Highest learning rate of AdamW.
+        weight_decay: Weight decay of AdamW; `parameter_groups` says what is exempt.
         warmup: Updates over which the learning rate rises from zero.
         schedule: `cosine` falls to zero at the last update, `constant` stays.
         gradient_clip: Largest norm of the gradient; 0 does not clip.
-        ema_decay: The policy that acts has this exponential average of the weights; 0 acts with
-            the weights themselves.
+        ema_decay: Decay of the EMA weights, which are evaluated and saved for acting; 0 uses the
+            weights themselves.
         log_every: Updates between two records of the training loss.
         save_every: Updates between two checkpoints.
     """
@@ -205,17 +206,17 @@ class Trainer:
     """Trains a policy on endless batches, saving into a run folder.
 
     Args:
-        policy: On the device where it is to be trained; so are the batches.
-        batches: A sampler of envs.data.batches.
+        policy: The policy, on the same device as the batches.
+        batches: A sampler of envs.data.batches; this rank's share of each batch.
         config: The settings.
         steps: Updates in the whole run.
         folder: The run folder; it exists.
         precision: A key of PRECISIONS; all but float32 is automatic mixed precision.
-        evaluate: Called with the policy that acts and the number of updates so far every
-            `evaluate_every` updates; what it returns is recorded.
+        evaluate: Called every `evaluate_every` updates with the EMA policy and the number of
+            updates; returns the scalars to record.
         evaluate_every: Updates between two evaluations; 0 never evaluates.
-        console: Where the progress bar goes.
-        ranks: The processes that share the batches; each has a trainer, and `batches` its share.
+        console: Console of the progress bar.
+        ranks: The processes that share the batches; each has a trainer.
     """
 
     def __init__(
@@ -260,7 +261,7 @@ class Trainer:
 
     @property
     def acting_policy(self) -> ReturnConditionedPolicy:
-        """The policy that is evaluated and saved: the averaged one, where there is one."""
+        """The policy that is evaluated and saved: with the EMA weights, if there are any."""
         if self.average is None:
             return self.policy
         return cast(ReturnConditionedPolicy, self.average.module)
