@@ -36,15 +36,10 @@ def torchrun(processes: int) -> list[str]:
     return [*launcher, "--nproc-per-node", str(processes), TRAIN]
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("minari")
-
-
 @pytest.fixture
-def start(store, tmp_path):
+def start(shared_store, tmp_path):
     """Starts a command in an empty folder."""
-    environment = {**os.environ, "MINARI_DATASETS_PATH": str(store), "COLUMNS": "100"}
+    environment = {**os.environ, "MINARI_DATASETS_PATH": str(shared_store), "COLUMNS": "100"}
     environment["PYTHONPATH"] = str(ROOT)
 
     def run(*command: str) -> subprocess.Popen:

@@ -34,18 +34,13 @@ SMALL = [
 ]
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("minari")
-
-
 @pytest.fixture
-def start(store, tmp_path):
+def start(shared_store, tmp_path):
     """Starts a script in an empty folder of its own."""
 
     def run(script: str, *arguments: str, wait: bool = True, **variables: str):
         command = [sys.executable, str(ROOT / script), *arguments]
-        environment = {**os.environ, "MINARI_DATASETS_PATH": str(store), "COLUMNS": "100"}
+        environment = {**os.environ, "MINARI_DATASETS_PATH": str(shared_store), "COLUMNS": "100"}
         environment |= variables
         if wait:
             return subprocess.run(

@@ -23,20 +23,15 @@ PROGRAM = command.Program(train.main, train.run_folder, train.prepare, train.res
 QUICK = [*SMALL, "evaluation.every=0", "steps=20"]
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("minari")
-
-
 @pytest.fixture
-def start(store, tmp_path):
+def start(shared_store, tmp_path):
     """Starts train.py in a new folder, in a process group of its own."""
 
     def run(*arguments: str) -> subprocess.Popen:
         return subprocess.Popen(
             [sys.executable, str(ROOT / "train.py"), *arguments],
             cwd=tmp_path,
-            env={**os.environ, "MINARI_DATASETS_PATH": str(store), "COLUMNS": "200"},
+            env={**os.environ, "MINARI_DATASETS_PATH": str(shared_store), "COLUMNS": "200"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

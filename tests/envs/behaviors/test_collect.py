@@ -33,12 +33,6 @@ def few_environments(monkeypatch):
     monkeypatch.setattr("envs.behaviors.collect.N_ENVIRONMENTS", 4)
 
 
-@pytest.fixture
-def store(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "store"))
-    return tmp_path / "store"
-
-
 def run(n, *, workers=1, make=Simulators, **arguments):
     with make("Hopper-v5", n, workers=workers) as simulators:
         return run_episodes(simulators, EARLY, seed=(0,), **arguments)

@@ -24,12 +24,6 @@ from envs.data.store import store_episodes
 ARRAYS = ("observations", "actions", "rewards", "terminations", "truncations", "lengths")
 
 
-@pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "store"))
-    return tmp_path / "store"
-
-
 def write(path, steps=2000, seed=0):
     generator = np.random.default_rng(seed)
     with h5py.File(path, "w") as file:

@@ -16,12 +16,6 @@ from envs.data.store import store_episodes
 from envs.tasks import Reference
 
 
-@pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "store"))
-    return tmp_path / "store"
-
-
 def make(lengths, returns, name="test/a-v0", **changes):
     """Episodes whose first observation dimension is the episode's number, the second the step's."""
     lengths = np.asarray(lengths)

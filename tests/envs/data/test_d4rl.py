@@ -19,12 +19,6 @@ from envs.data.sources import DatasetConfig, load_episodes
 from envs.data.sources.d4rl import download_d4rl, load_d4rl
 
 
-@pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "store"))
-    return tmp_path / "store"
-
-
 def hopper(steps=10, ends=(4, 5, 9), timeouts=(5,)):
     """The arrays of a file: episodes of 5, 1 and 4 steps, the second one ended by time."""
     generator = np.random.default_rng(0)

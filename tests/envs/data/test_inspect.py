@@ -19,11 +19,6 @@ from envs.data.store import store_episodes
 from envs.tasks import Reference
 
 
-@pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "store"))
-
-
 def trajectory(i, steps, *, truncated=False, seed=None):
     generator = np.random.default_rng(i if seed is None else seed)
     observations = generator.standard_normal((steps, 11))

@@ -24,10 +24,8 @@ LENGTHS = (3, 1, 4)
 
 
 @pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "store"))
+def few_environments(monkeypatch):
     monkeypatch.setattr("envs.behaviors.collect.N_ENVIRONMENTS", 4)
-    return tmp_path / "store"
 
 
 def write(

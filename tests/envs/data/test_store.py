@@ -19,12 +19,6 @@ from envs.tasks import TASKS, Reference
 LENGTHS = (3, 1, 4)
 
 
-@pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "store"))
-    return tmp_path / "store"
-
-
 def arrays(dimension=11, **changes):
     """Flat arrays in the shape of Hopper's: three episodes, the second one truncated."""
     steps = sum(LENGTHS)
