@@ -31,6 +31,7 @@ from agents.checkpoint import (
     load_policy,
 )
 from agents.policy import ReturnConditionedPolicy
+from common.checks import require_extra
 from common.errors import UserError
 from configs.launch import command
 from configs.schema import EvalConfig, EvaluationConfig, resolve_device
@@ -50,8 +51,11 @@ NOT_SCORED = ("run", "n_envs", "device", "video", "video_episodes")
 def main(config: EvalConfig, overrides: list[str]) -> None:
     """Scores one run folder."""
     console = Console()
+    device = resolve_device(config.device)
+    if config.video is not None:
+        require_extra("imageio_ffmpeg", "video", "video")
     policy, description, step = load_policy(Path(config.run))
-    policy.to(resolve_device(config.device))
+    policy.to(device)
     own = own_evaluation(Path(config.run), policy, description)
     path = Path(config.run, file_name(config, own))
     config = replace(

@@ -6,7 +6,7 @@
     python train.py -m seed=0,1,2
     torchrun --nproc-per-node 2 train.py
 
-`python train.py --help` lists the groups, configs/schema.py every key.
+`python train.py --help` lists the groups and every key.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from agents.policy import ReturnConditionedPolicy
 from agents.trainer import Trainer
 from common.errors import UserError
 from configs.launch import command
-from configs.schema import EvalConfig, EvaluationConfig, TrainConfig, resolve_device
+from configs.schema import EvalConfig, EvaluationConfig, TrainConfig, check_memory, resolve_device
 from envs.data.batches import Batches, make_batches
 from envs.data.combine import hold_out
 from envs.data.episodes import Episodes
@@ -49,7 +49,9 @@ from reports.scores import (
 
 def main(config: TrainConfig, overrides: list[str]) -> None:
     """Runs one training: data, policy, updates, scores."""
-    ranks = distributed.join(resolve_device(config.device), config.seed)
+    device = resolve_device(config.device)
+    check_memory(config, device)
+    ranks = distributed.join(device, config.seed)
     console = Console(quiet=not ranks.leads, markup=False, highlight=False)
     folder = run_folder(config, overrides)
     if line := ranks.from_first(lambda: prepare(config, overrides)):
@@ -60,6 +62,7 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
     held_out = None
     if config.held_out:
         episodes, held_out = hold_out(episodes, config.held_out, config.seed)
+    target_return(config.evaluation, episodes)  # refused before the run folder is touched
     description = RunDescription(config.rollout, config.protocol.context_length, describe(episodes))
     if ranks.leads:
         text = config_text(config)

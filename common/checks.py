@@ -19,6 +19,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, field, fields
+from importlib.util import find_spec
 from typing import Any, get_args, get_origin, get_type_hints
 
 from common.errors import UserError
@@ -97,6 +98,16 @@ def check_choice(key: str, value: Any, options: Iterable[Any]) -> None:
     raise UserError(
         f"{key} '{value}' does not exist{nearest(value, words)}; there are: {', '.join(words)}."
     )
+
+
+def require_extra(module: str, what: str, extra: str) -> None:
+    """Makes sure that a package of an extra of this project is installed.
+
+    Raises:
+        UserError: It is not; the message says what needs it and how to install it.
+    """
+    if find_spec(module) is None:
+        raise UserError(f'{what} needs an extra that is not installed: pip install -e ".[{extra}]"')
 
 
 def nearest(word: str, options: list[str]) -> str:

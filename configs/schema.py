@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from hydra.core.config_store import ConfigStore
@@ -13,7 +15,7 @@ from agents.acting import ROLLOUTS
 from agents.backbones import MIXERS
 from agents.backbones.attention import AttentionConfig
 from agents.backbones.mixer import BackboneConfig
-from agents.policy import PolicyConfig
+from agents.policy import PolicyConfig, ReturnConditionedPolicy
 from agents.trainer import PRECISIONS, TrainerConfig
 from common.checks import MOST_RETURN, MOST_STEPS, check_fields, choice, number, seed
 from common.errors import UserError
@@ -186,6 +188,37 @@ def register() -> None:
         store.store(group="backbone", name=name, node=config_class)
     if find_spec("ray"):
         store.store(group="hydra/launcher", name="ray", node=RayLauncherConfig)
+
+
+def check_memory(config: TrainConfig, device: torch.device) -> None:
+    """Refuses a network that cannot be trained in the memory there is, before it is built.
+
+    Raises:
+        UserError: Its parameters, gradients and optimiser state take more.
+    """
+    one, two = (_parameters(config, n_layer) for n_layer in (1, 2))
+    parameters = one + (config.backbone.n_layer - 1) * (two - one)
+    # Weights, gradients and AdamW's two moments; and the average of the weights.
+    needed = 4 * parameters * (4 + (config.trainer.ema_decay > 0))
+    if device.type == "cuda":
+        there = torch.cuda.mem_get_info(device)[0]
+    elif (path := Path("/proc/meminfo")).exists():
+        there = 1024 * int(re.findall(r"MemAvailable:\s+(\d+)", path.read_text())[0])
+    else:
+        return
+    if needed > there:
+        raise UserError(
+            f"the network has {parameters:,} parameters, and training them takes "
+            f"{needed / 2**30:,.1f} GiB, but {there / 2**30:,.1f} GiB are free; lower "
+            "backbone.d_model or backbone.n_layer."
+        )
+
+
+def _parameters(config: TrainConfig, n_layer: int) -> int:
+    backbone = replace(config.backbone, n_layer=n_layer)
+    with torch.device("meta"):  # shapes only
+        policy = ReturnConditionedPolicy(config.policy, backbone, observation_dim=1, action_dim=1)
+    return sum(parameter.numel() for parameter in policy.parameters())
 
 
 def resolve_device(device: str) -> torch.device:

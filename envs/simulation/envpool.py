@@ -51,7 +51,7 @@ class EnvPoolSimulators:
         except ImportError as error:
             raise ValueError(
                 "engine 'envpool' needs the extra 'envpool', which cannot be imported "
-                f"({error}): pip install 'decision-minrnn[envpool]', or use engine=gymnasium."
+                f'({error}): pip install -e ".[envpool]", or use engine=gymnasium.'
             ) from error
         if environment_id not in envpool.list_all_envs():
             raise ValueError(

@@ -149,8 +149,7 @@ def _import_ffmpeg() -> ModuleType:
         return importlib.import_module("imageio_ffmpeg")
     except ImportError as error:
         raise UserError(
-            "A video needs the extra 'video', which is not installed:"
-            " pip install 'decision-minrnn[video]'."
+            "A video needs the extra 'video', which is not installed: pip install -e \".[video]\""
         ) from error
 
 

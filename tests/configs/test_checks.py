@@ -20,7 +20,7 @@ from agents.policy import PolicyConfig, ReturnConditionedPolicy
 from common.checks import check_fields, choice, number
 from common.errors import UserError
 from configs.launch.overrides import check, quoted
-from configs.schema import EvalConfig, TrainConfig, register
+from configs.schema import EvalConfig, TrainConfig, check_memory, register
 from envs.behaviors.collect import CollectConfig
 from envs.behaviors.measure import MeasureConfig
 from envs.behaviors.train import TrainBehaviorConfig
@@ -225,6 +225,15 @@ def test_what_is_legal_trains_and_acts(name, group, key, value, episodes):
             torch.randn(2, 3), torch.zeros(2), actor.initial_state(2), torch.tensor([True, True])
         )
     assert action.shape == (2, 2) and (key == "learning_rate" or torch.isfinite(action).all())
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_network_beyond_the_memory_is_refused_before_it_is_built(name):
+    config = MIXERS[name][0](d_model=65_536, n_layer=1000)
+    given = TrainConfig(dataset=DatasetConfig("builtin"), backbone=config)
+    with pytest.raises(UserError, match=r"parameters, and training them takes [\d,.]+ GiB, but"):
+        check_memory(given, torch.device("cpu"))
+    check_memory(TrainConfig(DatasetConfig("builtin"), MIXERS[name][0]()), torch.device("cpu"))
 
 
 # -- the command line -------------------------------------------------------------------------
