@@ -107,7 +107,8 @@ def require_extra(module: str, what: str, extra: str) -> None:
         UserError: It is not; the message says what needs it and how to install it.
     """
     if find_spec(module) is None:
-        raise UserError(f'{what} needs an extra that is not installed: pip install -e ".[{extra}]"')
+        install = f'pip install -e ".[{extra}]"'
+        raise UserError(f"{what} needs an extra that is not installed: {install}")
 
 
 def nearest(word: str, options: list[str]) -> str:

@@ -159,7 +159,7 @@ def test_another_ending_is_refused(tmp_path):
 
 def test_missing_extra_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)  # makes the import fail
-    with pytest.raises(UserError, match=r"pip install 'decision-minrnn\[video\]'"):
+    with pytest.raises(UserError, match=r'pip install -e "\.\[video\]"'):
         record_episodes(Gait(), "Hopper-v5", tmp_path / "clip.mp4", seed=0)
 
 
