@@ -10,8 +10,9 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -117,7 +118,8 @@ def run_kernel(kernel: Any, tensors: list[Tensor], states: Tensor) -> None:
     arrays = [tensor.detach().numpy() for tensor in tensors]
     signature = (kernel.__name__, states.dtype)
     if signature not in _compiled:  # before several threads call it
-        _compile(kernel, arrays)
+        with announced("the scan kernels"):
+            kernel(*arrays, 0, 0, 0, 0)
         _compiled.add(signature)
     threads = torch.get_num_threads()
     if threads == 1 or batch * time * channels < _SHARED_FROM:
@@ -141,14 +143,15 @@ def run_kernel(kernel: Any, tensors: list[Tensor], states: Tensor) -> None:
             helper.result()
 
 
-def _compile(kernel: Any, arrays: list[Any]) -> None:
-    """Compiles the kernel for these dtypes by an empty call; logs if it takes over a second."""
-    message = "Compiling the scan kernels for this CPU; later runs find them on disk."
-    notice = threading.Timer(1.0, logger.info, (message,))
+@contextmanager
+def announced(what: str) -> Iterator[None]:
+    """Logs that `what` is being compiled if that takes over a second."""
+    message = "Compiling %s for this CPU; later runs find the machine code on disk."
+    notice = threading.Timer(1.0, logger.info, (message, what))
     notice.daemon = True
     notice.start()
     try:
-        kernel(*arrays, 0, 0, 0, 0)
+        yield
     finally:
         notice.cancel()
 

@@ -62,21 +62,11 @@ def _exp_nonpositive_overload(x):
         return lambda x: math.exp(x)
     # Range reduction x = n ln 2 + r with |r| <= ln 2 / 2 and the minimax polynomial of Cephes' expf
     # (S. Moshier, netlib.org/cephes); relative error about 1e-7. Below -87 the result is exactly 0.
-    log2e, ln2_high, ln2_low = (
-        np.float32(1.44269504),
-        np.float32(0.693359375),
-        np.float32(-2.12194440e-4),
-    )
-    p0, p1, p2 = (
-        np.float32(1.9875691500e-4),
-        np.float32(1.3981999507e-3),
-        np.float32(8.3334519073e-3),
-    )
-    p3, p4, p5 = (
-        np.float32(4.1665795894e-2),
-        np.float32(1.6666665459e-1),
-        np.float32(5.0000001201e-1),
-    )
+    log2e, ln2_high = np.float32(1.44269504), np.float32(0.693359375)
+    ln2_low, p0 = np.float32(-2.12194440e-4), np.float32(1.9875691500e-4)
+    p1, p2 = np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
+    p3, p4 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1)
+    p5 = np.float32(5.0000001201e-1)
     lowest, half, one, zero = np.float32(-87.0), np.float32(0.5), np.float32(1.0), np.float32(0.0)
 
     def exp_nonpositive(x):

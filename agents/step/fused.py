@@ -5,10 +5,7 @@ arithmetic. The kernel (agents/step/kernel.py) is compiled by Numba, so no C com
 serves every batch size and needs none of PyTorch's matrix products.
 """
 
-import contextlib
 import logging
-import threading
-from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -22,7 +19,7 @@ from agents.backbones.min_gru import MinGRU
 from agents.backbones.min_lstm import MinLSTM
 from agents.backbones.state import State
 from agents.policy import PolicyState, ReturnConditionedPolicy
-from agents.scan.cpu import thread_pool
+from agents.scan.cpu import announced, thread_pool
 from agents.step.kernel import observe, policy_step
 from agents.step.products import BLOCK
 
@@ -68,7 +65,7 @@ class FusedPolicy:
         self._channels = _channels(policy)
         self._kernel = policy_step
         self._constants = _pack(policy)
-        with _announced():
+        with announced("the policy's step"):
             agrees = _agrees(self, policy)
         if not agrees:
             raise NotFusableError("its own steps differ from those of the kernel.")
@@ -319,19 +316,6 @@ def _pack(policy: ReturnConditionedPolicy) -> tuple[Any, ...]:
         arrays.append(packed.numpy())
     epsilon = np.float32(policy.backbone.norm.eps)
     return np.float32(policy.config.return_scale), epsilon, *arrays
-
-
-@contextlib.contextmanager
-def _announced() -> Iterator[None]:
-    """Logs that the kernel is being compiled if that takes over a second."""
-    message = "Compiling the policy's step for this CPU; later runs find it on disk."
-    notice = threading.Timer(1.0, logger.info, (message,))
-    notice.daemon = True
-    notice.start()
-    try:
-        yield
-    finally:
-        notice.cancel()
 
 
 @torch.no_grad()

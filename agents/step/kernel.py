@@ -60,38 +60,12 @@ def observe(reward, is_first, return_to_go, timestep, target_return):
 
 @kernel(kernels, products)
 def policy_step(
-    observation,
-    return_to_go,
-    action,
-    timestep,
-    resets,
-    state,
-    return_scale,
-    epsilon,
-    normaliser,
-    bounds,
-    embedding,
-    embedding_bias,
-    time_embedding,
-    token_norm,
-    norms,
-    start,
-    projection,
-    projection_bias,
-    output,
-    output_bias,
-    up,
-    up_bias,
-    down,
-    down_bias,
-    head_return,
-    head,
-    head_bias,
-    next_action,
-    next_state,
-    begin,
-    end,
-):
+    observation, return_to_go, action, timestep, resets, state,
+    return_scale, epsilon, normaliser, bounds, embedding, embedding_bias, time_embedding,
+    token_norm, norms, start, projection, projection_bias, output, output_bias,
+    up, up_bias, down, down_bias, head_return, head, head_bias,
+    next_action, next_state, begin, end,
+):  # fmt: skip
     """One step of `agents.policy.ReturnConditionedPolicy.step` with one token for each step.
 
     The arguments up to `state` (layers, batch, channels) are those of that method; `state` is
