@@ -21,7 +21,7 @@ from common.checks import MOST_RETURN, MOST_STEPS, check_fields, choice, number,
 from common.errors import UserError
 from configs.launch.ray import RayLauncherConfig
 from envs.data.batches import ProtocolConfig
-from envs.data.sources import DatasetConfig
+from envs.data.sources import DATASETS, DatasetConfig
 from envs.simulation.rollout import ENGINES
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -180,12 +180,14 @@ class EvalConfig:
 
 
 def register() -> None:
-    """Tells Hydra the schemas, each backbone as a choice of its group, and the launcher for Ray."""
+    """Tells Hydra the schemas, backbones and data sets as choices, and the launcher for Ray."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="eval_schema", node=EvalConfig)
     for name, (config_class, _) in MIXERS.items():
         store.store(group="backbone", name=name, node=config_class)
+    for name, config in DATASETS.items():
+        store.store(group="dataset", name=name, node=config)
     if find_spec("ray"):
         store.store(group="hydra/launcher", name="ray", node=RayLauncherConfig)
 

@@ -9,6 +9,9 @@ from envs.tasks import TASKS, Task
 
 DIRECTORY = Path(__file__).parent
 
+# Least number of steps in a built-in data set.
+DEFAULT_STEPS = 200_000
+
 QUALITIES = ("medium", "medium-replay", "medium-expert", "expert")
 
 

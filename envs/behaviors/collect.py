@@ -19,7 +19,7 @@ from common.arguments import parse_arguments, run_command
 from common.checks import MOST_STEPS, check_fields, number, seed
 from common.errors import UserError
 from common.terminal import steps_bar
-from envs.behaviors import RECIPES, Recipe, find_recipe
+from envs.behaviors import DEFAULT_STEPS, RECIPES, Recipe, find_recipe
 from envs.behaviors.policy import Behavior
 from envs.data.store import dataset_path, store_episodes
 from envs.simulation.batched import make_simulators
@@ -246,7 +246,7 @@ class CollectConfig:
     """
 
     dataset: str
-    steps: int = number(200_000, at_least=1, at_most=MOST_STEPS)
+    steps: int = number(DEFAULT_STEPS, at_least=1, at_most=MOST_STEPS)
     seed: int = seed()
     overwrite: bool = False
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.checks import MOST_STEPS, check_choice, check_fields, number
 from common.errors import UserError
 from common.memory import require_memory
 from envs.data.episodes import Episodes
@@ -40,28 +41,18 @@ class ProtocolConfig:
     """
 
     name: str = "streamed"
-    batch_steps: int = 2048
-    context_length: int = 64
-    restart: float = 0.25
+    batch_steps: int = number(2048, at_least=1, at_most=MOST_STEPS)
+    context_length: int = number(64, at_least=1, at_most=MOST_STEPS)
+    restart: float = number(0.25, at_least=0, at_most=1)
 
     def __post_init__(self) -> None:
-        if self.name not in BATCHES:
-            raise UserError(
-                f"protocol.name '{self.name}' does not exist; there are: {', '.join(BATCHES)}."
-            )
-        if self.context_length < 1:
-            raise UserError(
-                f"protocol.context_length is {self.context_length}; it must be at least 1."
-            )
+        check_fields(self, "protocol")
+        check_choice("protocol.name", self.name, BATCHES)
         if self.batch_steps < self.context_length:
             raise UserError(
                 f"protocol.batch_steps is {self.batch_steps}, less than one row of "
                 f"protocol.context_length = {self.context_length} steps; raise the first or lower "
                 "the second."
-            )
-        if not 0 <= self.restart <= 1:
-            raise UserError(
-                f"protocol.restart is {self.restart}, a probability; it must be between 0 and 1."
             )
         require_memory(
             self.batch_steps * _LEAST_STEP_BYTES,

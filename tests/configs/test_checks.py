@@ -24,7 +24,7 @@ from configs.schema import EvalConfig, TrainConfig, check_memory, register
 from envs.behaviors.collect import CollectConfig
 from envs.behaviors.measure import MeasureConfig
 from envs.behaviors.train import TrainBehaviorConfig
-from envs.data.batches import ProtocolConfig, make_batches
+from envs.data.batches import make_batches
 from envs.data.episodes import Episodes
 from envs.data.inspect import InspectConfig
 from envs.data.sources import DatasetConfig
@@ -43,9 +43,7 @@ def dataclasses_of(cls: type) -> list[type]:
 
 ROOTS = (TrainConfig, EvalConfig, *COMMANDS, *(config for config, _ in MIXERS.values()))
 CONFIGS = list(dict.fromkeys(found for cls in ROOTS for found in dataclasses_of(cls)))
-# These check themselves in a way of their own, without limits declared at their fields.
-OTHERWISE = {DatasetConfig, ProtocolConfig}
-KEYS = [(cls, item) for cls in CONFIGS if cls not in OTHERWISE for item in fields(cls)]
+KEYS = [(cls, item) for cls in CONFIGS for item in fields(cls)]
 IDS = [f"{cls.__name__}.{item.name}" for cls, item in KEYS]
 
 

@@ -1,21 +1,24 @@
 """Sources of data: each ends as the same Episodes."""
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path
 
+from common.checks import MOST_STEPS, check_fields, choice, number, seed
 from common.errors import UserError
-from envs.behaviors import find_recipe
+from common.memory import require_memory
+from envs.behaviors import DEFAULT_STEPS, RECIPES, find_recipe
 from envs.data.combine import best, concatenate, limit
-from envs.data.episodes import (
-    Episodes,
-)
+from envs.data.episodes import Episodes
 from envs.data.sources.builtin import load_builtin
 from envs.data.sources.d4rl import NAMES, download_d4rl, load_d4rl
 from envs.data.sources.minari import load_minari
 
 # Each source, and the keys that say where its data are.
 SOURCES = {"builtin": ("id",), "minari": ("id",), "d4rl": ("path", "name"), "mix": ("parts",)}
+
+# Bytes of a collected step of the smallest environment, Hopper: float32, and a float64 reward.
+_LEAST_STEP_BYTES = 4 * (11 + 3) + 8
 
 
 @dataclass
@@ -38,17 +41,23 @@ class DatasetConfig:
         max_steps: Keeps at most so many steps, in whole episodes that are chosen likewise.
     """
 
-    source: str
+    source: str = choice(MISSING, SOURCES)
     id: str | None = None
-    steps: int = 200_000
-    seed: int = 0
+    steps: int = number(DEFAULT_STEPS, at_least=1, at_most=MOST_STEPS)
+    seed: int = seed()
     path: str | None = None
     name: str | None = None
     parts: list[str] = field(default_factory=list)
     environment: str | None = None
-    top_fraction: float | None = None
-    max_episodes: int | None = None
-    max_steps: int | None = None
+    top_fraction: float | None = number(None, above=0, at_most=1)
+    max_episodes: int | None = number(None, at_least=1, at_most=MOST_STEPS)
+    max_steps: int | None = number(None, at_least=1, at_most=MOST_STEPS)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "dataset")
+        if self.source == "builtin":  # collected in memory
+            size = self.steps * _LEAST_STEP_BYTES
+            require_memory(size, f"dataset.steps={self.steps}", "lower it.")
 
     @property
     def label(self) -> str:
@@ -59,6 +68,13 @@ class DatasetConfig:
             return f"d4rl-{self.name or Path(self.path or '').stem}"
         name = (self.id or "").removeprefix("builtin/").rsplit("-v", 1)[0]
         return re.sub(r"[^\w.+-]+", "-", name)
+
+
+# A word on the command line -> what it stands for: dataset=hopper-medium.
+DATASETS = {
+    f"{recipe.task.name}-{recipe.quality}": DatasetConfig("builtin", recipe.dataset_id)
+    for recipe in RECIPES.values()
+} | {source: DatasetConfig(source) for source in ("minari", "d4rl", "mix")}
 
 
 def load_episodes(config: DatasetConfig) -> Episodes:
@@ -90,10 +106,6 @@ def load_named(name: str, environment: str | None = None) -> Episodes:
 
 
 def _load(config: DatasetConfig) -> Episodes:
-    if config.source not in SOURCES:
-        raise UserError(
-            f"there is no data source '{config.source}'; there are: {', '.join(SOURCES)}"
-        )
     keys = SOURCES[config.source]
     for key in ("id", "path", "name", "parts"):
         if getattr(config, key) and key not in keys:

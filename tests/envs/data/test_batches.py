@@ -116,7 +116,7 @@ def test_pieces_of_streams_restart_as_often_as_asked_and_go_on_in_the_data():
             assert torch.equal(steps[:, 0], (last + 1) % 10_000)
         last = steps[:, -1]
     assert abs(restarts / 2000 - 0.3) < 5 * (0.3 * 0.7 / 2000) ** 0.5
-    with pytest.raises(UserError, match=r"protocol\.restart is 1\.5, a probability"):
+    with pytest.raises(UserError, match=r"protocol\.restart is 1\.5; it must be"):
         ProtocolConfig("streamed", restart=1.5)
 
 

@@ -247,6 +247,23 @@ def test_any_flat_file_is_read_as_a_slow_plain_loop_reads_it(tmp_path, flags, co
     np.testing.assert_allclose(episodes.returns_to_go, to_go, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["observations", "rewards", "terminals"])
+def test_an_array_that_claims_more_than_the_file_holds_is_refused_unread(tmp_path, name):
+    with h5py.File(tmp_path / "hopper-medium-v2.hdf5", "w") as file:
+        for other, width in (
+            ("observations", (11,)),
+            ("actions", (3,)),
+            ("rewards", ()),
+            ("terminals", ()),
+        ):
+            shape = (10**11, *width) if other == name else (10, *width)
+            file.create_dataset(other, shape, np.float32, chunks=(10, *width))
+    with pytest.raises(
+        UserError, match=r"is damaged or cut short .*claims .* bytes and 0 are|each step"
+    ):
+        load_d4rl(tmp_path / "hopper-medium-v2.hdf5")
+
+
 class Server:
     """A file server on loopback that can break off, ignore ranges, or lie."""
 

@@ -190,6 +190,19 @@ def test_a_damaged_file_is_one_sentence():
         load("test/line-v0")
 
 
+def test_episodes_that_claim_more_than_the_file_holds_are_refused_unread():
+    directory = get_dataset_path(write()) / "data"
+    with h5py.File(directory / "main_data.hdf5", "a") as file:
+        del file["episode_1/rewards"]
+        file["episode_1"].create_dataset("rewards", (10**11,), np.float64, chunks=(10,))
+    with pytest.raises(UserError, match=r"damaged .*rewards claims 800,000,000,000 bytes and 0"):
+        load("test/line-v0")
+    metadata = json.loads((directory / "metadata.json").read_text()) | {"total_episodes": 10**10}
+    (directory / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(UserError, match=r"cannot be read .*10,000,000,000 episodes are claimed in"):
+        load("test/line-v0")
+
+
 def test_a_data_set_of_a_newer_minari_is_one_sentence():
     path = get_dataset_path(write()) / "data" / "metadata.json"
     metadata = json.loads(path.read_text())
@@ -210,7 +223,7 @@ def test_what_does_not_exist_is_one_sentence_that_says_what_does(monkeypatch):
         load("test/line")
     with pytest.raises(UserError, match=r"no built-in data set 'ant-medium'; .*walker2d/medium"):
         load("ant-medium", source="builtin")
-    with pytest.raises(UserError, match="no data source 'hdf6'; there are: builtin, minari"):
+    with pytest.raises(UserError, match=r"dataset.source 'hdf6' does not exist.*builtin, minari"):
         load("hopper-medium", source="hdf6")
 
 
