@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -23,6 +23,7 @@ from rich.console import Console
 from agents import distributed
 from agents.checkpoint import (
     RunDescription,
+    build_policy,
     check_run_folder,
     claim_run_folder,
     load_policy,
@@ -32,19 +33,15 @@ from agents.policy import ReturnConditionedPolicy
 from agents.trainer import Trainer
 from common.errors import UserError
 from configs.launch import command
-from configs.schema import EvalConfig, EvaluationConfig, TrainConfig, check_memory, resolve_device
+from configs.schema import TrainConfig, check_memory, resolve_device
 from envs.data.batches import Batches, make_batches
 from envs.data.combine import hold_out
 from envs.data.episodes import Episodes
 from envs.data.sources import load_episodes
-from envs.tasks import task_of_environment
-from eval import score_policy
-from reports.scores import (
-    Score,
-    print_scores,
-    read_scores,
-    write_scores,
-)
+from envs.data.spaces import environment_spaces, require_dimensions
+from envs.tasks import DatasetInfo, Evaluation, task_of_environment
+from eval import read_description, score_policy
+from reports.scores import Score, print_scores, read_scores, write_scores
 
 
 def main(config: TrainConfig, overrides: list[str]) -> None:
@@ -62,8 +59,11 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
     held_out = None
     if config.held_out:
         episodes, held_out = hold_out(episodes, config.held_out, config.seed)
-    target_return(config.evaluation, episodes)  # refused before the run folder is touched
-    description = RunDescription(config.rollout, config.protocol.context_length, describe(episodes))
+    dataset = describe(episodes)
+    evaluation = resolve_evaluation(config, dataset)
+    dimensions = episodes.observations.shape[1], episodes.actions.shape[1]
+    spaces = environment_spaces(evaluation.environment_id, evaluation.environment_kwargs)
+    require_dimensions(dataset.id, evaluation.environment_id, spaces, dimensions)
     if ranks.leads:
         text = config_text(config)
         claim_run_folder(folder, text, resume=config.resume, overwrite=config.overwrite)
@@ -77,22 +77,17 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
             soft_wrap=True,
         )
     torch.manual_seed(config.seed)
-    policy = make_policy(config, episodes).to(ranks.device)
+    policy = make_policy(config, episodes, evaluation.target_returns[0]).to(ranks.device)
     if ranks.leads:
+        description = RunDescription(dataset.to_dict(), evaluation.to_dict())
         save_description(folder, policy, config.backbone, description)
+    in_training = replace(evaluation, episodes=config.evaluation.episodes_in_training)
 
     def evaluate(acting: ReturnConditionedPolicy, step: int) -> dict[str, float]:
-        (score,) = score_policy(
-            acting,
-            description,
-            step,
-            config=EvalConfig(
-                str(folder), config.evaluation.episodes_in_training, seed=config.evaluation.seed
-            ),
-        )
+        (score,) = score_policy(acting, in_training, dataset, step)
         console.print(
             f"update {step:,}: return {score.return_mean:,.0f} ± {score.return_std:,.0f} over "
-            f"{score.episodes} episodes",
+            f"{in_training.episodes} episodes",
             highlight=False,
         )
         scalars = score.scalars()
@@ -136,28 +131,18 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
         )
     if not ranks.leads:
         return
-    # Scored as anybody would score it: from the run folder, with nothing else.
+    # Scored as eval.py would score it: from the run folder, with nothing else.
     policy, description, step = load_policy(folder)
-    scores = score_policy(
-        policy,
-        description,
-        step,
-        config=EvalConfig(str(folder), config.evaluation.episodes, seed=config.evaluation.seed),
-        console=console,
-    )
+    dataset, evaluation = read_description(folder, description)
+    scores = score_policy(policy, evaluation, dataset, step, console=console)
     write_scores(folder / "scores.json", scores)
     show_scores(folder, scores, console)
 
 
 def show_scores(folder: Path, scores: list[Score], console: Console) -> None:
-    """Prints the scores of a run folder, and how to score it again."""
-    _, description, _ = load_policy(folder)
-    print_scores(
-        scores,
-        dataset_return_mean=description.dataset["return_mean"],
-        dataset_return_top10=description.dataset["return_top10"],
-        console=console,
-    )
+    """Prints the scores of a run folder, and the command that scores it again."""
+    dataset, _ = read_description(folder, build_policy(folder)[1])
+    print_scores(scores, dataset, console)
     console.print(f"Score it again: python eval.py run={folder}")
 
 
@@ -172,25 +157,26 @@ def mean_loss(policy: ReturnConditionedPolicy, batches: Batches, count: int = 20
     return torch.stack(losses).mean().item()
 
 
-def describe(episodes: Episodes) -> dict[str, Any]:
-    """Returns what a checkpoint remembers of its data: plain values."""
-    return {
-        "id": episodes.dataset_id,
-        "environment_id": episodes.environment_id,
-        "reference_min": episodes.reference.minimum if episodes.reference else None,
-        "reference_max": episodes.reference.maximum if episodes.reference else None,
-        "reference_source": episodes.reference.source if episodes.reference else None,
-        "episodes": episodes.n_episodes,
-        "steps": episodes.n_steps,
-        "return_mean": float(episodes.returns.mean()),
-        "return_top10": float(episodes.top_fraction_return(0.1)),
-        "return_max": float(episodes.returns.max()),
-        "sha256": episodes.sha256(),
-    }
+def describe(episodes: Episodes) -> DatasetInfo:
+    """Returns what the run folder keeps of its data."""
+    return DatasetInfo(
+        id=episodes.dataset_id,
+        environment_id=episodes.environment_id,
+        environment_kwargs=episodes.environment_kwargs,
+        reference=episodes.reference,
+        episodes=episodes.n_episodes,
+        steps=episodes.n_steps,
+        return_mean=float(episodes.returns.mean()),
+        return_top10=float(episodes.top_fraction_return(0.1)),
+        return_max=float(episodes.returns.max()),
+        sha256=episodes.sha256(),
+    )
 
 
-def make_policy(config: TrainConfig, episodes: Episodes) -> ReturnConditionedPolicy:
-    """Builds the policy for a data set, its statistics taken over."""
+def make_policy(
+    config: TrainConfig, episodes: Episodes, target_return: float
+) -> ReturnConditionedPolicy:
+    """Builds the policy for a data set, with the statistics of the data."""
     policy = ReturnConditionedPolicy(
         config.policy,
         config.backbone,
@@ -202,28 +188,43 @@ def make_policy(config: TrainConfig, episodes: Episodes) -> ReturnConditionedPol
         observation_std=torch.as_tensor(episodes.observation_std),
         action_low=torch.as_tensor(episodes.action_low),
         action_high=torch.as_tensor(episodes.action_high),
-        target_return=target_return(config.evaluation, episodes),
+        target_return=target_return,
     )
     return policy
 
 
-def target_return(config: EvaluationConfig, episodes: Episodes) -> float:
-    """Returns the return that the policy is asked for, in units of return.
+def resolve_evaluation(config: TrainConfig, dataset: DatasetInfo) -> Evaluation:
+    """Returns the evaluation that a run ends with.
 
     Raises:
-        UserError: The published target was asked for, and there is none for the environment.
+        UserError: The data name no environment, or no published target is known for it.
     """
-    if config.target_return is not None:
-        return config.target_return
-    if config.target == "data":
-        return float(episodes.top_fraction_return(0.1))
-    task = task_of_environment(episodes.environment_id)
-    if task is None:
+    if dataset.environment_id is None:
         raise UserError(
-            f"evaluation.target is 'published', but none is known for {episodes.environment_id}; "
-            "give evaluation.target_return=RETURN or evaluation.target=data."
+            f"{dataset.id} does not name the environment that it was recorded in, and the policy "
+            "is scored in one; give its Gymnasium id as dataset.environment=ID."
         )
-    return task.target_return
+    target = config.evaluation.target_return
+    if target is None and config.evaluation.target == "data":
+        target = dataset.return_top10
+    if target is None:
+        task = task_of_environment(dataset.environment_id)
+        if task is None:
+            raise UserError(
+                "evaluation.target is 'published', but none is known for "
+                f"{dataset.environment_id}; give evaluation.target_return=RETURN or "
+                "evaluation.target=data."
+            )
+        target = task.target_return
+    return Evaluation(
+        dataset.environment_id,
+        config.rollout,
+        config.protocol.context_length,
+        (target,),
+        environment_kwargs=dataset.environment_kwargs,
+        episodes=config.evaluation.episodes,
+        seed=config.evaluation.seed,
+    )
 
 
 def run_folder(config: TrainConfig, overrides: list[str]) -> Path:
@@ -250,9 +251,10 @@ def result(config: TrainConfig, overrides: list[str]) -> str | None:
         name, mean, std = "return", score.return_mean, score.return_std
         if score.normalized_score_mean is not None and score.normalized_score_std is not None:
             name, mean, std = "score", score.normalized_score_mean, score.normalized_score_std
-        line = f"{folder} is finished: {name} {mean:,.1f} ± {std:,.1f}, {score.episodes} episodes"
-    except (UserError, IndexError, TypeError, ValueError):  # none, or damaged: scored anew
+    except UserError:  # none, or damaged: scored again
         return None
+    episodes = score.evaluation.episodes
+    line = f"{folder} is finished: {name} {mean:,.1f} ± {std:,.1f}, {episodes} episodes"
     return line if score.checkpoint_step == config.steps else None
 
 

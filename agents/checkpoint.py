@@ -52,23 +52,21 @@ MEND = "free some space or choose another run_dir, then start again with resume=
 _WRONG = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 
 
-@dataclass
+@dataclass(frozen=True)
 class RunDescription:
-    """What config.json holds besides the policy's shape.
+    """What config.json holds besides the policy's shape; plain values.
 
     Attributes:
-        rollout: How the policy acts: `carried`, `rolling` or `window`.
-        context_length: Steps of the past that `rolling` and `window` keep.
-        dataset: The data set's id, environment, reference scores and return statistics.
+        dataset: The data: `envs.tasks.DatasetInfo.to_dict()`.
+        evaluation: The run's own evaluation: `envs.tasks.Evaluation.to_dict()`.
     """
 
-    rollout: str
-    context_length: int
     dataset: dict[str, Any]
+    evaluation: dict[str, Any]
 
     def __post_init__(self) -> None:
-        for key, kind in (("rollout", str), ("context_length", int), ("dataset", dict)):
-            if not isinstance(value := getattr(self, key), kind):
+        for key in ("dataset", "evaluation"):
+            if not isinstance(value := getattr(self, key), dict):
                 raise TypeError(f"{key} is {value!r}")
 
 
@@ -260,9 +258,7 @@ def build_policy(folder: Path) -> tuple[ReturnConditionedPolicy, RunDescription]
             observation_dim=content["observation_dim"],
             action_dim=content["action_dim"],
         )
-        description = RunDescription(
-            content["rollout"], content["context_length"], content["dataset"]
-        )
+        description = RunDescription(content["dataset"], content["evaluation"])
         fits = not (folder / WEIGHTS).is_file() or _fits(
             make, content["backbone"]["n_layer"], folder / WEIGHTS
         )

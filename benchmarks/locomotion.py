@@ -27,12 +27,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from agents.checkpoint import load_policy  # noqa: E402
+from agents.checkpoint import build_policy  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from configs.launch import command  # noqa: E402
 from configs.schema import register  # noqa: E402
-from eval import file_name, own_evaluation  # noqa: E402
+from eval import read_description, resolve  # noqa: E402
 from reports.records import Record, read_records, read_tables, write_tables  # noqa: E402
+from reports.scores import scores_file  # noqa: E402
 
 RUNS = Path("runs", "locomotion")
 RESULTS = ROOT / "benchmarks" / "results" / "locomotion"
@@ -171,10 +172,9 @@ def evaluate(name: str, arguments: list[str], known: dict[str, Record]) -> None:
     folder = RUNS / name
     if not (ROOT / folder / "scores.json").exists():
         return  # its policy is not on this machine
-    policy, description, _ = load_policy(ROOT / folder)
+    dataset, own = read_description(ROOT / folder, build_policy(ROOT / folder)[1])
     ((_, config),) = command.check([f"run={folder}", *arguments], "eval")
-    file = file_name(config, own_evaluation(ROOT / folder, policy, description))
-    if Path(file).stem in known[name].evaluations:
+    if Path(scores_file(resolve(config, dataset, own), own)).stem in known[name].evaluations:
         return
     asked = ["python", "eval.py", f"run={folder}", *arguments]
     print(" ".join(["$", *asked]), flush=True)

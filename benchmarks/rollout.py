@@ -15,6 +15,7 @@ benchmarks/results/rollout.csv.
 
 import argparse
 import importlib.util
+from dataclasses import replace
 from functools import partial
 from statistics import median
 
@@ -28,6 +29,7 @@ from agents.policy import PolicyConfig, ReturnConditionedPolicy
 from envs.simulation.envpool import EnvPoolSimulators
 from envs.simulation.rollout import rollout, start_seeds
 from envs.simulation.simulators import Simulators
+from envs.tasks import Evaluation
 
 ENVIRONMENT, OBSERVATION_DIM, ACTION_DIM = "HalfCheetah-v5", 17, 6
 
@@ -67,16 +69,16 @@ def main() -> None:
     policy = ReturnConditionedPolicy(PolicyConfig(), config, **dimensions).eval()
     window = make_actor(policy, "window", 20)
     episodes, steps = arguments.episodes, arguments.steps
+    asked = Evaluation(
+        ENVIRONMENT, "carried", 20, (6000.0,), episodes=episodes, n_envs=episodes, horizon=steps
+    )
 
     def ours(engine: str) -> float:
         carried = make_actor(policy, "carried", 20)
-        return rollout(
-            carried, ENVIRONMENT, episodes=episodes, seed=0, horizon=steps, engine=engine
-        ).seconds
+        return rollout(carried, replace(asked, engine=engine)).seconds
 
     def one_by_one() -> float:
-        result = rollout(window, ENVIRONMENT, episodes=1, seed=0, horizon=steps)
-        return result.seconds * episodes
+        return rollout(window, replace(asked, episodes=1)).seconds * episodes
 
     engines = ["gymnasium"] + ["envpool"] * (importlib.util.find_spec("envpool") is not None)
     measures: dict[str, Measure] = {}

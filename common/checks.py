@@ -73,8 +73,8 @@ def check_fields(config: Any, prefix: str = "") -> None:
             if value is None:
                 continue
             hint = get_args(hint)[0]
-        if get_origin(hint) is list:
-            if not isinstance(value, list):
+        if get_origin(hint) in (list, tuple):
+            if not isinstance(value, get_origin(hint)):
                 raise UserError(f"{key} is {value!r}; it must be a list.")
             if not value and item.default_factory is MISSING:
                 raise UserError(f"{key} is an empty list; give at least one value.")

@@ -22,11 +22,10 @@ from common.errors import UserError
 from configs.launch.ray import RayLauncherConfig
 from envs.data.batches import ProtocolConfig
 from envs.data.sources import DATASETS, DatasetConfig
-from envs.simulation.rollout import ENGINES
+from envs.tasks import ENGINES, MOST_EPISODES
 
 DEVICES = ("auto", "cpu", "cuda")
 TARGETS = ("data", "published")
-MOST_EPISODES = 1_000_000
 
 
 @dataclass
@@ -121,12 +120,13 @@ class EvalConfig:
     Attributes:
         run: The run folder.
         episodes: Episodes for each target return; null plays as many as the run's own evaluation.
-        target_return: Targets to ask for, one after the other; null asks for the policy's own.
+        target_return: Returns to ask for; null asks for the one of the run's own evaluation.
         rollout: `carried`, `rolling` or `window`; null acts as the run's configuration says.
-        environment: Gymnasium id; null takes the environment of the data.
+        environment: Gymnasium id, or `module:ID`, which imports the module; null takes the
+            environment of the data, with its keyword arguments.
         seed: Fixes the start states; null takes those of the run's own evaluation.
         target_fraction: Asks for these fractions of the best return in the data instead.
-        n_envs: Environments at once.
+        n_envs: Environments at once for each target return.
         engine: `gymnasium`, or `envpool` (an extra): faster, with other start states.
         horizon: Steps of an episode; null is the environment's own limit. Longer than it was in
             training is where a carried state must show what it is worth.
@@ -161,22 +161,6 @@ class EvalConfig:
             raise UserError("give either target_return or target_fraction, not both.")
         if self.video_episodes > 1 and self.video is None:
             raise UserError("video_episodes needs a file to write: give video=PATH.mp4 as well.")
-        if self.video is not None and self.conditions:
-            raise UserError(
-                f"video shows the unchanged environment, and {self.conditions} was asked for; "
-                "leave out one of the two."
-            )
-
-    @property
-    def conditions(self) -> str:
-        """How the environment is made harder than it was in training, in words."""
-        changed = {
-            "horizon": self.horizon,
-            "start_noise": self.start_noise,
-            "observation_noise": self.observation_noise or None,
-            "action_delay": self.action_delay or None,
-        }
-        return ", ".join(f"{key} {value:g}" for key, value in changed.items() if value is not None)
 
 
 def register() -> None:

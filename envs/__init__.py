@@ -1,12 +1,30 @@
-"""Everything that touches data or a simulator: tasks, episodes, rollouts and scores."""
+"""What a policy acts in, and what was recorded there.
 
-import os
+Importing this package costs nothing: each name below is loaded when it is first used.
+"""
 
-# MuJoCo loads the OpenGL that MUJOCO_GL names when it is imported, and fails with it; only a video
-# needs one, and says in a sentence what is missing.
-_chosen = os.environ.pop("MUJOCO_GL", None)
-try:
-    import mujoco  # noqa: F401
-finally:
-    if _chosen is not None:
-        os.environ["MUJOCO_GL"] = _chosen
+from importlib import import_module
+from typing import Any
+
+_PUBLIC = {
+    "Evaluation": "envs.tasks",
+    "Reference": "envs.tasks",
+    "TASKS": "envs.tasks",
+    "make_environment": "envs.simulation.simulators",
+    "rollout": "envs.simulation.rollout",
+    "record_episodes": "envs.simulation.video",
+    "Episodes": "envs.data.episodes",
+    "load_named": "envs.data.sources",
+    "store_trajectories": "envs.data.store",
+}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'envs' has no attribute '{name}'")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,14 +1,16 @@
-"""The locomotion tasks: environment ids, reference scores with their source, target returns.
+"""Environments and evaluations in plain values: tasks, reference returns, how a policy is scored.
 
-A task is what a data set and a rollout share. The reference pair turns a return into a
-normalised score, ``100 * (return - minimum) / (maximum - minimum)``.
+What `agents` write down, `simulation` carries out and `reports` read must not need torch or a
+simulator, so it stands here: `Evaluation` too, which the rollout takes whole and scores.json keeps.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-import numpy as np
-
+from common.checks import MOST_RETURN, MOST_STEPS, check_fields, choice, number, seed
 from common.errors import UserError
 
 # D4RL (Fu et al., arXiv 2004.07219), d4rl/infos.py: a random policy's and a SAC expert's mean
@@ -16,6 +18,48 @@ from common.errors import UserError
 # falls (Hopper, Walker2d) and changed Walker2d's foot friction, so a score in v5 is comparable
 # with D4RL's tables only approximately.
 D4RL_REFERENCE_SOURCE = "D4RL (arXiv 2004.07219), measured in the v2 environments"
+
+ENGINES = ("gymnasium", "envpool")
+MOST_EPISODES = 1_000_000
+
+Plain = TypeVar("Plain")
+
+
+def from_plain(cls: type[Plain], values: Any) -> Plain:
+    """Builds a dataclass, and those nested in it, from the plain values of a JSON file.
+
+    The inverse of `dataclasses.asdict`. Every key and every type is checked.
+
+    >>> from_plain(Reference, {"minimum": 0, "maximum": 200.0, "source": "mine"})
+    Reference(minimum=0.0, maximum=200.0, source='mine')
+
+    Raises:
+        UserError: A key is missing or unknown, or its value is of another type or not finite.
+    """
+    hints, known = get_type_hints(cls), fields(cls)  # type: ignore[arg-type]
+    required = {f.name for f in known if f.default is MISSING and f.default_factory is MISSING}
+    if not isinstance(values, Mapping):
+        raise UserError(f"there is {values!r:.40} where the keys of a {cls.__name__} should be")
+    if wrong := (required - values.keys()) | (values.keys() - hints.keys()):
+        raise UserError(f"these keys are missing or unknown: {', '.join(sorted(wrong))}")
+    return cls(**{key: _from_plain(key, hints[key], value) for key, value in values.items()})
+
+
+def _from_plain(key: str, hint: Any, value: Any) -> Any:
+    for kind in get_args(hint) if isinstance(hint, UnionType) else (hint,):
+        container = get_origin(kind) or kind
+        if is_dataclass(kind) and isinstance(value, Mapping):
+            return from_plain(kind, value)  # type: ignore[arg-type]
+        if container in (list, tuple) and isinstance(value, list):
+            return container(_from_plain(key, get_args(kind)[0], item) for item in value)
+        if isinstance(value, bool) and kind is not bool:
+            continue
+        if kind is float and isinstance(value, int | float) and -math.inf < value < math.inf:
+            return float(value)
+        if kind is not float and isinstance(value, container):
+            return value
+    name = getattr(hint, "__name__", str(hint))
+    raise UserError(f"{key} is {value!r:.40}, which is not of the type {name}")
 
 
 @dataclass(frozen=True)
@@ -33,7 +77,7 @@ class Reference:
     source: str = "not stated"
 
     def __post_init__(self) -> None:
-        if not -np.inf < self.minimum < self.maximum < np.inf:
+        if not -math.inf < self.minimum < self.maximum < math.inf:
             raise UserError(
                 f"the reference returns {self.minimum} and {self.maximum} must both be finite, "
                 "and the expert's above the random policy's: mend them in the data set's metadata."
@@ -52,7 +96,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is remembered of the data that a policy was trained on; plain values only.
+    """What config.json keeps of the data that a policy was trained on.
 
     Attributes:
         id: Of the data set.
@@ -79,18 +123,83 @@ class DatasetInfo:
     sha256: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain values, for config.json."""
+        """Returns plain values, for config.json; `from_plain` reads them."""
         return asdict(self)
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "DatasetInfo":
-        """Builds it from what `to_dict` returned.
 
-        Raises:
-            TypeError: A key is missing or unknown.
+@dataclass(frozen=True)
+class Evaluation:
+    """How a policy is scored: one object, resolved once, written beside every score.
+
+    Attributes:
+        environment_id: Gymnasium id.
+        rollout: How the policy acts: ``carried``, ``rolling`` or ``window``; see agents.acting.
+        context_length: Steps of the past that ``rolling`` and ``window`` keep.
+        target_returns: Returns to ask for, each in episodes of its own, in units of return.
+        environment_kwargs: Keyword arguments of `gymnasium.make`.
+        episodes: Episodes for each target return.
+        seed: Of the start states and of the observation noise.
+        horizon: Steps after which an episode is truncated, also past the environment's own limit,
+            which is the default.
+        engine: ``gymnasium``, the reference, or ``envpool``, faster, with other start states.
+        start_noise: How far start states scatter, the ``reset_noise_scale`` of Gymnasium's MuJoCo
+            tasks; by default the environment's own.
+        observation_noise: Standard deviation of noise on the observations, in units of the data's.
+        action_delay: Steps by which actions arrive late.
+        n_envs: Environments at once for each target return; by default at most 100. It does not
+            change the result, up to the rounding of batched matrix products.
+
+    Raises:
+        UserError: A number is not finite or out of range.
+    """
+
+    environment_id: str
+    rollout: str
+    context_length: int = number(at_least=1)
+    target_returns: tuple[float, ...] = number(at_least=-MOST_RETURN, at_most=MOST_RETURN)
+    environment_kwargs: dict[str, Any] = field(default_factory=dict)
+    episodes: int = number(100, at_least=1, at_most=MOST_EPISODES)
+    seed: int = seed(1000)
+    horizon: int | None = number(None, at_least=1, at_most=MOST_STEPS)
+    engine: str = choice(ENGINES[0], ENGINES)
+    start_noise: float | None = number(None, at_least=0, at_most=1000)
+    observation_noise: float = number(0.0, at_least=0, at_most=1000)
+    action_delay: int = number(0, at_least=0, at_most=10_000)
+    n_envs: int | None = number(None, at_least=1, at_most=10_000)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.rollout == "rolling" and self.context_length < 2:
+            raise UserError(
+                "context_length is 1, but rollout=rolling resets its two states half a context "
+                "apart; choose rollout=carried or window."
+            )
+
+    @property
+    def perturbations(self) -> dict[str, float]:
+        """What makes the environment harder than in training, by name."""
+        names = ("horizon", "start_noise", "observation_noise", "action_delay")
+        default = Evaluation.__dataclass_fields__
+        return {n: v for n in names if (v := getattr(self, n)) != default[n].default}
+
+    @property
+    def conditions(self) -> str:
+        """The perturbations in words; empty where there are none."""
+        return ", ".join(f"{name} {value:g}" for name, value in self.perturbations.items())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values, for config.json; `from_plain` reads them."""
+        return asdict(self)
+
+    def differences(self, other: "Evaluation") -> dict[str, Any]:
+        """Returns by name what this evaluation does not share with another; n_envs is ignored.
+
+        >>> own = Evaluation("Hopper-v5", "carried", 20, (3600.0,))
+        >>> Evaluation("Hopper-v5", "carried", 20, (1800.0,), n_envs=3).differences(own)
+        {'target_returns': (1800.0,)}
         """
-        reference = values.get("reference")
-        return cls(**{**values, "reference": Reference(**reference) if reference else None})
+        names = [f.name for f in fields(self) if f.name != "n_envs"]
+        return {n: getattr(self, n) for n in names if getattr(self, n) != getattr(other, n)}
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ import yaml  # type: ignore[import-untyped]
 
 from common.errors import UserError
 from common.files import write_file
+from envs.tasks import from_plain
 from reports.scores import Score, read_scores
 
 RUNS, EVALUATIONS, CURVES = "runs.csv", "evaluations.csv", "curves.csv"
@@ -283,10 +284,10 @@ def read_tables(folder: Path) -> tuple[list[Record], list[UserError]]:
                 for key, value in row.items()
                 if key.startswith("score.")
             }
-            scores = {"scores": [Score(**_nested(own, "score."))]}
+            scores = {"scores": [from_plain(Score, _nested(own, "score."))]}
             for other in evaluations.get(name, []):
                 emptied: dict[str, Any] = {f"score.{key}": [] for key in EPISODES}
-                score = Score(**_nested(own | emptied | other, "score."))
+                score = from_plain(Score, _nested(own | emptied | other, "score."))
                 scores.setdefault(other["file"], []).append(score)
             records.append(
                 Record(

@@ -2,13 +2,13 @@
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from common.errors import UserError
-from envs.tasks import task_of_environment
+from envs.tasks import DatasetInfo, from_plain
 from reports.records import Record, damaged, read_record
 from reports.scores import Score
 
@@ -102,12 +102,9 @@ def make_run(record: Record) -> Run:
 
 
 def _make_run(record: Record) -> Run:
-    config, data = record.config, record.data
+    config, data = record.config, from_plain(DatasetInfo, record.data)
+    score = record.scores[0]
     every = [*record.scores, *(score for more in record.evaluations.values() for score in more)]
-    for score in every:
-        _check(score)
-    own_target = _own_target(config, data)
-    score = min(record.scores, key=lambda score: abs(score.target_return - own_target))
     sweep, others = _sort_out(every, score)
     normalized = score.normalized_score_mean is not None
     reached = "last" if score.checkpoint_step == config["steps"] else score.checkpoint_step
@@ -118,51 +115,27 @@ def _make_run(record: Record) -> Run:
     }
     key = "eval/normalized_score_mean" if normalized else "eval/return_mean"
     curve = [(int(row["step"]), float(row[key])) for row in record.curve if key in row]
-    _finite(data["return_max"], *(value for point in curve for value in point))
+    _finite(value for point in curve for value in point)
     return Run(
         record=record,
         task=score.dataset_id.partition(" (")[0] + ("" if normalized else " (return)"),
         backbone=str(config["backbone.name"]),
         seed=int(config["seed"]),
-        config={**shown, "rollout": score.rollout, "scored_at_update": reached},
+        config={**shown, "rollout": score.evaluation.rollout, "scored_at_update": reached},
         facts=_facts(score, data, config),
         score=score,
         sweep=sweep,
         others=others,
         curve=curve,
         curve_episodes=int(config["evaluation.episodes_in_training"]),
-        data_best=float(data["return_max"]),
+        data_best=data.return_max,
     )
 
 
-def _check(score: Score) -> None:
-    """Refuses a score with values that no evaluation yields.
-
-    Raises:
-        ValueError: A number is not finite, or a text is none.
-    """
-    _finite(score.value, score.return_mean, score.length_mean, score.target_return)
-    _finite(score.episodes, score.seed, score.checkpoint_step)
-    for text in (score.dataset_id, score.environment_id, score.rollout, score.conditions):
-        if not isinstance(text, str):
-            raise ValueError(f"{text!r} is not a text")
-
-
-def _finite(*numbers: Any) -> None:
+def _finite(numbers: Iterable[Any]) -> None:
     for number in numbers:
         if not isinstance(number, int | float) or not math.isfinite(number):
             raise ValueError(f"{number!r} is not a finite number")
-
-
-def _own_target(config: dict[str, Any], data: dict[str, Any]) -> float:
-    """The return that a run's policy is asked for; see `target_return` in train.py."""
-    given = config["evaluation.target_return"]
-    if given is not None:
-        return float(given)
-    task = task_of_environment(data["environment_id"])
-    if config["evaluation.target"] == "published" and task is not None:
-        return task.target_return
-    return float(data["return_top10"])
 
 
 def _sort_out(scores: list[Score], own: Score) -> tuple[list[Score], dict[str, Score]]:
@@ -172,40 +145,36 @@ def _sort_out(scores: list[Score], own: Score) -> tuple[list[Score], dict[str, S
     for score in scores:
         if score.checkpoint_step != own.checkpoint_step:
             continue
-        changed = {
-            name: f"{name.removesuffix('_id')} {getattr(score, name)}"
-            for name in ("environment_id", "engine", "rollout", "episodes", "seed")
-            if getattr(score, name) != getattr(own, name)
-        }
-        if score.conditions != own.conditions:
-            changed["conditions"] = score.conditions
-        if not changed.keys() - {"episodes"}:
+        different = score.evaluation.differences(own.evaluation)
+        target = different.pop("target_returns", None)
+        if not different.keys() - {"episodes"}:
             known = sweep.setdefault(score.target_return, score)
-            if known is not own and score.episodes > known.episodes:
+            if known is not own and score.evaluation.episodes > known.evaluation.episodes:
                 sweep[score.target_return] = score
             continue
-        if score.target_return != own.target_return:
-            changed["target"] = f"target return {score.target_return:,.0f}"
-        others[", ".join(changed.values())] = score
+        words = [f"{name.removesuffix('_id')} {value}" for name, value in different.items()]
+        if target is not None:
+            words.append(f"target return {score.target_return:,.0f}")
+        others[", ".join(words)] = score
     return [sweep[target] for target in sorted(sweep)], others
 
 
-def _facts(score: Score, data: dict[str, Any], config: dict[str, Any]) -> dict[str, str]:
-    reference = UNKNOWN
-    if score.reference_min is not None and score.reference_max is not None:
-        reference = f"{score.reference_min:,.1f} and {score.reference_max:,.1f}"
+def _facts(score: Score, data: DatasetInfo, config: dict[str, Any]) -> dict[str, str]:
+    reference, evaluation = score.reference, score.evaluation
     return {
         "part of the data": score.dataset_id.partition(" (")[2].rstrip(")") or "all",
-        "data": f"{data['episodes']:,} episodes, {data['steps']:,} steps, mean return "
-        f"{data['return_mean']:,.1f}",
-        "data hash": data.get("sha256", UNKNOWN)[:12],
-        "environment": score.environment_id,
-        "engine": score.engine,
-        "MuJoCo": score.mujoco_version,
-        "Gymnasium": score.gymnasium_version,
-        "returns of score 0 and 100": reference,
-        "episodes": str(score.episodes),
-        "seed of the start states": str(score.seed),
+        "data": f"{data.episodes:,} episodes, {data.steps:,} steps, mean return "
+        f"{data.return_mean:,.1f}",
+        "data hash": data.sha256[:12],
+        "environment": evaluation.environment_id,
+        "engine": evaluation.engine,
+        "version of the engine": score.engine_version,
+        "MuJoCo": score.mujoco_version or UNKNOWN,
+        "returns of score 0 and 100": f"{reference.minimum:,.1f} and {reference.maximum:,.1f}"
+        if reference
+        else UNKNOWN,
+        "episodes": str(evaluation.episodes),
+        "seed of the start states": str(evaluation.seed),
         "target return": f"{score.target_return:,.0f}"
         if config["policy.return_to_go"]
         else UNKNOWN,  # the policy does not see it

@@ -12,8 +12,8 @@ from agents.trainer import Metrics
 from configs.schema import TrainConfig
 from envs.data.sources import DatasetConfig
 from envs.simulation.rollout import RolloutResult
-from envs.tasks import TASKS
-from reports.scores import make_score, write_scores
+from envs.tasks import TASKS, DatasetInfo
+from reports.scores import make_scores, write_scores
 
 
 def make_run(
@@ -37,7 +37,8 @@ def make_run(
 ):
     """Writes a run folder as train.py does, without training.
 
-    `others`: the stem of a further file of scores to its (score, target, changed keys).
+    `targets`: of scores.json, the first is the run's own. `others`: the stem of a further file of
+    scores to its (score, target, what differs).
     """
     name, _, kind = task.partition("-")
     about = TASKS[name]
@@ -49,39 +50,42 @@ def make_run(
     for key, value in (protocol or {}).items():
         setattr(config.protocol, key, value)
     claim_run_folder(folder, train.config_text(config), resume=False, overwrite=False)
-    dataset = {"id": config.dataset.id, "environment_id": about.environment_id}
-    if referenced:
-        dataset |= {
-            "reference_min": about.reference.minimum,
-            "reference_max": about.reference.maximum,
-        }
-    dataset |= {"reference_source": about.reference.source, "episodes": 9, "steps": 999}
-    dataset |= {"return_mean": 1000.0, "return_top10": 3000.0, "return_max": 3300.0}
-    if sha256 is not None:
-        dataset["sha256"] = sha256
-    described = RunDescription(config.rollout, config.protocol.context_length, dataset)
+    dataset = DatasetInfo(
+        id=config.dataset.id,
+        environment_id=about.environment_id,
+        environment_kwargs={},
+        reference=about.reference if referenced else None,
+        episodes=9,
+        steps=999,
+        return_mean=1000.0,
+        return_top10=3000.0,
+        return_max=3300.0,
+        sha256=sha256 or "0" * 64,
+    )
+    own = train.resolve_evaluation(config, dataset)
+    own = replace(own, target_returns=targets[:1], episodes=episodes)
+    described = RunDescription(dataset.to_dict(), own.to_dict())
     policy = ReturnConditionedPolicy(
         config.policy, config.backbone, observation_dim=2, action_dim=1
     )
     save_description(folder, policy, config.backbone, described)
 
-    def scored(value, target):
+    def scored(value, target, checkpoint_step=step, **changed):
         mean = about.reference.minimum + value / 100 * (
             about.reference.maximum - about.reference.minimum
         )
-        returns = mean + np.linspace(-1, 1, episodes)
-        lengths = np.full(episodes, 1000)
+        evaluation = replace(own, target_returns=(target,), engine=engine)
+        evaluation = replace(evaluation, **changed)
         result = RolloutResult(
-            engine=engine,
-            episode_returns=returns,
-            episode_lengths=lengths,
-            environment_id=environment or about.environment_id,
+            episode_returns=mean + np.linspace(-1, 1, evaluation.episodes)[None],
+            episode_lengths=np.full((1, evaluation.episodes), 1000),
+            successes=None,
+            environment_id=environment or evaluation.environment_id,
+            engine_version="1.2.0",
             mujoco_version="3.3.1",
-            seed=1000,
             seconds=2.0,
-            policy_seconds=1.0,
         )
-        return make_score(result, described, target, step)
+        return make_scores(result, evaluation, dataset, checkpoint_step)[0]
 
     metrics = Metrics(folder, resume_step=0)
     for i, value in enumerate(curve, start=1):
@@ -91,7 +95,7 @@ def make_run(
     if finished:
         write_scores(folder / "scores.json", [scored(score, target) for target in targets])
     for stem, rows in (others or {}).items():
-        made = [replace(scored(value, target), **changed) for value, target, changed in rows]
+        made = [scored(value, target, **changed) for value, target, changed in rows]
         write_scores(folder / f"{stem}.json", made)
     return folder
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import eval
 from common.errors import UserError
 from configs.launch import command
-from configs.schema import EvalConfig, register
+from configs.schema import register
+from reports.scores import read_scores
 
 ROOT = Path(__file__).parents[1]
 # Small enough for a test, and still the whole way: data made, trained on, scored.
@@ -64,7 +64,8 @@ def test_train_then_eval(start, tmp_path):
     for part in ("Hopper-v5", "MuJoCo", "D4RL", "top 10 %", "normalised score", "carried"):
         assert part in output, output
     (score,) = json.loads((folder / "scores.json").read_text())
-    assert score["checkpoint_step"] == 80 and score["episodes"] == 3
+    assert score["checkpoint_step"] == 80 and len(score["episode_returns"]) == 3
+    assert json.loads((folder / "config.json").read_text())["evaluation"] == score["evaluation"]
     assert f"{score['return_mean']:,.1f} ± {score['return_std']:,.1f}" in output
     records = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
     assert [r["step"] for r in records if "eval/return_mean" in r] == [40, 80]
@@ -87,11 +88,11 @@ def test_train_then_eval(start, tmp_path):
         "eval.py", f"run={moved}", "episodes=2", "target_return=[100,2000]", "rollout=window"
     )
     assert swept.returncode == 0, swept.stderr
-    path = moved / "scores-episodes-2-target_return-100-2000-rollout-window.json"
-    rows = json.loads(path.read_text())
-    assert [(row["target_return"], row["rollout"]) for row in rows] == [
-        (100.0, "window"),
-        (2000.0, "window"),
+    path = moved / "scores-rollout-window-target_return-100-2000-episodes-2.json"
+    rows = [row["evaluation"] for row in json.loads(path.read_text())]
+    assert [(row["target_returns"], row["rollout"]) for row in rows] == [
+        ([100.0], "window"),
+        ([2000.0], "window"),
     ]
     assert json.loads((moved / "scores.json").read_text()) == [score]
 
@@ -106,14 +107,39 @@ def test_train_then_eval(start, tmp_path):
     )
     assert harder.returncode == 0, harder.stderr
     assert "Harder than in training: horizon 1200" in harder.stdout
-    (path,) = moved.glob("scores-target_fraction-0.5-2-horizon-1200-*.json")
-    first, last = json.loads(path.read_text())
-    assert last["target_return"] == pytest.approx(4 * first["target_return"])
-    assert first["conditions"].endswith("observation_noise 0.1, action_delay 1")
+    (path,) = moved.glob("scores-target_return-*-horizon-1200-start_noise-0.01-*.json")
+    first, last = (score.evaluation for score in read_scores(path))
+    assert last.target_returns[0] == pytest.approx(4 * first.target_returns[0])
+    assert first.conditions.endswith("observation_noise 0.1, action_delay 1")
 
     other = start("eval.py", f"run={moved}", "environment=Walker2d-v5")
     assert other.returncode == 1
     assert "observation" in other.stderr and "Traceback" not in other.stderr
+
+    assert_damage_is_one_sentence(start, moved)
+
+
+def assert_damage_is_one_sentence(start, folder):
+    path = folder / "config.json"
+    good = path.read_text()
+    for keys, value, words in (
+        (["dataset"], {"id": "x"}, "environment_id"),
+        (["dataset", "return_max"], "x", "return_max is 'x'"),
+        (["evaluation", "rollout"], "rolled", "rollout is 'rolled'"),
+        (["evaluation", "seed"], -1, "seed is -1"),
+        (["evaluation", "environment_id"], "this:Hopper-v5", "give environment=this:Hopper-v5"),
+    ):
+        content = json.loads(good)
+        place = content
+        for key in keys[:-1]:
+            place = place[key]
+        place[keys[-1]] = value
+        path.write_text(json.dumps(content))
+        found = start("eval.py", f"run={folder}")
+        assert found.returncode == 1 and words in found.stderr, found.stderr
+        assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1, found.stderr
+        assert "Zen of Python" not in found.stdout
+    path.write_text(good)
 
 
 def test_a_killed_run_resumes_to_the_same_bits(start, tmp_path):
@@ -252,24 +278,6 @@ def test_a_wrong_override_is_refused(override):
     register()
     with pytest.raises(UserError, match=WRONG[override]):
         command.check([override], "train")
-
-
-def test_a_video_of_a_harder_environment_is_refused():
-    register()
-    with pytest.raises(UserError, match="unchanged environment, and horizon 2000"):
-        command.check(["run=x", "video=x.mp4", "horizon=2000"], "eval")
-
-
-def test_the_file_of_an_evaluation_is_named_after_what_departs_from_the_runs_own():
-    own = EvalConfig(
-        "run", 50, target_return=[3048.5], rollout="carried", environment="Hopper-v5", seed=7
-    )
-    same = EvalConfig("run", 50, target_return=[3048.5], seed=7, n_envs=3, video="x.mp4")
-    assert eval.file_name(same, own) == "scores.json"
-    seeds = eval.file_name(EvalConfig("run", seed=0, engine="envpool"), own)
-    assert seeds == "scores-seed-0-engine-envpool.json"
-    many = [eval.file_name(EvalConfig("run", target_return=[*range(n)]), own) for n in (99, 98)]
-    assert many[0] != many[1] and all(len(name) < 150 for name in many)
 
 
 def test_several_episodes_want_a_video():

@@ -259,9 +259,8 @@ def _write(
     metadata: dict[str, Any],
 ) -> None:
     with warnings.catch_warnings(), quiet_model_files():
-        # Minari asks for an e-mail address and a link to the code, Gymnasium for newer versions.
+        # Minari asks for an e-mail address and a link to the code.
         warnings.simplefilter("ignore", UserWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
         dataset = minari.create_dataset_from_buffers(
             episodes.dataset_id,
             _buffers(episodes, arrays),

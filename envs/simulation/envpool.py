@@ -13,6 +13,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from common.errors import UserError
+
 # What the horizon of an environment without a time limit is set to: EnvPool always has one.
 _NO_LIMIT = 2**31 - 1
 
@@ -20,8 +22,8 @@ _NO_LIMIT = 2**31 - 1
 class EnvPoolSimulators:
     """The interface of `envs.simulation.simulators.Simulators` on EnvPool.
 
-    EnvPool fixes an environment's seed when it makes it. So there is one environment for each seed
-    that will be asked for, and a slot that begins an episode moves on to that seed's environment.
+    EnvPool fixes the seed of an environment when it makes it. So there is one environment for each
+    episode, and a slot that begins an episode switches to the environment with its seed.
 
     Args:
         environment_id: Gymnasium id that EnvPool knows too.
@@ -31,11 +33,22 @@ class EnvPoolSimulators:
         options: Further settings of the environment, such as ``reset_noise_scale``.
 
     Attributes:
-        physics: What ran: EnvPool and its version, which brings its own MuJoCo.
+        n: Number of slots.
+        environment_id: Gymnasium id.
+        version: Version of EnvPool.
+        mujoco_version: None: EnvPool brings a MuJoCo of its own and does not tell its version.
+        observation_dim: Length of an observation.
+        action_dim: Length of an action.
+        action_low: (action_dim,) float32, lower bounds of the actions.
+        action_high: (action_dim,) float32, upper bounds of the actions.
+        reports_success: False: its tasks have none.
 
     Raises:
-        ValueError: EnvPool is not installed, or does not have this environment.
+        UserError: EnvPool is not installed, does not have this environment or not this option.
     """
+
+    mujoco_version = None
+    reports_success = False
 
     def __init__(
         self,
@@ -49,31 +62,43 @@ class EnvPoolSimulators:
         try:
             envpool: Any = importlib.import_module("envpool")
         except ImportError as error:
-            raise ValueError(
+            raise UserError(
                 "engine 'envpool' needs the extra 'envpool', which cannot be imported "
                 f'({error}): pip install -e ".[envpool]", or use engine=gymnasium.'
             ) from error
         if environment_id not in envpool.list_all_envs():
-            raise ValueError(
+            raise UserError(
                 f"EnvPool {envpool.__version__} has no environment '{environment_id}'; use "
                 "engine=gymnasium."
             )
         limit = horizon or gym.spec(environment_id).max_episode_steps or _NO_LIMIT
         self.n = n
-        self.physics = f"of EnvPool {envpool.__version__}"
+        self.environment_id = environment_id
+        self.version = envpool.__version__
         self._waiting: dict[int, list[int]] = {}
         for environment, seed in enumerate(seeds):
             self._waiting.setdefault(int(seed), []).append(environment)
-        # EnvPool's seeds are 32 bits with a sign.
+        # EnvPool's seeds are signed 32-bit integers.
         wrapped = np.asarray(seeds, np.uint32).view(np.int32)
-        self._pool = envpool.make_gymnasium(
-            environment_id,
-            num_envs=len(wrapped),
-            seed=[int(seed) for seed in wrapped],
-            num_threads=os.cpu_count() or 1,
-            max_episode_steps=limit,
-            **(options or {}),
-        )
+        try:
+            self._pool = envpool.make_gymnasium(
+                environment_id,
+                num_envs=len(wrapped),
+                seed=[int(seed) for seed in wrapped],
+                num_threads=os.cpu_count() or 1,
+                **{"max_episode_steps": limit, **(options or {})},
+            )
+        except (TypeError, ValueError, AssertionError) as error:
+            raise UserError(
+                f"EnvPool {envpool.__version__} cannot make {environment_id} with {options} "
+                f"({error}); use engine=gymnasium."
+            ) from error
+        space = self._pool.action_space
+        self.observation_dim = self._pool.observation_space.shape[0]
+        self.action_dim = space.shape[0]
+        self.action_low = space.low.astype(np.float32)
+        self.action_high = space.high.astype(np.float32)
+        self.success = np.zeros(n, bool)
         self._slots = np.zeros(n, np.int64)  # which environment each slot plays
 
     def reset(self, index: np.ndarray, seeds: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -100,7 +125,7 @@ class EnvPoolSimulators:
 
     @staticmethod
     def _in_order(chosen: np.ndarray, info: dict[str, Any], values: np.ndarray) -> np.ndarray:
-        """Brings results, which come in the order in which the threads finished, into ours."""
+        """Sorts results, which come in the order in which the threads finished, as `chosen`."""
         came = np.argsort(info["env_id"])
         return values[came[np.argsort(np.argsort(chosen))]]
 

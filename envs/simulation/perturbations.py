@@ -1,7 +1,7 @@
 """Harder conditions for a policy: noisy observations, actions that arrive late.
 
-They stand between a policy and its environment, which neither notices: a policy with a delay still
-believes that its last action was carried out.
+They stand between a policy and its environment; neither is told. A policy with a delay still takes
+its last action for the one that was carried out.
 """
 
 from __future__ import annotations
@@ -11,66 +11,49 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.errors import UserError
-from envs.simulation.rollout import (
-    Actor,
-)
+from envs.simulation.rollout import Actor
+from envs.tasks import Evaluation
 
 
 class PerturbedActor:
     """An actor that sees noise and acts late.
 
+    Every target return of an evaluation meets the same noise, the one that it would meet alone.
+
     Args:
         actor: The policy.
-        observation_noise: Standard deviation of Gaussian noise on each observation, in units of
-            `observation_std`.
+        evaluation: `observation_noise`, in units of `observation_std`; `action_delay`, in steps;
+            before the first action arrives, the action is zero; `seed`, of the noise.
         observation_std: (observation_dim,), of the policy's data.
-        action_delay: Steps between choosing an action and taking it; before the first one
-            arrives, the action is zero.
         action_dim: Length of an action.
-        seed: Of the noise.
-
-    Raises:
-        UserError: The noise or the delay is negative.
     """
 
     def __init__(
-        self,
-        actor: Actor,
-        *,
-        observation_noise: float,
-        observation_std: Tensor,
-        action_delay: int,
-        action_dim: int,
-        seed: int,
+        self, actor: Actor, evaluation: Evaluation, *, observation_std: Tensor, action_dim: int
     ) -> None:
-        for name, value in (
-            ("observation_noise", observation_noise),
-            ("action_delay", action_delay),
-        ):
-            if not value >= 0:
-                raise UserError(f"{name} is {value}, but must be at least 0.")
         self.actor = actor
-        self.scale = observation_noise * observation_std.cpu()
-        self.action_delay = action_delay
+        self.scale = evaluation.observation_noise * observation_std.cpu()
+        self.action_delay = evaluation.action_delay
+        self.targets = len(evaluation.target_returns)
         self.observation_dim = len(observation_std)
         self.action_dim = action_dim
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(evaluation.seed)
 
-    def initial_state(self, batch_size: int) -> tuple[Any, Tensor]:
-        """Returns the policy's state and no actions under way (batch, action_delay, action_dim)."""
-        under_way = torch.zeros(batch_size, self.action_delay, self.action_dim)
-        return self.actor.initial_state(batch_size), under_way
+    def initial_state(self, batch_size: int, target_return: Tensor) -> tuple[Any, Tensor]:
+        """Returns the policy's state and the delayed actions (batch, action_delay, action_dim)."""
+        delayed = torch.zeros(batch_size, self.action_delay, self.action_dim)
+        return self.actor.initial_state(batch_size, target_return), delayed
 
     def act(
         self, observation: Tensor, reward: Tensor, state: tuple[Any, Tensor], is_first: Tensor
     ) -> tuple[Tensor, tuple[Any, Tensor]]:
-        """As `envs.simulation.rollout.Actor.act`."""
-        inner, under_way = state
-        noise = self.scale * torch.randn(observation.shape, generator=self.generator)
-        action, inner = self.actor.act(observation + noise, reward, inner, is_first)
+        """Acts as `envs.simulation.rollout.Actor.act` does."""
+        inner, delayed = state
+        rows, width = len(observation) // self.targets, observation.shape[1]
+        noise = torch.randn(rows, width, generator=self.generator).repeat(self.targets, 1)
+        action, inner = self.actor.act(observation + self.scale * noise, reward, inner, is_first)
         if not self.action_delay:
-            return action, (inner, under_way)
-        under_way = under_way.masked_fill(is_first[:, None, None], 0.0)
-        queue = torch.cat([under_way, action.cpu().unsqueeze(1)], dim=1)
+            return action, (inner, delayed)
+        delayed = delayed.masked_fill(is_first[:, None, None], 0.0)
+        queue = torch.cat([delayed, action.cpu().unsqueeze(1)], dim=1)
         return queue[:, 0], (inner, queue[:, 1:])

@@ -5,24 +5,21 @@ in slots whose episode is still alive. Nothing resets by itself: an episode that
 in the next step of the policy, by the first observation of the slot's next episode.
 """
 
-import difflib
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import gymnasium
 import numpy as np
 import torch
 
 from common.errors import UserError
 from envs.simulation.envpool import EnvPoolSimulators
-from envs.simulation.simulators import Simulators, with_flat_observations
+from envs.simulation.simulators import Simulators
+from envs.tasks import Evaluation
 
 DEFAULT_N_ENVS = 100
-ENGINES = ("gymnasium", "envpool")
 
 
 class Actor(Protocol):
@@ -32,8 +29,13 @@ class Actor(Protocol):
     checked against the environment before the first step.
     """
 
-    def initial_state(self, batch_size: int) -> Any:
-        """Returns the state before the first step; the rollout never looks into it."""
+    def initial_state(self, batch_size: int, target_return: torch.Tensor) -> Any:
+        """Returns the state before the first step; the rollout never looks into it.
+
+        Args:
+            batch_size: Rows.
+            target_return: (batch,), float32, what every episode of a row is asked for.
+        """
 
     def act(
         self, observation: torch.Tensor, reward: torch.Tensor, state: Any, is_first: torch.Tensor
@@ -42,10 +44,11 @@ class Actor(Protocol):
 
         Args:
             observation: (batch, observation_dim), float32, on the CPU, never changed afterwards.
-            reward: (batch,), float32, what the previous action earned; 0 where ``is_first``.
+            reward: (batch,), float32, what the previous action earned; without meaning where
+                ``is_first``.
             state: From ``initial_state`` or from the previous step.
             is_first: (batch,), bool, true where ``observation`` begins an episode: the actor
-                forgets what that row's state held.
+                resets that row's state.
 
         Returns:
             The actions, (batch, action_dim) on any device, and the next state.
@@ -54,119 +57,107 @@ class Actor(Protocol):
 
 @dataclass(frozen=True)
 class RolloutResult:
-    """Complete episodes, in the order of their index.
+    """Whole episodes, in the order of their index, for each target return.
 
     Attributes:
-        episode_returns: Undiscounted sums of rewards, (episodes,), float64.
-        episode_lengths: Steps, (episodes,), int64.
-        environment_id: Gymnasium id of the environment.
-        engine: What stepped it: ``gymnasium`` or ``envpool``.
-        mujoco_version: Version of the physics engine that ran.
-        seed: Seed of the start states.
+        episode_returns: Undiscounted sums of rewards, (targets, episodes), float64.
+        episode_lengths: Steps, (targets, episodes), int64.
+        successes: Whether ``info["success"]`` was true at a step, (targets, episodes), bool; None
+            if the environment does not report it.
+        environment_id: Gymnasium id of the environment, with its version.
+        engine_version: Version of Gymnasium or EnvPool.
+        mujoco_version: Version of MuJoCo; None if unknown, or if another engine ran.
         seconds: Wall time of the whole rollout.
-        policy_seconds: Part of it spent in ``Actor.act``.
     """
 
     episode_returns: np.ndarray
     episode_lengths: np.ndarray
+    successes: np.ndarray | None
     environment_id: str
-    engine: str
-    mujoco_version: str
-    seed: int
+    engine_version: str
+    mujoco_version: str | None
     seconds: float
-    policy_seconds: float
+
+
+class Scene(NamedTuple):
+    """What an observer of a rollout sees before each step, and once after the last.
+
+    Attributes:
+        simulators: The environments; slot i is row i of the rest.
+        playing: (slots,) bool, false where the last episode of a slot has ended.
+        returns: (slots,), sum of the rewards of the episode so far.
+        lengths: (slots,), steps of the episode so far.
+    """
+
+    simulators: Simulators | EnvPoolSimulators
+    playing: np.ndarray
+    returns: np.ndarray
+    lengths: np.ndarray
 
 
 def rollout(
     actor: Actor,
-    environment_id: str,
+    evaluation: Evaluation,
     *,
-    episodes: int,
-    seed: int,
-    n_envs: int | None = None,
-    horizon: int | None = None,
-    engine: str = "gymnasium",
-    start_noise: float | None = None,
     progress: Callable[[int, int], None] | None = None,
+    on_step: Callable[[Scene], None] | None = None,
 ) -> RolloutResult:
     """Plays whole episodes and returns what each of them earned.
 
-    Episodes are dealt out before the start: slot ``j`` plays episodes ``j``, ``j + n_envs``, ...
-    Taking the first ``episodes`` that end would count short ones too often. An episode starts from
-    a state fixed by ``seed`` and its index alone, so its result does not depend on ``n_envs``,
-    up to the rounding of the policy's batched matrix products: MuJoCo's contacts can amplify a
-    last-bit difference in an action into another trajectory.
+    Episodes are dealt out before the start: slot ``j`` of a target plays the episodes ``j``,
+    ``j + n_envs``, ... Taking the first that end would count short ones too often. An episode
+    starts from a state fixed by the seed and its index alone, so its result does not depend on
+    ``n_envs`` or on the other targets, up to the rounding of the policy's batched matrix products:
+    MuJoCo's contacts can amplify a last-bit difference in an action into another trajectory.
 
     Args:
         actor: The policy.
-        environment_id: Gymnasium id of an environment with flat observations and actions.
-        episodes: Number of episodes.
-        seed: Seed of the start states, not negative.
-        n_envs: Environments at once; by default 100, and never more than ``episodes``.
-        horizon: Truncates episodes after this many steps, also past the environment's own limit,
-            which is the default.
-        engine: ``gymnasium``, the reference, or ``envpool``, faster, with other start states.
-        start_noise: How far start states scatter, the ``reset_noise_scale`` of Gymnasium's MuJoCo
-            tasks; by default the environment's own.
+        evaluation: What to play.
         progress: Called as ``progress(finished, episodes)`` whenever episodes have ended.
-
-    Returns:
-        The returns and lengths in the order of the episodes.
+        on_step: Called before each step, and after the last.
 
     Raises:
         UserError: The environment does not exist or cannot be made, the policy does not fit it
-            or chose an action that is not finite, or a number is out of range.
+            or chose an action that is not finite.
     """
-    for name, value, least in (
-        ("episodes", episodes, 1),
-        ("seed", seed, 0),
-        ("n_envs", n_envs, 1),
-        ("horizon", horizon, 1),
-    ):
-        if value is not None and value < least:
-            raise UserError(f"{name} is {value}, but must be at least {least}.")
-    if engine not in ENGINES:
-        raise UserError(f"engine '{engine}' does not exist; there are: {', '.join(ENGINES)}.")
     started = time.perf_counter()
-    options = {} if start_noise is None else {"reset_noise_scale": start_noise}
-    with closing(make_environment(environment_id, **options)) as environment:
-        environment_id = environment.spec.id  # of the newest version, where none was given
-        action_space = environment.action_space
-        observation_dim = environment.observation_space.shape[0]
-    check_dimensions(actor, environment_id, observation_dim, action_space.shape[0])
+    episodes, targets = evaluation.episodes, len(evaluation.target_returns)
+    n_envs = min(evaluation.n_envs or DEFAULT_N_ENVS, episodes)
+    slots = targets * n_envs
+    target_of_slot = np.repeat(np.arange(targets), n_envs)
+    returns = np.zeros((targets, episodes), np.float64)
+    lengths = np.zeros((targets, episodes), np.int64)
+    successes = np.zeros((targets, episodes), bool)
+    # The episode that each slot plays; at or past `episodes` the slot is done.
+    episode = np.tile(np.arange(n_envs), targets)
+    active = np.arange(slots)
+    rewards = np.zeros(slots, np.float32)
+    is_first = np.ones(slots, bool)
 
-    n_envs = min(n_envs or DEFAULT_N_ENVS, episodes)
-    returns = np.zeros(episodes, np.float64)
-    lengths = np.zeros(episodes, np.int64)
-    episode = np.arange(n_envs)  # which one each slot plays; at or past `episodes`: slot is done
-    active = np.arange(n_envs)
-    observations = np.empty((n_envs, observation_dim), np.float32)
-    rewards = np.zeros(n_envs, np.float32)
-    is_first = np.ones(n_envs, bool)
-    policy_seconds = 0.0
-
-    simulators: Simulators | EnvPoolSimulators
-    if engine == "gymnasium":
-        simulators = Simulators(environment_id, n_envs, horizon=horizon, options=options)
-    else:
-        simulators = _make_envpool(environment_id, n_envs, episodes, seed, horizon, options)
-    with closing(simulators), torch.inference_mode():
-        state = actor.initial_state(n_envs)
-        observations[:] = simulators.reset(active, start_seeds(seed, episode))
-        while active.size:
+    with closing(make_simulators(evaluation, slots)) as simulators, torch.inference_mode():
+        check_dimensions(actor, simulators)
+        state = actor.initial_state(
+            slots, torch.tensor(evaluation.target_returns)[torch.from_numpy(target_of_slot)]
+        )
+        observations = simulators.reset(active, start_seeds(evaluation.seed, episode))
+        while True:
+            if on_step is not None:
+                playing = episode < episodes
+                place = target_of_slot, np.where(playing, episode, episode - n_envs)
+                on_step(Scene(simulators, playing, returns[place], lengths[place]))
+            if not active.size:
+                break
             # Slots that are done stay in the batch and are ignored: taking their rows out would
             # need to know the layout of the state. Copies, for an actor may keep what it is given.
-            policy_started = time.perf_counter()
             actions, state = actor.act(
                 torch.tensor(observations), torch.tensor(rewards), state, torch.tensor(is_first)
             )
-            policy_seconds += time.perf_counter() - policy_started
             stepped, earned, terminations, truncations = simulators.step(
-                active, bounded_actions(actions[active], action_space)
+                active, bounded_actions(actions[active], simulators)
             )
-            played = episode[active]
-            returns[played] += earned
-            lengths[played] += 1
+            place = target_of_slot[active], episode[active]
+            returns[place] += earned
+            lengths[place] += 1
             observations[active] = stepped
             rewards[active] = earned
             is_first[:] = False
@@ -174,44 +165,52 @@ def rollout(
             ends = np.logical_or(terminations, truncations)
             if not ends.any():
                 continue
+            # Ended slots begin their next episode, if one is left.
             ended = active[ends]
-            rewards[ended] = 0.0
+            successes[target_of_slot[ended], episode[ended]] = simulators.success[ended]
             episode[ended] += n_envs
             restarted = ended[episode[ended] < episodes]
             if restarted.size:
-                seeds = start_seeds(seed, episode[restarted])
+                seeds = start_seeds(evaluation.seed, episode[restarted])
                 observations[restarted] = simulators.reset(restarted, seeds)
                 is_first[restarted] = True
             active = np.flatnonzero(episode < episodes)
             if progress is not None:
                 # Slot j has finished the episodes j, j + n_envs, ... below its current one.
-                progress(int((episode // n_envs).sum()), episodes)
+                progress(int((episode // n_envs).sum()), targets * episodes)
 
-    return RolloutResult(
-        episode_returns=returns,
-        episode_lengths=lengths,
-        environment_id=environment_id,
-        engine=engine,
-        mujoco_version=simulators.physics,
-        seed=seed,
-        seconds=time.perf_counter() - started,
-        policy_seconds=policy_seconds,
+        return RolloutResult(
+            episode_returns=returns,
+            episode_lengths=lengths,
+            successes=successes if simulators.reports_success else None,
+            environment_id=simulators.environment_id,
+            engine_version=simulators.version,
+            mujoco_version=simulators.mujoco_version,
+            seconds=time.perf_counter() - started,
+        )
+
+
+def make_simulators(evaluation: Evaluation, slots: int) -> Simulators | EnvPoolSimulators:
+    """Makes the environments of an evaluation.
+
+    Raises:
+        UserError: They cannot be made.
+    """
+    options = dict(evaluation.environment_kwargs)
+    if evaluation.start_noise is not None:
+        options["reset_noise_scale"] = evaluation.start_noise
+    if evaluation.engine == "gymnasium":
+        return Simulators(
+            evaluation.environment_id, slots, horizon=evaluation.horizon, options=options
+        )
+    seeds = start_seeds(evaluation.seed, np.arange(evaluation.episodes))
+    return EnvPoolSimulators(
+        evaluation.environment_id,
+        slots,
+        np.tile(seeds, len(evaluation.target_returns)),
+        horizon=evaluation.horizon,
+        options=options,
     )
-
-
-def _make_envpool(
-    environment_id: str,
-    n_envs: int,
-    episodes: int,
-    seed: int,
-    horizon: int | None,
-    options: dict[str, Any],
-) -> EnvPoolSimulators:
-    seeds = start_seeds(seed, np.arange(episodes))
-    try:
-        return EnvPoolSimulators(environment_id, n_envs, seeds, horizon=horizon, options=options)
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def start_seeds(seed: int, episodes: np.ndarray) -> np.ndarray:
@@ -228,71 +227,40 @@ def start_seeds(seed: int, episodes: np.ndarray) -> np.ndarray:
     )
 
 
-def bounded_actions(actions: torch.Tensor, space: gymnasium.spaces.Box) -> np.ndarray:
+def bounded_actions(
+    actions: torch.Tensor, simulators: Simulators | EnvPoolSimulators
+) -> np.ndarray:
     """Returns a policy's actions as the environment takes them: (batch, action_dim), in bounds.
 
     Raises:
         UserError: An action is not finite, or the shape is not the environment's.
     """
     array = actions.detach().float().cpu().numpy()
-    if array.ndim != 2 or array.shape[1:] != space.shape:
+    if array.ndim != 2 or array.shape[1] != simulators.action_dim:
         raise UserError(
             f"The policy returned actions of shape {array.shape}, but the environment takes"
-            f" (batch, {space.shape[0]})."
+            f" (batch, {simulators.action_dim})."
         )
     if not np.isfinite(array).all():
         raise UserError(
             "The policy returned an action that is not finite (NaN or infinite); its parameters"
             " or its observation normaliser are likely not finite either."
         )
-    return np.clip(array, space.low, space.high)
+    return np.clip(array, simulators.action_low, simulators.action_high)
 
 
-def make_environment(environment_id: str, **options: Any) -> gymnasium.Env:
-    """Makes one environment with continuous observations, laid flat, and continuous actions.
-
-    Args:
-        environment_id: Gymnasium id, such as ``Hopper-v5``.
-        **options: Passed to ``gymnasium.make``.
-
-    Raises:
-        UserError: There is none of that id, it cannot be made here, or its spaces don't fit.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # v4, asked for on purpose
-            environment = gymnasium.make(environment_id, **options)
-    except gymnasium.error.UnregisteredEnv as error:
-        near = difflib.get_close_matches(environment_id, list(gymnasium.registry), n=2, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else "."
-        raise UserError(f"Environment '{environment_id}' does not exist{hint}") from error
-    except (gymnasium.error.Error, ImportError, TypeError) as error:
-        reason = str(error).strip().rstrip(".")
-        raise UserError(f"Environment '{environment_id}' cannot be made: {reason}.") from error
-    environment = with_flat_observations(environment)
-    for kind in ("observation", "action"):
-        space = getattr(environment, f"{kind}_space")
-        if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
-            environment.close()
-            raise UserError(
-                f"Environment '{environment_id}' has the {kind} space {space}, but a rollout"
-                " needs a flat, continuous one (a Box of one dimension)."
-            )
-    return environment
-
-
-def check_dimensions(
-    actor: Actor, environment_id: str, observation_dim: int, action_dim: int
-) -> None:
+def check_dimensions(actor: Any, simulators: Simulators | EnvPoolSimulators) -> None:
     """Compares the dimensions that an actor declares, if it does, with the environment's.
 
     Raises:
         UserError: They differ.
     """
-    for kind, found in (("observation", observation_dim), ("action", action_dim)):
+    for kind in ("observation", "action"):
+        found = getattr(simulators, f"{kind}_dim")
         expected = getattr(actor, f"{kind}_dim", found)
         if expected != found:
             raise UserError(
-                f"The policy was made for {expected} {kind} dimensions, but {environment_id} has"
-                f" {found}: evaluate it in the environment that its data came from."
+                f"The policy was made for {expected} {kind} dimensions, but"
+                f" {simulators.environment_id} has {found}: evaluate it in the environment that its"
+                " data came from."
             )

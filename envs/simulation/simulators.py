@@ -1,6 +1,7 @@
 """Many environments, stepped together, without automatic resets."""
 
 import contextlib
+import difflib
 import itertools
 import os
 import warnings
@@ -9,11 +10,21 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gymnasium as gym
-import mujoco
 import numpy as np
 from gymnasium.wrappers import FlattenObservation, OrderEnforcing, PassiveEnvChecker, TimeLimit
 
-# The wrappers of gymnasium.make whose work is done here, once for all environments.
+from common.errors import UserError
+
+# MuJoCo loads the OpenGL that MUJOCO_GL names when it is imported, and fails with it; only a video
+# needs one, and says in a sentence what is missing.
+_chosen = os.environ.pop("MUJOCO_GL", None)
+try:
+    import mujoco
+finally:
+    if _chosen is not None:
+        os.environ["MUJOCO_GL"] = _chosen
+
+# The wrappers of gymnasium.make whose work `Simulators` does once for all environments.
 _REPLACED_WRAPPERS = (TimeLimit, OrderEnforcing, PassiveEnvChecker)
 
 # MuJoCo steps outside Python's lock, the rest of an environment's step (a good third) holds it:
@@ -23,10 +34,11 @@ _MOST_WORKERS = 2
 
 @contextlib.contextmanager
 def quiet_model_files() -> Iterator[None]:
-    """Silences what MuJoCo says of Gymnasium's own model files while environments are made.
+    """Silences deprecation warnings while environments are made.
 
-    HalfCheetah's uses a deprecated attribute, and MuJoCo tells of it on standard error and in a
-    file in the working directory, once for each environment. Other messages become warnings.
+    MuJoCo warns of Gymnasium's own HalfCheetah model, on standard error and in a file in the
+    working directory, once for each environment; Gymnasium warns of v4, asked for on purpose.
+    MuJoCo's other messages become Python warnings.
     """
 
     def warn(message: str) -> None:
@@ -36,22 +48,92 @@ def quiet_model_files() -> Iterator[None]:
     before = mujoco.get_mju_user_warning()
     mujoco.set_mju_user_warning(warn)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
     finally:
         mujoco.set_mju_user_warning(before)
 
 
-def with_flat_observations(environment: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    """Lays the boxes of a Dict, or of more than one dimension, end to end, as sources of data do.
+def make_environment(environment_id: str, *, bare: bool = False, **kwargs: Any) -> gym.Env:
+    """Makes one environment with flat, continuous observations and actions.
 
-    Environments of any other kind are returned as they are.
+    Observations that are a Dict, or have more than one dimension, are laid end to end, as the
+    sources of data do.
+
+    Args:
+        environment_id: Gymnasium id, such as ``Hopper-v5``.
+        bare: Without the time limit and the checks that ``gymnasium.make`` wraps around it.
+        **kwargs: Passed to ``gymnasium.make``.
+
+    Raises:
+        UserError: There is none of that id, it cannot be made here, or its spaces don't fit.
     """
-    space = environment.observation_space
-    if isinstance(space, gym.spaces.Dict) or (
-        isinstance(space, gym.spaces.Box) and len(space.shape) != 1
-    ):
-        return FlattenObservation(environment)
+    try:
+        with quiet_model_files():
+            environment = gym.make(environment_id, disable_env_checker=True, **kwargs)
+    except gym.error.UnregisteredEnv as error:
+        near = difflib.get_close_matches(environment_id, list(gym.registry), n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "install the package that has it."
+        raise UserError(f"environment '{environment_id}' does not exist; {hint}") from error
+    # An environment's own code can fail in any way on keyword arguments that it does not take.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        given = f" with {', '.join(kwargs)}" if kwargs else ""
+        raise UserError(
+            f"environment '{environment_id}' cannot be made{given} ({reason}); give the Gymnasium "
+            "id of one that is installed, such as Hopper-v5."
+        ) from error
+    while bare and isinstance(environment, _REPLACED_WRAPPERS):
+        environment = environment.env
+    try:
+        space = environment.observation_space
+        require_vectors(environment_id, space, environment.action_space)
+        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+            environment = FlattenObservation(environment)
+        if len(environment.action_space.shape) != 1:
+            raise UserError(
+                f"environment '{environment_id}' has the action space {environment.action_space}, "
+                "but a policy here gives vectors: a Box of one dimension."
+            )
+    except UserError:
+        environment.close()
+        raise
     return environment
+
+
+def require_vectors(name: str, observations: gym.Space, actions: gym.Space) -> None:
+    """Checks that observations are boxes of numbers, or a Dict of such, and actions one box.
+
+    Args:
+        name: Of the data set or environment, for the message.
+        observations: The observation space.
+        actions: The action space.
+
+    Raises:
+        UserError: They are images, discrete or of another kind.
+    """
+    for kind, space in (("observations", observations), ("actions", actions)):
+        parts = [space]
+        if isinstance(space, gym.spaces.Dict) and kind == "observations":
+            parts = _leaves(space)
+        for part in parts:
+            if not isinstance(part, gym.spaces.Box):
+                raise UserError(
+                    f"{name}: the {kind} are {space}, not boxes of numbers; a policy here sees "
+                    "and gives vectors of real numbers"
+                )
+            if part.dtype == np.uint8 and len(part.shape) > 1:
+                raise UserError(
+                    f"{name}: the {kind} hold images ({part}); there is no encoder for images "
+                    "here, only vectors of real numbers can be used"
+                )
+
+
+def _leaves(space: gym.Space) -> list[gym.Space]:
+    if not isinstance(space, gym.spaces.Dict):
+        return [space]
+    return [leaf for part in space.spaces.values() for leaf in _leaves(part)]
 
 
 class Simulators:
@@ -62,8 +144,7 @@ class Simulators:
     episode has ended costs nothing: leave it out of `index`.
 
     Args:
-        environment_id: Gymnasium id; observations are boxes or a Dict of boxes, laid end to end,
-            actions a one-dimensional box.
+        environment_id: Gymnasium id; see `make_environment`.
         n: Number of environments.
         workers: Threads that step; by default one or two, as the machine allows.
         horizon: Steps after which an episode is truncated; None is the environment's own limit.
@@ -71,13 +152,20 @@ class Simulators:
 
     Attributes:
         n: Number of environments.
-        physics: Version of MuJoCo.
+        environment_id: Gymnasium id, with its version.
+        version: Version of Gymnasium.
+        mujoco_version: Version of MuJoCo; None if another engine runs the environment.
         horizon: Steps after which an episode is truncated; None without a time limit.
         observation_dim: Length of an observation.
         action_dim: Length of an action.
         action_low: (action_dim,) float32, lower bounds of the actions.
         action_high: (action_dim,) float32, upper bounds of the actions.
         environments: The environments themselves, without the outer wrappers of gymnasium.make.
+        success: (n,) bool, whether ``info["success"]`` was true at a step of the episode.
+        reports_success: Whether any environment has reported a success or its absence.
+
+    Raises:
+        UserError: The environment cannot be made, see `make_environment`.
     """
 
     def __init__(
@@ -91,26 +179,25 @@ class Simulators:
     ) -> None:
         if n < 1:
             raise ValueError(f"n is {n}; at least one environment is needed")
-        self.environments: list[gym.Env[Any, Any]] = []
-        with quiet_model_files(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # v4, asked for on purpose
-            for _ in range(n):
-                environment = gym.make(environment_id, disable_env_checker=True, **(options or {}))
-                while isinstance(environment, _REPLACED_WRAPPERS):
-                    environment = environment.env
-                self.environments.append(with_flat_observations(environment))
-        observation_space = self.environments[0].observation_space
-        action_space = self.environments[0].action_space
-        for space in (observation_space, action_space):
-            if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
-                raise ValueError(f"{environment_id} has the space {space}, not a flat Box")
+        options = options or {}
+        self.environments = [
+            make_environment(environment_id, bare=True, **options) for _ in range(n)
+        ]
+        first = self.environments[0]
+        assert first.spec is not None and isinstance(first.action_space, gym.spaces.Box)
         self.n = n
-        self.physics = mujoco.__version__
-        self.horizon: int | None = horizon or gym.spec(environment_id).max_episode_steps
-        self.observation_dim = observation_space.shape[0]
-        self.action_dim = action_space.shape[0]
-        self.action_low = action_space.low.astype(np.float32)
-        self.action_high = action_space.high.astype(np.float32)
+        self.environment_id = first.spec.id
+        self.version = gym.__version__
+        of_mujoco = isinstance(getattr(first.unwrapped, "model", None), mujoco.MjModel)
+        self.mujoco_version = mujoco.__version__ if of_mujoco else None
+        limit = options.get("max_episode_steps") or gym.spec(first.spec.id).max_episode_steps
+        self.horizon: int | None = horizon or limit
+        self.observation_dim = first.observation_space.shape[0]
+        self.action_dim = first.action_space.shape[0]
+        self.action_low = first.action_space.low.astype(np.float32)
+        self.action_high = first.action_space.high.astype(np.float32)
+        self.success = np.zeros(n, bool)
+        self.reports_success = False
         self._elapsed = np.zeros(n, np.int64)
         self._running = np.zeros(n, bool)
         self._workers = workers or min(_MOST_WORKERS, os.cpu_count() or 1)
@@ -134,6 +221,7 @@ class Simulators:
         self._for_each(len(index), reset_one)
         self._elapsed[index] = 0
         self._running[index] = True
+        self.success[index] = False
         return observations
 
     def step(
@@ -160,9 +248,12 @@ class Simulators:
         truncations = np.empty(count, bool)
 
         def step_one(row: int) -> None:
-            observation, reward, terminated, truncated, _ = self.environments[index[row]].step(
+            observation, reward, terminated, truncated, info = self.environments[index[row]].step(
                 actions[row]
             )
+            if "success" in info:
+                self.reports_success = True
+                self.success[index[row]] |= bool(info["success"])
             observations[row] = observation
             rewards[row] = reward
             terminations[row] = terminated

@@ -2,33 +2,26 @@
 
 import functools
 import importlib
-import itertools
 import math
 import os
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import gymnasium
-import mujoco
 import numpy as np
-import torch
-from gymnasium.envs.mujoco import MujocoEnv
 from PIL import Image, ImageDraw, ImageFont
 
 from common.errors import UserError
 from common.files import unfinished_file
-from envs.simulation.rollout import (
-    Actor,
-    bounded_actions,
-    check_dimensions,
-    make_environment,
-    start_seeds,
-)
-from envs.simulation.simulators import quiet_model_files
+from envs.simulation.rollout import Actor, RolloutResult, Scene, rollout
+from envs.simulation.simulators import Simulators, mujoco
+from envs.tasks import Evaluation
 
 MAX_FPS = 32.0  # drawing in software is slow, and Hopper's 125 frames a second show no more
 TILE = 240  # width, in pixels, of an episode in a grid
@@ -44,27 +37,26 @@ mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), 100)
 
 
 def record_episodes(
-    actor: Actor, environment_id: str, path: str | Path, *, seed: int, episodes: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
+    actor: Actor, evaluation: Evaluation, path: str | Path, *, episodes: int = 1
+) -> RolloutResult:
     """Plays the first episodes of an evaluation and writes them as an mp4, in real time.
 
     A single episode fills the picture. Several stand side by side, each with its return so far and
     its steps; one that has ended stands still and dark. They are the first episodes of
-    ``rollout(..., seed=seed)``. With a network they can drift apart from those that were played in
-    a larger batch, whose matrix products round otherwise.
+    ``rollout(actor, evaluation)`` at its first target return. With a network they can drift apart
+    from those that were played in a larger batch, whose matrix products round otherwise.
 
     Environments that step faster than 32 times a second are drawn at every second, third, ...
     step. If ``MUJOCO_GL`` is not set, it is set to the first of egl, osmesa and glfw that works.
 
     Args:
         actor: The policy.
-        environment_id: Gymnasium id of an environment that can draw itself.
+        evaluation: In an environment that can draw itself, stepped by Gymnasium.
         path: Where to write; ends in ``.mp4``. The file appears only when it is complete.
-        seed: Seed of the start states, as in ``rollout``.
         episodes: How many.
 
     Returns:
-        The returns and the lengths in steps, (episodes,) each.
+        What `rollout` returns of these episodes.
 
     Raises:
         UserError: The environment or the policy is at fault as in ``rollout``, this machine
@@ -75,21 +67,24 @@ def record_episodes(
         raise UserError(f"The video '{path}' must have a name that ends in .mp4.")
     ffmpeg = _import_ffmpeg()
     os.environ["MUJOCO_GL"] = offscreen_backend(os.environ.get("MUJOCO_GL"))
-    with ExitStack() as stack:
-        environments = []
-        for _ in range(episodes):
-            with quiet_model_files():
-                environment = make_environment(environment_id, render_mode="rgb_array")
-            environments.append(stack.enter_context(closing(environment)))
-            _set_camera(environment, small=episodes > 1)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with unfinished_file(path) as unfinished:  # ffmpeg takes the format from the ending
-                unfinished.touch()
-                played = _film(actor, environments, unfinished, ffmpeg, seed=seed)
-        except OSError as error:
-            reason = error.strerror or str(error).splitlines()[0]
-            raise UserError(f"The video '{path}' cannot be written: {reason}.") from error
+    shown = replace(
+        evaluation,
+        target_returns=evaluation.target_returns[:1],
+        environment_kwargs={**evaluation.environment_kwargs, "render_mode": "rgb_array"},
+        engine="gymnasium",
+        episodes=episodes,
+        n_envs=episodes,
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished_file(path) as unfinished:  # ffmpeg takes the format from the ending
+            unfinished.touch()
+            with closing(_Film(unfinished, ffmpeg)) as film:
+                played = rollout(actor, shown, on_step=film.show)
+                film.finish()
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        raise UserError(f"The video '{path}' cannot be written: {reason}.") from error
     return played
 
 
@@ -156,9 +151,9 @@ def _import_ffmpeg() -> ModuleType:
 def _set_camera(environment: gymnasium.Env, *, small: bool) -> None:
     """Makes MuJoCo's camera follow the body, and draw tiles fast, without shadows."""
     simulator = environment.unwrapped
-    if not isinstance(simulator, MujocoEnv):
+    model, renderer = getattr(simulator, "model", None), getattr(simulator, "mujoco_renderer", None)
+    if not isinstance(model, mujoco.MjModel) or renderer is None:
         return
-    model, renderer = simulator.model, simulator.mujoco_renderer
     # Gymnasium 1.4 takes a camera that stands still, which a body soon runs away from. For a model
     # without this one, the number is -1 and stands for that camera.
     renderer.camera_id = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
@@ -167,62 +162,61 @@ def _set_camera(environment: gymnasium.Env, *, small: bool) -> None:
         model.vis.quality.shadowsize = model.vis.quality.offsamples = 0
 
 
-def _film(
-    actor: Actor,
-    environments: list[gymnasium.Env],
-    path: Path,
-    ffmpeg: ModuleType,
-    *,
-    seed: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Plays an episode in each environment, all in one batch, and writes the frames to ``path``."""
-    first, count = environments[0], len(environments)
-    space = first.action_space
-    check_dimensions(actor, first.spec.id, first.observation_space.shape[0], space.shape[0])
-    step_fps = first.metadata.get("render_fps", MAX_FPS)
-    stride = math.ceil(step_fps / MAX_FPS)
-    returns, lengths = np.zeros(count), np.zeros(count, np.int64)
-    rewards, playing = np.zeros(count, np.float32), np.ones(count, bool)
-    seeds = start_seeds(seed, np.arange(count)).tolist()
-    starts = [e.reset(seed=start)[0] for e, start in zip(environments, seeds, strict=True)]
-    observations = np.array(starts, np.float32)
-    views = [environment.render() for environment in environments]
-    frame, frames = _frame(views, returns, lengths, playing), 0
-    size = frame.shape[1::-1]
-    writer = ffmpeg.write_frames(
-        str(path), size, fps=step_fps / stride, quality=7, ffmpeg_log_level="error"
-    )
-    with closing(writer), torch.inference_mode():
-        writer.send(None)
-        state = actor.initial_state(count)
-        for step in itertools.count():
-            ended = not playing.any()
-            if step % stride == 0 or ended:
-                for i in np.flatnonzero(playing):
-                    views[i] = environments[i].render()
-                writer.send(_frame(views, returns, lengths, playing))
-                frames += 1
-            if ended:
-                break
-            action, state = actor.act(
-                torch.tensor(observations),
-                torch.tensor(rewards),
-                state,
-                torch.full((count,), step == 0),
-            )
-            actions = bounded_actions(action[torch.tensor(playing)], space)
-            for i, chosen in zip(np.flatnonzero(playing), actions, strict=True):
-                observation, reward, terminated, truncated, _ = environments[i].step(chosen)
-                observations[i], rewards[i] = observation, reward
-                returns[i] += float(reward)
-                lengths[i] += 1
-                if terminated or truncated:
-                    playing[i], views[i] = False, environments[i].render()
-    # The writer does not tell when ffmpeg fails to finish the file, as it does on a full disk.
-    with suppress(RuntimeError):  # raised for a file that cannot be read at all
-        if ffmpeg.count_frames_and_secs(str(path))[0] == frames:
-            return returns, lengths
-    raise OSError("ffmpeg could not finish the file; is the disk full?")
+class _Film:
+    """Writes what `rollout` shows; the first scene opens the file."""
+
+    def __init__(self, path: Path, ffmpeg: ModuleType) -> None:
+        self.path, self.ffmpeg = path, ffmpeg
+        self.writer: Any = None
+        self.step = self.frames = 0
+        self.playing: np.ndarray
+        self.views: list[Any]
+
+    def show(self, scene: Scene) -> None:
+        """Draws a scene, if it is one of those that are shown."""
+        assert isinstance(scene.simulators, Simulators)
+        environments = scene.simulators.environments
+        if self.writer is None:
+            self._open(environments, scene)
+        # An episode is drawn on the steps that are shown, and once more where it has ended.
+        shown = self.step % self.stride == 0 or not scene.playing.any()
+        for i in np.flatnonzero(self.playing & (shown | ~scene.playing)):
+            self.views[i] = environments[i].render()
+        self.playing = scene.playing
+        if shown:
+            self.writer.send(_frame(self.views, scene.returns, scene.lengths, scene.playing))
+            self.frames += 1
+        self.step += 1
+
+    def _open(self, environments: list[gymnasium.Env], scene: Scene) -> None:
+        for environment in environments:
+            _set_camera(environment, small=len(environments) > 1)
+        step_fps = environments[0].metadata.get("render_fps", MAX_FPS)
+        self.stride = math.ceil(step_fps / MAX_FPS)
+        self.playing = scene.playing
+        self.views = [environment.render() for environment in environments]
+        size = _frame(self.views, scene.returns, scene.lengths, scene.playing).shape[1::-1]
+        self.writer = self.ffmpeg.write_frames(
+            str(self.path), size, fps=step_fps / self.stride, quality=7, ffmpeg_log_level="error"
+        )
+        self.writer.send(None)
+
+    def finish(self) -> None:
+        """Completes the file.
+
+        Raises:
+            OSError: ffmpeg could not write all of it, which the writer itself does not tell.
+        """
+        self.close()
+        with suppress(RuntimeError):  # raised for a file that cannot be read at all
+            if self.ffmpeg.count_frames_and_secs(str(self.path))[0] == self.frames:
+                return
+        raise OSError("ffmpeg could not finish the file; is the disk full?")
+
+    def close(self) -> None:
+        """Ends ffmpeg."""
+        if self.writer is not None:
+            self.writer.close()
 
 
 def _frame(

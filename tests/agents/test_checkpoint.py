@@ -41,7 +41,9 @@ def make_policy(seed: int = 0) -> ReturnConditionedPolicy:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     policy = make_policy()
-    save_description(tmp_path, policy, CONFIG, RunDescription("rolling", 20, {"id": "test"}))
+    save_description(
+        tmp_path, policy, CONFIG, RunDescription({"id": "test"}, {"rollout": "rolling"})
+    )
     save_policy(tmp_path, policy, 7)
     return tmp_path
 
@@ -50,7 +52,7 @@ def test_a_checkpoint_gives_back_all_that_acting_needs(folder):
     policy, description, step = load_policy(folder)
     expected = make_policy()
     assert step == 7
-    assert description == RunDescription("rolling", 20, {"id": "test"})
+    assert description == RunDescription({"id": "test"}, {"rollout": "rolling"})
     for (name, tensor), (other_name, other) in zip(
         policy.state_dict().items(), expected.state_dict().items(), strict=True
     ):
@@ -282,7 +284,7 @@ def test_weights_that_are_not_finite_are_refused(folder):
         load_policy(folder)
 
 
-@pytest.mark.parametrize("change", [{"dataset": 3}, {"rollout": None}, {"context_length": "x"}])
+@pytest.mark.parametrize("change", [{"dataset": 3}, {"evaluation": None}])
 def test_a_description_of_wrong_types_is_refused(folder, change):
     content = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(content | change))

@@ -74,7 +74,7 @@ def make_trainer(
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
     policy = ReturnConditionedPolicy(PolicyConfig(), backbone, observation_dim=5, action_dim=2)
-    save_description(folder, policy, backbone, RunDescription("carried", 6, {}))
+    save_description(folder, policy, backbone, RunDescription({}, {}))
     settings = TrainerConfig(**{"log_every": 5, "save_every": 10, "warmup": 3, **config})
     return Trainer(
         policy,

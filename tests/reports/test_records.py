@@ -22,7 +22,7 @@ def make_runs(folder):
         targets=(100.0, 3000.0),
         sha256="1e5" + "0" * 61,
         others={
-            "scores-horizon-5000": [(99, 3000.0, {"conditions": "horizon 5000, a | b"})],
+            "scores-horizon-5000": [(99, 3000.0, {"horizon": 5000})],
             "scores-rollout-window": [(48, 100.0, {"rollout": "window"})],
         },
     )
@@ -88,6 +88,6 @@ def test_the_committed_results_are_whole():
         run = understand(record)
         (mean,) = {score.return_mean for score in record.scores}
         episodes = run.score.episode_returns
-        assert len(episodes) == run.score.episodes == len(run.score.episode_lengths)
+        assert len(episodes) == run.score.evaluation.episodes == len(run.score.episode_lengths)
         assert sum(episodes) / len(episodes) == pytest.approx(mean, rel=1e-6, abs=1e-3)
         assert run.curve and run.facts["data hash"] != "-"

@@ -3,9 +3,8 @@
 import io
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
-import gymnasium
 import numpy as np
 import pytest
 from rich.console import Console
@@ -13,53 +12,49 @@ from rich.console import Console
 from common import files as atomic
 from common.errors import UserError
 from envs.simulation.rollout import RolloutResult
-from envs.tasks import TASKS
+from envs.tasks import TASKS, DatasetInfo, Evaluation, Reference
 from reports.scores import (
-    make_score,
-    normalized_score,
+    make_scores,
     print_scores,
     read_published,
     read_scores,
+    scores_file,
     write_scores,
 )
 
-
-@dataclass
-class Run:
-    rollout: str
-    dataset: dict
-
-
-REFERENCE = {
-    "reference_min": -100.0,
-    "reference_max": 300.0,
-    "reference_source": "Somebody, measured in the v2 environments",
-}
-RESULT = RolloutResult(
-    engine="gymnasium",
-    episode_returns=np.array([100.0, 300.0, 200.0, 0.0]),
-    episode_lengths=np.array([10, 1000, 20, 30]),
+REFERENCE = Reference(-100.0, 300.0, "Somebody, measured in the v2 environments")
+DATASET = DatasetInfo(
+    id="some/data-v0",
     environment_id="Hopper-v5",
+    environment_kwargs={},
+    reference=REFERENCE,
+    episodes=9,
+    steps=999,
+    return_mean=50.0,
+    return_top10=300.0,
+    return_max=400.0,
+    sha256="0" * 64,
+)
+OWN = Evaluation("Hopper-v5", "carried", 20, (250.0,), episodes=4, seed=7)
+RESULT = RolloutResult(
+    episode_returns=np.array([[100.0, 300.0, 200.0, 0.0]]),
+    episode_lengths=np.array([[10, 1000, 20, 30]]),
+    successes=None,
+    environment_id="Hopper-v5",
+    engine_version="1.2.0",
     mujoco_version="3.3.1",
-    seed=7,
     seconds=2.0,
-    policy_seconds=1.0,
 )
 
 
 @pytest.fixture
 def score():
-    return make_score(RESULT, Run("carried", {"id": "some/data-v0", **REFERENCE}), 250, 1500)
+    return make_scores(RESULT, OWN, DATASET, 1500)[0]
 
 
-def printed(scores, width, mean=50.0, top10=300.0):
+def printed(scores, width, dataset=DATASET):
     text = io.StringIO()
-    print_scores(
-        scores,
-        dataset_return_mean=mean,
-        dataset_return_top10=top10,
-        console=Console(file=text, width=width),
-    )
+    print_scores(scores, dataset, Console(file=text, width=width))
     return text.getvalue()
 
 
@@ -68,41 +63,53 @@ def rows(text):
     return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
 
 
-def test_normalized_score_by_hand():
-    assert normalized_score(100.0, -100.0, 300.0) == 50
-    assert normalized_score(np.array([-100.0, 300.0, 700.0]), -100.0, 300.0).tolist() == [
-        0,
-        100,
-        200,
-    ]
-    hopper = TASKS["hopper"]
-    # The third is the middle between a random policy and an expert.
-    for value, expected in ((3234.3, 100.0), (-20.272305, 0.0), (1607.0138475, 50.0)):
-        found = normalized_score(value, hopper.reference.minimum, hopper.reference.maximum)
-        assert found == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("pair", [(1.0, 1.0), (2.0, 1.0), (0.0, float("nan"))])
-def test_a_reference_pair_out_of_order_is_refused(pair):
-    with pytest.raises(UserError, match=r"must be above.*metadata"):
-        normalized_score(1.0, *pair)
-
-
 def test_summary_by_hand(score):
-    assert (score.return_mean, score.length_mean, score.episodes) == (150, 265, 4)
+    assert (score.return_mean, score.length_mean) == (150, 265)
     assert score.return_std == pytest.approx(np.sqrt((50**2 + 150**2 + 50**2 + 150**2) / 4))
     assert score.normalized_score_mean == pytest.approx(62.5)
     assert score.normalized_score_std == pytest.approx(score.return_std / 4)
-    assert (score.seed, score.checkpoint_step, score.target_return) == (7, 1500, 250)
-    assert score.gymnasium_version == gymnasium.__version__
+    assert (score.checkpoint_step, score.target_return) == (1500, 250)
+    assert score.success_rate is None and "eval/success_rate" not in score.scalars()
     assert score.scalars()["eval/normalized_score_mean"] == score.normalized_score_mean
+
+
+def test_each_target_return_has_its_row_of_the_rollout():
+    both = replace(
+        RESULT,
+        episode_returns=np.array([[1.0, 3.0], [5.0, 7.0]]),
+        episode_lengths=np.array([[10, 20], [30, 40]]),
+        successes=np.array([[True, False], [True, True]]),
+        environment_id="Hopper-v6",
+    )
+    asked = replace(OWN, environment_id="Hopper", target_returns=(2.0, 8.0), episodes=2)
+    first, second = make_scores(both, asked, DATASET, 0)
+    assert (first.target_return, second.target_return) == (2.0, 8.0)
+    assert (first.return_mean, second.return_mean, second.length_mean) == (2.0, 6.0, 35.0)
+    assert (first.success_rate, second.success_rate) == (0.5, 1.0)
+    assert second.evaluation == replace(asked, environment_id="Hopper-v6", target_returns=(8.0,))
+    assert ["8", "carried", "6.0 ± 1.0", "26.5 ± 0.2", "100 %", "35.0"] in rows(
+        printed([first, second], 80)
+    )
+
+
+def test_the_file_of_an_evaluation_is_named_after_what_differs_from_the_runs_own():
+    assert scores_file(replace(OWN, n_envs=3), OWN) == "scores.json"
+    other = replace(OWN, seed=0, engine="envpool", horizon=5000)
+    assert scores_file(other, OWN) == "scores-seed-0-horizon-5000-engine-envpool.json"
+    other = replace(OWN, environment_id="Walker2d-v5", target_returns=(1800.0, 0.5))
+    assert scores_file(other, replace(OWN, environment_kwargs={"a": [1]})) == (
+        "scores-environment-Walker2d-v5-target_return-1800-0.5.json"
+    )
+    many = [
+        scores_file(replace(OWN, target_returns=tuple(map(float, range(n)))), OWN) for n in (99, 98)
+    ]
+    assert many[0] != many[1] and all(len(name) < 150 for name in many)
 
 
 @pytest.mark.parametrize("width", [80, 100])
 def test_table_reads_whole_at_the_width_of_a_terminal(score, width):
-    other = replace(
-        score, target_return=12000.0, rollout="rolling", return_mean=11234.5, return_std=1234.5
-    )
+    rolling = replace(score.evaluation, target_returns=(12000.0,), rollout="rolling")
+    other = replace(score, evaluation=rolling, return_mean=11234.5, return_std=1234.5)
     text = printed([score, other], width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text  # nothing is cut off
@@ -115,7 +122,7 @@ def test_table_reads_whole_at_the_width_of_a_terminal(score, width):
     flowing = " ".join(text.split())
     for words in (
         "some/data-v0, update 1,500",
-        "Hopper-v5, MuJoCo 3.3.1",
+        "Hopper-v5, Gymnasium 1.2.0, MuJoCo 3.3.1;",
         "over 4 episodes, seed 7",
         "0 is a return of -100.0, 100 is 300.0",
         "source: Somebody, measured in the v2 environments.",
@@ -126,24 +133,33 @@ def test_table_reads_whole_at_the_width_of_a_terminal(score, width):
 
 
 def test_another_engine_is_named(score):
-    assert "stepped by envpool" in " ".join(printed([replace(score, engine="envpool")], 80).split())
-    assert "stepped by" not in printed([score], 80)
+    other = replace(
+        score,
+        evaluation=replace(score.evaluation, engine="envpool"),
+        engine_version="1.2.5",
+        mujoco_version=None,
+    )
+    text = " ".join(printed([other], 80).split())
+    assert "Hopper-v5, EnvPool 1.2.5; mean" in text and "MuJoCo" not in text
 
 
 def test_no_warning_where_the_versions_agree(score):
-    here = replace(score, reference_source="measured in v5")
+    here = replace(score, reference=replace(REFERENCE, source="measured in v5"))
     assert "approximately" not in printed([here], 80)
-    assert "approximately" not in printed([replace(score, environment_id="Hopper-v2")], 80)
+    older = replace(score.evaluation, environment_id="Hopper-v2")
+    assert "approximately" not in printed([replace(score, evaluation=older)], 80)
 
 
 def test_without_a_reference_the_table_has_raw_returns_only():
-    score = make_score(RESULT, Run("window", {"id": "mine", "reference_min": None}), 250, 1500)
+    bare = replace(DATASET, reference=None)
+    (score,) = make_scores(RESULT, replace(OWN, rollout="window"), bare, 1500)
     assert score.normalized_score_mean is None
     assert "eval/normalized_score_mean" not in score.scalars()
-    text = printed([score], 80, top10=None)
+    text = printed([score], 80, bare)
     assert rows(text) == [
         ["250", "window", "150.0 ± 111.8", "265.0"],
         ["data, mean", "", "50.0", ""],
+        ["data, top 10 %", "", "300.0", ""],
     ]
     assert "normalised" not in text
     assert "raw returns only" in text
@@ -151,7 +167,9 @@ def test_without_a_reference_the_table_has_raw_returns_only():
 
 def test_file_round_trip(score, tmp_path):
     path = tmp_path / "scores.json"
-    bare = make_score(RESULT, Run("window", {"id": "mine"}), 1.5, 0)
+    kwargs = {"maze_map": [[1, 0], [0, 1]], "reward_type": "sparse"}
+    other = replace(OWN, environment_kwargs=kwargs, start_noise=0.5)
+    (bare,) = make_scores(RESULT, other, replace(DATASET, reference=None), 0)
     write_scores(path, [score])
     write_scores(path, [score, bare])
     assert read_scores(path) == [score, bare]
@@ -185,8 +203,9 @@ def test_a_place_that_cannot_be_written_or_read_is_one_sentence(score, tmp_path)
     [
         ('[{"dataset_id": "a"', "are not JSON"),
         ("\udcff", "are not JSON"),
-        ('[{"dataset_id": "a"}]', "checkpoint_step"),
-        ("3", "do not have the expected keys"),
+        ('[{"dataset_id": "a"}]', "are damaged or of another version .*checkpoint_step"),
+        ("3", "are damaged or of another version .*there is 3 where the keys of a Score"),
+        ("[]", "are an empty list"),
     ],
 )
 def test_a_damaged_file_is_one_sentence(tmp_path, text, words):
@@ -196,10 +215,30 @@ def test_a_damaged_file_is_one_sentence(tmp_path, text, words):
         read_scores(path)
 
 
-def test_an_unknown_key_is_named(score, tmp_path):
+@pytest.mark.parametrize(
+    ("keys", "value", "words"),
+    [
+        (["retrun_mean"], 1.0, "missing or unknown: retrun_mean"),
+        (["return_mean"], "x", "return_mean is 'x'"),
+        (["return_mean"], float("nan"), "return_mean is nan"),
+        (["checkpoint_step"], 2.5, "checkpoint_step is 2.5"),
+        (["checkpoint_step"], True, "checkpoint_step is True"),
+        (["reference"], [], r"reference is \[\]"),
+        (["reference", "minimum"], 300, "must both be finite, and the expert's above"),
+        (["evaluation", "episodes"], 0, "episodes is 0; it must be at least 1"),
+        (["evaluation", "target_returns"], [], "target_returns is an empty list"),
+        (["episode_returns"], [1, None], "episode_returns is None"),
+    ],
+)
+def test_a_wrong_value_in_a_file_is_named(score, tmp_path, keys, value, words):
     path = tmp_path / "scores.json"
-    path.write_text(json.dumps([{**asdict(score), "retrun_mean": 1.0}]))
-    with pytest.raises(UserError, match="retrun_mean"):
+    row = asdict(score)
+    place = row
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    path.write_text(json.dumps([row]))
+    with pytest.raises(UserError, match=words):
         read_scores(path)
 
 

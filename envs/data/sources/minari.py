@@ -15,8 +15,9 @@ from common.errors import UserError
 from envs.data.cache import Reading, load_cached
 from envs.data.episodes import Episodes
 from envs.data.sources.hdf5 import damage_explained, first_line, whole
-from envs.data.spaces import environment_spaces, require_dimensions, require_vectors
+from envs.data.spaces import environment_spaces, require_dimensions
 from envs.data.store import dataset_path
+from envs.simulation.simulators import require_vectors
 from envs.tasks import Reference, task_of_environment
 
 FLAGS = ("rewards", "terminations", "truncations")

@@ -2,6 +2,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from envs.simulation.simulators import Simulators
 
 
@@ -95,7 +96,7 @@ def test_subsets_step_alone_and_ended_episodes_must_be_reset():
 
 
 def test_says_what_it_needs_of_an_environment():
-    with pytest.raises(ValueError, match="not a flat Box"):
+    with pytest.raises(UserError, match="CartPole-v1: the actions are Discrete"):
         Simulators("CartPole-v1", 1)
     with pytest.raises(ValueError, match="n is 0"):
         Simulators("Hopper-v5", 0)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ import torch
 
 from common.errors import UserError
 from envs.simulation import video
-from envs.simulation.rollout import (
-    make_environment,
-    rollout,
-)
+from envs.simulation.rollout import rollout
+from envs.simulation.simulators import make_environment
 from envs.simulation.video import offscreen_backend, record_episodes
+from envs.tasks import Evaluation
+
+HOPPER = Evaluation("Hopper-v5", "carried", 20, (0.0,), seed=3)
 
 try:
     offscreen_backend()
@@ -28,7 +30,7 @@ draws = pytest.mark.skipif(not DRAWS, reason="no off-screen OpenGL on this machi
 class Gait:
     """Leaps; depends on the previous reward, so that a wrong feed changes the return."""
 
-    def initial_state(self, batch_size):
+    def initial_state(self, batch_size, target_return):
         return torch.zeros(batch_size)
 
     def act(self, observation, reward, state, is_first):
@@ -49,10 +51,11 @@ def frames_of(path):
 @draws
 def test_video_shows_the_first_episode_of_the_rollout(tmp_path):
     path = tmp_path / "new" / "hopper.mp4"
-    (episode_return,), (length,) = record_episodes(Gait(), "Hopper-v5", path, seed=3)
-    played = rollout(Gait(), "Hopper-v5", episodes=1, seed=3)
-    assert episode_return == pytest.approx(played.episode_returns[0], rel=1e-12)
-    assert length == played.episode_lengths[0]
+    shown = record_episodes(Gait(), HOPPER, path)
+    played = rollout(Gait(), replace(HOPPER, episodes=1))
+    assert shown.episode_returns.tolist() == played.episode_returns.tolist()
+    length = shown.episode_lengths.item()
+    assert length == played.episode_lengths.item()
 
     meta, frames = frames_of(path)
     assert meta["fps"] == pytest.approx(31.25)  # every fourth of 125 steps a second
@@ -71,10 +74,11 @@ def test_a_grid_shows_the_first_episodes_and_how_each_ended(tmp_path):
             return 0 * action, state
 
     path = tmp_path / "grid.mp4"
-    returns, lengths = record_episodes(Falls(), "Hopper-v5", path, seed=3, episodes=3)
-    played = rollout(Falls(), "Hopper-v5", episodes=3, seed=3)
-    assert returns.tolist() == pytest.approx(played.episode_returns.tolist(), rel=1e-12)
-    assert lengths.tolist() == played.episode_lengths.tolist()
+    shown = record_episodes(Falls(), HOPPER, path, episodes=3)
+    played = rollout(Falls(), replace(HOPPER, episodes=3))
+    assert shown.episode_returns.tolist() == played.episode_returns.tolist()
+    lengths = shown.episode_lengths[0]
+    assert lengths.tolist() == played.episode_lengths[0].tolist()
     assert len(set(lengths)) == 3
 
     _, frames = frames_of(path)
@@ -116,7 +120,7 @@ def test_a_failure_leaves_no_file_and_keeps_the_old_one(tmp_path):
             return action, state
 
     with pytest.raises(KeyboardInterrupt):
-        record_episodes(Stops(), "Hopper-v5", path, seed=0)
+        record_episodes(Stops(), HOPPER, path)
     assert path.read_bytes() == b"the old one"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -126,9 +130,9 @@ def test_a_full_disk_is_one_sentence(tmp_path):
     """A limit on the size of files stands for the full disk: ffmpeg's writes fail part way."""
     code = (
         "import resource, sys; sys.path[:0] = ['.', 'tests/envs/simulation']\n"
-        "from test_video import Gait; from envs.simulation.video import record_episodes\n"
+        "from test_video import HOPPER, Gait; from envs.simulation.video import record_episodes\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
-        f"record_episodes(Gait(), 'Hopper-v5', {str(tmp_path / 'a.mp4')!r}, seed=0)\n"
+        f"record_episodes(Gait(), HOPPER, {str(tmp_path / 'a.mp4')!r})\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "UserError: The video" in ran.stderr
@@ -140,7 +144,7 @@ def test_a_full_disk_is_one_sentence(tmp_path):
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/clip.mp4' cannot be written: File exists\.$"):
-        record_episodes(Gait(), "Hopper-v5", tmp_path / "file" / "clip.mp4", seed=0)
+        record_episodes(Gait(), HOPPER, tmp_path / "file" / "clip.mp4")
 
 
 @draws
@@ -148,19 +152,19 @@ def test_a_policy_of_another_environment_is_refused(tmp_path):
     actor = Gait()
     actor.observation_dim = 17
     with pytest.raises(UserError, match="17 observation dimensions, but Hopper-v5 has 11"):
-        record_episodes(actor, "Hopper-v5", tmp_path / "clip.mp4", seed=0)
+        record_episodes(actor, HOPPER, tmp_path / "clip.mp4")
     assert not list(tmp_path.iterdir())
 
 
 def test_another_ending_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"clip\.gif' must have a name that ends in \.mp4"):
-        record_episodes(Gait(), "Hopper-v5", tmp_path / "clip.gif", seed=0)
+        record_episodes(Gait(), HOPPER, tmp_path / "clip.gif")
 
 
 def test_missing_extra_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)  # makes the import fail
     with pytest.raises(UserError, match=r'pip install -e "\.\[video\]"'):
-        record_episodes(Gait(), "Hopper-v5", tmp_path / "clip.mp4", seed=0)
+        record_episodes(Gait(), HOPPER, tmp_path / "clip.mp4")
 
 
 def test_a_machine_that_cannot_draw_is_told_what_to_install(monkeypatch):
@@ -196,10 +200,10 @@ def test_records_without_a_display_in_a_fresh_process(tmp_path):
     code = (
         "import sys; sys.path[:0] = ['.', 'tests/envs/simulation']\n"
         "import os; os.environ.pop('MUJOCO_GL', None); os.environ.pop('DISPLAY', None)\n"
-        "from test_video import Gait; from envs.simulation.rollout import rollout\n"
+        "from test_video import HOPPER, Gait; from envs.simulation.rollout import rollout\n"
         "from envs.simulation.video import record_episodes\n"
-        "rollout(Gait(), 'Hopper-v5', episodes=2, seed=0)\n"
-        f"record_episodes(Gait(), 'Hopper-v5', {str(tmp_path / 'a.mp4')!r}, seed=0)\n"
+        "rollout(Gait(), HOPPER)\n"
+        f"record_episodes(Gait(), HOPPER, {str(tmp_path / 'a.mp4')!r})\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
