@@ -280,7 +280,7 @@ def test_as_a_user_starts_it(tmp_path):
     assert (tmp_path / "runs" / "comparison" / "report.md").is_file()
     (tmp_path / "runs" / "unfinished" / "scores.json").write_text("[]")
     damaged = start(tmp_path / "runs", "--table", tmp_path / "table")
-    assert damaged.returncode == 1 and "unfinished is damaged" in damaged.stdout
+    assert damaged.returncode == 1 and "are an empty list" in damaged.stdout
     assert "1 runs on 1 tasks" in (tmp_path / "runs" / "comparison" / "report.md").read_text()
     assert len(records(tmp_path / "table" / "runs.csv")) == 1
 
