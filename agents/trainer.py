@@ -1,21 +1,18 @@
 """The training loop: optimiser, schedule, precision, logging, saving, resuming.
 
-On one CPU with a fixed number of threads a run is repeatable to the bit. A run that was killed and
-resumed ends with the same weights and records as an unbroken one: training_state.pt holds every
-random state, the sampler's position, the detached state of truncated BPTT and the losses since the
-last record.
+On one CPU with a fixed number of threads, equal runs end with equal bits, and so does a run that
+was killed and resumed: training_state.pt holds every random state, the sampler's position, the
+detached state of truncated BPTT and the losses since the last record.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -23,16 +20,12 @@ from typing import Any, Protocol, cast
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from agents.backbones.mixer import parameter_groups
 from agents.backbones.state import map_state
 from agents.checkpoint import (
-    MEND,
     STATE,
     damaged_state,
     load_training_state,
@@ -40,17 +33,17 @@ from agents.checkpoint import (
     save_training_state,
 )
 from agents.distributed import Ranks
+from agents.metrics import Metrics
 from agents.policy import ReturnConditionedPolicy, TrainingState
 from common.checks import MOST_STEPS, check_fields, choice, number
 from common.errors import UserError
-from common.files import write_file
 
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Batches(Protocol):
-    """The sampler interface that the trainer needs; see envs.data.batches."""
+    """What the trainer needs of a sampler; see envs.data.batches."""
 
     continues: bool
     own_rows: slice
@@ -75,8 +68,7 @@ class TrainerConfig:
         warmup: Updates over which the learning rate rises from zero.
         schedule: `cosine` falls to zero at the last update, `constant` stays.
         gradient_clip: Largest norm of the gradient; 0 does not clip.
-        ema_decay: Decay of the EMA weights, which are evaluated and saved for acting; 0 uses the
-            weights themselves.
+        ema_decay: Decay of the EMA weights, which are evaluated and saved for acting.
         log_every: Updates between two records of the training loss.
         save_every: Updates between two checkpoints.
     """
@@ -108,98 +100,16 @@ def stop_requests() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names}
+    hang_up = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, hang_up)}
     for signum, handler in before.items():
-        if signum in (signal.SIGINT, signal.SIGTERM) or handler != signal.SIG_IGN:  # nohup
+        if signum != hang_up or handler != signal.SIG_IGN:  # nohup ignores hang-ups
             signal.signal(signum, lambda *_: event.set())
     try:
         yield event
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-
-
-class Metrics:
-    """metrics.jsonl and TensorBoard, side by side.
-
-    Args:
-        folder: The run folder.
-        resume_step: Updates of the last save: what was recorded after it will be recorded again.
-
-    Attributes:
-        evaluated: The updates that have a record of an evaluation.
-
-    Raises:
-        UserError: A line of metrics.jsonl other than the last is damaged, or the disk is full.
-    """
-
-    def __init__(self, folder: Path, *, resume_step: int) -> None:
-        self.path = folder / "metrics.jsonl"
-        self.evaluated: set[int] = set()
-        if self.path.exists():
-            self._cut(resume_step)
-        # Not torch's SummaryWriter: its thread writes later, and meets a full disk by itself.
-        name = f"events.out.tfevents.{time.time_ns()}.{os.getpid()}"
-        with self._explained():
-            self.file = open(folder / name, "xb")  # noqa: SIM115
-            self._write_event(file_version="brain.Event:2")
-            begin = SessionLog(status=SessionLog.START)  # hides what older files say of later steps
-            self._write_event(session_log=begin, step=resume_step + 1)
-
-    def _cut(self, resume_step: int) -> None:
-        """Removes the records after a step, and a last line that is not whole."""
-        lines = self.path.read_bytes().splitlines(keepends=True)
-        kept = []
-        for place, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line) if line.endswith(b"\n") else {}
-                if record["step"] <= resume_step:
-                    kept.append(line)
-                    if any(name.startswith("eval/") for name in record):
-                        self.evaluated.add(record["step"])
-            except (ValueError, LookupError, TypeError) as error:
-                if place < len(lines):
-                    raise UserError(
-                        f"{self.path} is damaged in line {place}; remove the line, or start again "
-                        "with overwrite=true."
-                    ) from error
-        if kept != lines:
-            write_file(self.path, b"".join(kept), MEND)
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"{self.path} or the TensorBoard events beside it cannot be written "
-                f"({error.strerror}); the last save is intact: {MEND}."
-            ) from error
-
-    def record(self, step: int, values: dict[str, float]) -> None:
-        """Writes one record of scalars, named `train/*`, `eval/*` or `time/*`, to the disk.
-
-        Raises:
-            UserError: The disk is full.
-        """
-        with self._explained():
-            with open(self.path, "a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            scalars = [Summary.Value(tag=n, simple_value=value) for n, value in values.items()]
-            self._write_event(step=step, summary=Summary(value=scalars))
-
-    def _write_event(self, **content: Any) -> None:
-        event = Event(wall_time=time.time(), **content)
-        RecordWriter(self.file).write(event.SerializeToString())
-        self.file.flush()
-
-    def close(self) -> None:
-        """Closes TensorBoard's file, in which every record stands already."""
-        with suppress(OSError):  # of a full disk: said before
-            self.file.close()
 
 
 class Trainer:
@@ -252,40 +162,31 @@ class Trainer:
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self.average = (
-            AveragedModel(policy, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-            if config.ema_decay > 0
-            else None
-        )
+        # A decay of 0 copies the weights.
+        self.average = AveragedModel(policy, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+        self.acting_policy = cast(ReturnConditionedPolicy, self.average.module)
+        self.saved: dict[str, Any] = {
+            "policy": policy,
+            "average": self.average,
+            "optimizer": self.optimizer,
+            "batches": batches,
+        }
         self.loss = self.ranks.loss_of(policy)
-
-    @property
-    def acting_policy(self) -> ReturnConditionedPolicy:
-        """The policy that is evaluated and saved: with the EMA weights, if there are any."""
-        if self.average is None:
-            return self.policy
-        return cast(ReturnConditionedPolicy, self.average.module)
 
     # -- saving and resuming ------------------------------------------------------------------
 
     def save(self) -> None:
-        """Saves what resuming needs, then what acting needs, on the first rank; all must call it.
+        """Saves training_state.pt and model.safetensors on the first rank; all must call it.
 
-        A kill between the two costs nothing: `resume` makes the second of the first.
-
-        Raises:
-            UserError: The folder cannot be written; the save before is intact.
+        A kill between the two costs nothing: `resume` writes the second from the first.
         """
         carried = self.ranks.gather(self.carried)
         losses = self.ranks.gather(torch.stack(self.losses)[None] if self.losses else None)
         if not self.ranks.leads:
             return
-        state: dict[str, Any] = {
+        state: dict[str, Any] = {name: part.state_dict() for name, part in self.saved.items()}
+        state |= {
             "step": self.step,
-            "policy": self.policy.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "batches": self.batches.state_dict(),
             "carried": None if carried is None else tuple(carried),
             "losses": losses,
             "random": torch.get_rng_state(),
@@ -295,11 +196,7 @@ class Trainer:
         save_policy(self.folder, self.acting_policy, self.step)
 
     def resume(self) -> None:
-        """Resumes the run from its last save, or from its beginning if there is none.
-
-        Raises:
-            UserError: The save is damaged.
-        """
+        """Resumes the run from its last save, or from its beginning if there is none."""
         state = self.ranks.from_first(lambda: load_training_state(self.folder))
         if state is None:
             return
@@ -314,11 +211,8 @@ class Trainer:
         self.step = state["step"]
         if not 0 <= self.step <= self.steps:
             raise ValueError(f"update {self.step} of {self.steps}")
-        self.policy.load_state_dict(state["policy"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.batches.load_state_dict(state["batches"])
+        for name, part in self.saved.items():
+            part.load_state_dict(state[name])
         device = self.policy.target_return.device
         if state["carried"] is not None:
             rows = self.batches.own_rows
@@ -336,21 +230,17 @@ class Trainer:
     def update(self) -> tuple[Tensor, Tensor, int]:
         """Makes one update; returns its loss, its gradient's norm and the steps it saw."""
         self.policy.train()
-        for group in self.optimizer.param_groups:
-            factor = self.config.rate_factor(self.step, self.steps)
-            group["lr"] = self.config.learning_rate * factor
         self.ranks.draw_dropout(self.step)
         batch = self.batches.next()
-        device_type = batch["mask"].device.type
+        # The loss and its gradient.
         mixed = self.precision != torch.float32
-        with torch.autocast(device_type, self.precision, enabled=mixed):
+        with torch.autocast(batch["mask"].device.type, self.precision, enabled=mixed):
             loss, carried = self.loss(**batch, state=self.carried)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         limit = self.config.gradient_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), limit)
-        # Checked before the step, so that the weights stay those of the last good update.
-        if not bool(torch.isfinite(norm)):
+        if not torch.isfinite(norm):  # the weights are still those of the last good update
             saved = (self.folder / STATE).exists()
             kept = f"; the last checkpoint in {self.folder} is from before" if saved else ""
             raise UserError(
@@ -358,9 +248,12 @@ class Trainer:
                 f"{loss.item()}){kept}: lower trainer.learning_rate or look for extreme values in "
                 "the data."
             )
+        # The step.
+        factor = self.config.rate_factor(self.step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * factor
         self.optimizer.step()
-        if self.average is not None:
-            self.average.update_parameters(self.policy)
+        self.average.update_parameters(self.policy)
         if self.batches.continues:
             self.carried = carried
         self.step += 1
@@ -370,11 +263,10 @@ class Trainer:
         """Trains to the last update, or until Ctrl-C or SIGTERM asks to stop.
 
         Returns:
-            Whether the run was finished.
+            Whether the run is finished.
 
         Raises:
-            UserError: The loss is not finite.
-            UserError: The run folder cannot be written.
+            UserError: The loss is not finite, or the run folder cannot be written.
         """
         metrics = Metrics(self.folder, resume_step=self.step) if self.ranks.leads else None
         columns = (
@@ -396,7 +288,7 @@ class Trainer:
 
     def _loop(self, metrics: Metrics | None, stop: threading.Event, show: Callable) -> None:
         began, seen, since = time.perf_counter(), 0, self.step
-        began += self._evaluate(metrics)  # if a kill after the last save has cost it
+        began += self._evaluate(metrics)  # of the last save, if a kill has cost it
         while self.step < self.steps and not self.ranks.sum(stop.is_set()):
             loss, norm, steps = self.update()
             self.losses.append(loss)
@@ -418,7 +310,7 @@ class Trainer:
                 show(completed=self.step, loss=f"{mean:.4f}", speed=f"{speed:,.0f}")
                 self.losses.clear()
                 began, seen, since = time.perf_counter(), 0, self.step
-            # Save before the evaluation, whatever becomes of it.
+            # Save before the evaluation, which may fail.
             if self.step % self.config.save_every == 0 or self.step == self.steps:
                 self.save()
             began += self._evaluate(metrics)

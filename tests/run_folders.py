@@ -7,8 +7,8 @@ import numpy as np
 import train
 from agents.backbones import MIXERS
 from agents.checkpoint import RunDescription, claim_run_folder, save_description
+from agents.metrics import Metrics
 from agents.policy import ReturnConditionedPolicy
-from agents.trainer import Metrics
 from configs.schema import TrainConfig
 from envs.data.sources import DatasetConfig
 from envs.simulation.rollout import RolloutResult

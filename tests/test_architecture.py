@@ -25,8 +25,10 @@ ARROWS = {
     "agents.acting": ["agents.step", "agents.policy", "agents.backbones"],
     "agents.checkpoint": ["agents.policy", "agents.backbones"],
     "agents.distributed": ["agents.policy", "agents.backbones"],
+    "agents.metrics": ["agents.checkpoint"],
     "agents.trainer": [
-        "agents.checkpoint", "agents.distributed", "agents.policy", "agents.backbones",
+        "agents.checkpoint", "agents.distributed", "agents.metrics", "agents.policy",
+        "agents.backbones",
     ],
     "envs": ["envs.*"],
     "envs.tasks": [],

@@ -21,13 +21,9 @@ from agents.checkpoint import (
     save_description,
     save_training_state,
 )
+from agents.metrics import Metrics
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
-from agents.trainer import (
-    Metrics,
-    Trainer,
-    TrainerConfig,
-    stop_requests,
-)
+from agents.trainer import Trainer, TrainerConfig, stop_requests
 from common.errors import UserError
 
 CONFIG = MIXERS["min_gru"][0](d_model=16, n_layer=1)
@@ -263,7 +259,7 @@ def test_a_full_disk_under_the_records_is_one_sentence(tmp_path):
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from agents.trainer import Metrics
+from agents.metrics import Metrics
 from common.errors import UserError
 metrics = Metrics(Path(sys.argv[1]), resume_step=0)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
