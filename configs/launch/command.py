@@ -17,6 +17,7 @@ from textwrap import fill
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
@@ -24,7 +25,7 @@ from agents import distributed
 from common.arguments import describe_keys
 from common.errors import UserError, exits
 from common.terminal import keep_standard_output
-from configs.launch.overrides import FOLDER, check, compose_for_help, quoted
+from configs.launch.overrides import FOLDER, check, composed, quoted
 from configs.launch.sweep import Program, Stopped, run_sweep
 from configs.schema import register
 
@@ -39,12 +40,7 @@ Flags:
 
 
 def run(name: str, program: Program) -> None:
-    """Composes configs/{name}.yaml with the command line and starts the program with the result.
-
-    Args:
-        name: The configuration's name.
-        program: What is started, once or for each run of a sweep.
-    """
+    """Composes configs/{name}.yaml with the command line and starts the program with the result."""
     keep_standard_output()
     # Signals end a command as Ctrl-C does; not torchrun's processes, which may wait in C++.
     for signum in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
@@ -75,7 +71,7 @@ def _run(name: str, program: Program) -> None:
         return print(_help(name, program, options.overrides))
     if options.shell_completion or options.hydra_help:
         return _leave_to_hydra(name, sys.argv[1:])
-    overrides = quoted(options.overrides)
+    overrides = list(map(quoted, options.overrides))
     runs = check(overrides, name)
     if options.cfg or options.info:
         return _leave_to_hydra(name, [*options.flags, *overrides])
@@ -89,8 +85,8 @@ def _run(name: str, program: Program) -> None:
     if len(runs) > 1:
         raise UserError(f"{len(runs)} runs are asked for; start a sweep with -m.")
     [(run, config)] = runs
-    if about := [text for text in overrides if re.match(r"\W*hydra[./]", text)]:
-        raise UserError(f"{about[0]} says how a sweep is started; add -m or leave it out.")
+    if of_hydra := [text for text in overrides if re.match("hydra[./]", text)]:
+        raise UserError(f"{of_hydra[0]} says how a sweep is started; add -m or leave it out.")
     program.main(config, run)
 
 
@@ -104,7 +100,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.error = refuse  # type: ignore[method-assign, assignment]
     options, rest = parser.parse_known_args(arguments)
     if unknown := [argument for argument in rest if argument.startswith("-")]:
-        raise UserError(f"there is no flag {unknown[0]}; --help lists the flags.")
+        refuse(f"there is no flag {unknown[0]}")
     options.overrides += rest
     options.flags = [argument for argument in arguments if argument not in options.overrides]
     return options
@@ -131,10 +127,13 @@ def _leave_to_hydra(name: str, arguments: list[str]) -> None:
 def _help(name: str, program: Program, overrides: list[str]) -> str:
     """Returns the page of --help: the program, its groups, every key with its value, the flags."""
     lines = [inspect.getdoc(inspect.getmodule(program.main)) or ""]
-    config, groups = compose_for_help(name, overrides)
-    if "dataset" in config:
-        lines += ["", "Groups, each chosen as group=option:"]
-        for group, there in groups.items():
-            lines.append(fill(f"  {group}: {', '.join(there)}", 98, subsequent_indent=" " * 6))
+    with hydra.initialize_config_dir(str(FOLDER), version_base="1.3"):
+        config = composed(overrides, name)
+        options = GlobalHydra.instance().config_loader().get_group_options
+        if "dataset" in config:
+            lines += ["", "Groups, each chosen as group=option:"]
+            for group in ("dataset", "backbone", "experiment"):
+                text = f"  {group}: {', '.join(sorted(options(group)))}"
+                lines.append(fill(text, 98, subsequent_indent=" " * 6))
     lines += ["", "Keys, with their values:", *describe_keys(config)]
     return "\n".join(lines) + "\n" + FLAGS.format(script=Path(sys.argv[0]).name)

@@ -1,13 +1,11 @@
 """A Hydra launcher for Ray: `hydra/launcher=ray`, on this machine or on a cluster.
 
-Has the keys of the package hydra-ray-launcher, which holds cloudpickle below the version that
-today's joblib needs and brings the clients of a cloud provider:
-
     hydra.launcher.ray.init.address=auto    joins a cluster; without it, Ray starts one here
     hydra.launcher.ray.remote.num_cpus=4    cores, and so threads, of each run (1)
-    hydra.launcher.ray.remote.num_gpus=1    devices of each run
+    hydra.launcher.ray.remote.num_gpus=1    GPUs of each run
 
-The machines of a cluster need this project installed, and a folder in common for the runs.
+The machines of a cluster need this project and a shared folder for the runs. The keys are those of
+hydra-ray-launcher, whose old cloudpickle and cloud clients do not go with today's joblib.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ class RayLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Takes over what every run needs."""
+        """Keeps what every run needs."""
         self.context, self.task, self.config = hydra_context, task_function, config
 
     def launch(
@@ -47,18 +45,16 @@ class RayLauncher(Launcher):
         """Makes all runs, as many at once as there are cores for.
 
         Returns:
-            What became of each, in their order; a run whose process died has failed.
+            The outcome of each, in their order; a run whose process died has failed.
         """
         import ray
 
         ray.init(**self.ray["init"])
-        # A process that dies is not started again behind the user's back: resume=true is for that.
+        # Ray does not restart a process that died: the user does, with resume=true.
         remote = ray.remote(_run).options(max_retries=0, **self.ray["remote"])
         shared = ray.put((self.context, self.task, self.config, Singleton.get_state()))
-        jobs = [
-            remote.remote(shared, list(overrides), initial_job_idx + number)
-            for number, overrides in enumerate(job_overrides)
-        ]
+        numbered = enumerate(job_overrides, initial_job_idx)
+        jobs = [remote.remote(shared, list(overrides), number) for number, overrides in numbered]
         try:
             return [_result(ray, job) for job in jobs]
         finally:

@@ -3,8 +3,8 @@
     python train.py -m backbone=min_gru,min_lstm 'dataset=glob(*-medium)' 'seed=range(3)'
     python train.py -m seed=0,1,2,3 hydra/launcher=joblib hydra.launcher.n_jobs=2
 
-Launchers only start runs. Which ones, and what became of them, is known here, so that all are
-checked before the first one starts, and none ends another one.
+A launcher only starts runs. This module checks all of them before the first one starts, keeps the
+outcome of each, and lets no failed run end another one.
 """
 
 from __future__ import annotations
@@ -24,21 +24,16 @@ from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from common.errors import UserError
-from configs.launch.overrides import (
-    FOLDER,
-    is_of_hydra,
-    parse,
-    to_dataclass,
-)
+from configs.launch.overrides import FOLDER, parse, to_dataclass
 from configs.launch.ray import RayLauncher
 
 ROOT = FOLDER.parent
+_stopped = False  # whether a run of this process was stopped: it begins no other one
 
 
 class Stopped(Exception):
@@ -56,8 +51,8 @@ class Program:
     Attributes:
         main: Makes the run.
         folder: Names the folder of the run, which no other run of a sweep may have.
-        prepare: Looks at it before any run of a sweep is started: returns one line if nothing is
-            left to do, and raises UserError if the run cannot be made in its folder.
+        prepare: Called before any run of a sweep is started: returns one line if the run is
+            finished, and raises UserError if the run cannot be made in its folder.
         result: Returns one line on a finished run; None if it is not finished.
     """
 
@@ -70,61 +65,51 @@ class Program:
 def run_sweep(
     name: str, program: Program, runs: list[tuple[list[str], Any]], arguments: list[str]
 ) -> int:
-    """Makes the runs of a sweep and says which of them failed.
+    """Makes the runs of a sweep and prints which of them failed.
 
     Args:
         name: The configuration's name.
         program: What each run does.
         runs: The overrides and the dataclass of each.
-        arguments: Overrides as they were given; those of Hydra's own keys choose the launcher.
+        arguments: All overrides; those of Hydra's own keys choose the launcher.
 
     Returns:
         The exit status: 0 if every run is finished, else 1.
 
     Raises:
-        UserError: Two runs have one folder, or the launcher has no such key.
+        UserError: Two runs have one folder, or a folder cannot be used.
     """
-    _check_folders([(program.folder(config, run), run) for run, config in runs])
-    left = []
+    taken: dict[Path, list[str]] = {}
     for run, config in runs:
-        line = program.prepare(config, run)
-        if line is None:
-            left.append((run, config))
-        else:
-            print(line)
+        folder = program.folder(config, run)
+        if folder is not None and taken.setdefault(folder, run) is not run:
+            raise UserError(
+                f"two runs of the sweep have the run folder {folder}: {' '.join(taken[folder])}, "
+                f"and {' '.join(run)}; leave out run_dir, or what does not tell runs apart."
+            )
+    finished = [program.prepare(config, run) for run, config in runs]
+    for line in filter(None, finished):
+        print(line)
+    left = [pair for pair, line in zip(runs, finished, strict=True) if line is None]
     print(f"{len(runs)} runs, {len(runs) - len(left)} of them finished before.", flush=True)
     outcomes: list[str | None] = []
     try:
         if left:
             task = Task(program, os.getcwd(), os.getpid())
-            outcomes = launch(name, [run for run, _ in left], task, arguments)
-    except UserError:
-        raise
+            outcomes = _launch(name, [run for run, _ in left], task, arguments)
     except (KeyboardInterrupt, Exception) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         print(f"error: the launcher ended: {reason}", file=sys.stderr)
-        # So the folders must tell what became of the runs.
+        # The launcher returned no outcomes, so they are read from the folders.
         outcomes = [None if program.result(config, run) else "unfinished" for run, config in left]
     failed = [(run, why) for (run, _), why in zip(left, outcomes, strict=True) if why]
-    if failed:
-        print(f"{len(failed)} of {len(runs)} runs are not finished:", file=sys.stderr)
-        for run, why in failed:
-            print(f"  {' '.join(run)}: {why}", file=sys.stderr)
-        return 1
-    print(f"All {len(runs)} runs are finished.")
-    return 0
-
-
-def _check_folders(runs: list[tuple[Path | None, list[str]]]) -> None:
-    taken: dict[Path, list[str]] = {}
-    for folder, run in runs:
-        if folder is not None and folder in taken:
-            raise UserError(
-                f"two runs of the sweep have the run folder {folder}: {' '.join(taken[folder])}, "
-                f"and {' '.join(run)}; leave out run_dir, or what does not tell runs apart."
-            )
-        if folder is not None:
-            taken[folder] = run
+    if not failed:
+        print(f"All {len(runs)} runs are finished.")
+        return 0
+    print(f"{len(failed)} of {len(runs)} runs are not finished:", file=sys.stderr)
+    for run, why in failed:
+        print(f"  {' '.join(run)}: {why}", file=sys.stderr)
+    return 1
 
 
 @dataclass(frozen=True)
@@ -133,9 +118,9 @@ class Task:
 
     Attributes:
         program: What it does.
-        folder: Where the sweep was started: relative paths mean the same in every process.
-        process: The process that started it; in others, of which several may share a terminal,
-            only the result is printed.
+        folder: The working directory of the sweep, against which each process resolves paths.
+        process: The process that started the sweep; any other one prints only the result of its
+            run, because several of them may share a terminal.
     """
 
     program: Program
@@ -145,7 +130,7 @@ class Task:
     def __call__(self, config: DictConfig) -> str | None:
         """Makes the run; returns why it is not finished, or None.
 
-        Raises no error, for with some launchers that would end other runs.
+        Raises no error: with some launchers an error would end other runs.
         """
         global _stopped
         if _stopped:
@@ -161,7 +146,7 @@ class Task:
                 print(self.program.result(values, run) or f"done: {' '.join(run)}", flush=True)
             return None
         except Stopped as stop:
-            _stopped = True  # nor does this process begin another run
+            _stopped = True
             return str(stop)
         except UserError as error:
             problem = str(error)
@@ -172,37 +157,16 @@ class Task:
         return problem
 
 
-_stopped = False
-
-
-def launch(name: str, runs: list[list[str]], task: Task, arguments: list[str]) -> list[Any]:
-    """Makes runs with the launcher that was asked for.
-
-    Args:
-        name: The configuration's name.
-        runs: The overrides of each.
-        task: Makes one.
-        arguments: As hydra/launcher=joblib, hydra.launcher.n_jobs=2; those of no key of Hydra's
-            are not looked at.
-
-    Returns:
-        What the task returned for each run.
-
-    Raises:
-        UserError: The launcher has no such key.
-    """
+def _launch(name: str, runs: list[list[str]], task: Task, arguments: list[str]) -> list[Any]:
+    """Makes runs with the launcher that the arguments choose; returns what each returned."""
     # Processes that launchers start import the same code, whether it is installed or not.
     paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, dict.fromkeys(paths)))
     with initialize_config_dir(str(FOLDER), job_name=name, version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        about = [str(o.input_line) for o in parse(arguments) if is_of_hydra(o)]
-        try:
-            config = hydra.compose_config(name, about, run_mode=RunMode.MULTIRUN)
-        except HydraException as error:
-            reason = " ".join(str(error.__cause__ or error).splitlines()[:1]).rstrip(".")
-            raise UserError(f"{' '.join(about)} cannot be used: {reason}.") from error
+        of_hydra = [str(o.input_line) for o in parse(arguments) if o.is_hydra_override()]
+        config = hydra.compose_config(name, of_hydra, run_mode=RunMode.MULTIRUN)
         context = HydraContext(hydra.config_loader, Callbacks(config))
         launcher: Launcher
         if config.hydra.launcher._target_ == RayLauncher.TARGET:

@@ -197,12 +197,12 @@ def test_hydra_s_grammar():
 
 
 WRONG = {
-    "dataset=glob(*-mediun)": r"is a sweep over nothing: no value matches; there are: .*hopper-med",
+    "dataset=glob(*-mediun)": r"is a sweep over nothing; there are: .*hopper-med",
     "seed=range(0)": r"seed=range\(0\) is a sweep over nothing",
     "seed=range(3": r"'seed=range\(3' is not an override; a sweep is key=a,b or 'key=range\(3\)'",
-    "seed=range(0,1,0)": r"cannot be swept: .*zero",
-    "seed=glob(*)": r"only dataset, backbone, experiment have choices to match",
-    "seed=interval(0,1)": r"has no list of values",
+    "seed=range(0,1,0)": r"cannot be swept .*zero",
+    "seed=glob(*)": r"is a sweep over nothing; there are: none",
+    "seed=interval(0,1)": r"cannot be swept .*INTERVAL.*a sweep is a,b or range",
     "backbone=min_gru,min_lst": r"backbone 'min_lst' does not exist \(did you mean 'min_lstm'",
     "steps=3,many": r"steps=many cannot be used: .*Integer",
     "steps=3,0": r"steps is 0; it must be at least 1",
@@ -226,7 +226,7 @@ def test_a_launcher_that_is_not_installed_says_how_to_get_it():
 REFUSED = {
     "run_dir=x seed=0,1": r"two runs of the sweep have the run folder x: .*seed=0, and .*seed=1",
     "device=auto,cpu": r"two runs of the sweep have the run folder runs/.*device=cpu",
-    "hydra/launcher=joblib hydra.launcher.jobs=2 seed=0,1": r"hydra\.launcher\.jobs=2 cannot be us",
+    "hydra/launcher=joblib hydra.launcher.jobs=2 seed=0,1": r"key 'jobs' does not exist in hydra",
 }
 
 
