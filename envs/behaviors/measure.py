@@ -16,10 +16,8 @@ from common.arguments import parse_arguments, run_command
 from common.checks import check_fields, number, seed
 from common.errors import UserError
 from common.files import write_file
-from envs.behaviors.collect import Trajectory, run_episodes
-from envs.behaviors.policy import Behavior, load_behavior
-from envs.simulation.batched import make_simulators
-from envs.simulation.simulators import Simulators
+from envs.behaviors.episodes import run_episodes
+from envs.behaviors.policy import load_behavior
 from envs.tasks import TASKS, Task
 
 
@@ -53,29 +51,47 @@ class Measurement:
     mean_action_length: float
     sampled_whole: float
 
-
-def measure(
-    task: Task, simulators: Simulators, behavior: Behavior, training_steps: int, seed: int
-) -> Measurement:
-    """Runs one episode with sampled and one with mean actions in each simulator."""
-
-    def statistics(episodes: list[Trajectory]) -> tuple[float, float, float]:
-        returns = [episode.rewards.sum() for episode in episodes]
-        length = np.mean([len(episode.rewards) for episode in episodes])
+    def __str__(self) -> str:
         return (
-            round(float(np.mean(returns)), 1),
-            round(float(np.std(returns)), 1),
-            round(float(length), 1),
+            f"{self.task} {self.training_steps:>8,} steps: return {self.sampled_return:.0f} +- "
+            f"{self.sampled_std:.0f}, normalised score {self.normalized_score:.1f}, length "
+            f"{self.sampled_length:.0f}, {self.sampled_whole:.0%} of the episodes whole "
+            f"(mean action: {self.mean_action_return:.0f} +- {self.mean_action_std:.0f})"
         )
 
-    n = simulators.n
-    sampled = run_episodes(simulators, behavior, seed=(seed,), episodes=n)
-    mean = run_episodes(simulators, behavior, seed=(seed,), episodes=n, sampled=False)
-    of_sampled = statistics(sampled)
-    score = round(task.reference.score(of_sampled[0]), 1)
-    whole = round(sum(not episode.terminated for episode in sampled) / n, 3)
+
+def measure(task: Task, path: Path, training_steps: int, episodes: int, seed: int) -> Measurement:
+    """Runs so many episodes with sampled actions, and again with mean actions.
+
+    Raises:
+        UserError: The file holds no behaviour policy.
+    """
+    behavior = load_behavior(path)
+    statistics: dict[str, float] = {}
+    for kind in ("mean_action", "sampled"):
+        trajectories = run_episodes(
+            task.environment_id,
+            behavior,
+            seed=(seed,),
+            episodes=episodes,
+            sampled=kind == "sampled",
+        )
+        returns = [trajectory.rewards.sum() for trajectory in trajectories]
+        length = np.mean([len(trajectory.rewards) for trajectory in trajectories])
+        for name, value in (
+            ("return", np.mean(returns)),
+            ("std", np.std(returns)),
+            ("length", length),
+        ):
+            statistics[f"{kind}_{name}"] = round(float(value), 1)
+    whole = float(np.mean([not trajectory.terminated for trajectory in trajectories]))
     return Measurement(
-        task.name, training_steps, n, *of_sampled, score, *statistics(mean), sampled_whole=whole
+        task.name,
+        training_steps,
+        episodes,
+        normalized_score=round(task.reference.score(statistics["sampled_return"]), 1),
+        sampled_whole=round(whole, 3),
+        **statistics,
     )
 
 
@@ -86,18 +102,6 @@ def write_returns(path: Path, measurements: list[Measurement]) -> None:
     writer.writeheader()
     writer.writerows(asdict(measurement) for measurement in measurements)
     write_file(path, text.getvalue().encode())
-
-
-def describe(measurement: Measurement) -> str:
-    """Returns one line for the user."""
-    return (
-        f"{measurement.task} {measurement.training_steps:>8,} steps: return "
-        f"{measurement.sampled_return:.0f} +- {measurement.sampled_std:.0f}, normalised score "
-        f"{measurement.normalized_score:.1f}, length {measurement.sampled_length:.0f}, "
-        f"{100 * measurement.sampled_whole:.0f} % of the episodes whole "
-        f"(mean action: {measurement.mean_action_return:.0f} +- "
-        f"{measurement.mean_action_std:.0f})"
-    )
 
 
 @dataclass
@@ -119,26 +123,15 @@ class MeasureConfig:
 
 
 def main(arguments: list[str]) -> None:
-    """Measures every policy in a directory.
-
-    Raises:
-        UserError: An argument is wrong, the directory holds no policy, or a file is none.
-    """
+    """Measures every policy in a directory."""
     config = parse_arguments(MeasureConfig, arguments)
     directory = Path(config.directory)
     measurements = []
     for task in TASKS.values():
-        paths = sorted((directory / task.name).glob("step_*.safetensors"))
-        if not paths:
-            continue
-        with make_simulators(task.environment_id, config.episodes) as simulators:
-            for path in paths:
-                training_steps = int(path.stem.removeprefix("step_"))
-                behavior = load_behavior(path)
-                measurements.append(
-                    measure(task, simulators, behavior, training_steps, config.seed)
-                )
-                print(describe(measurements[-1]), flush=True)
+        for path in sorted((directory / task.name).glob("step_*.safetensors")):
+            training_steps = int(path.stem.removeprefix("step_"))
+            measurements.append(measure(task, path, training_steps, config.episodes, config.seed))
+            print(measurements[-1], flush=True)
     if not measurements:
         raise UserError(
             f"directory={directory}: there is no TASK/step_NNNNNNN.safetensors below it, with "

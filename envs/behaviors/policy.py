@@ -1,6 +1,7 @@
-"""Behaviour policies: the stochastic actors of SAC and TQC, in NumPy."""
+"""Behaviour policies: the stochastic actors of SAC and TQC."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,9 @@ from safetensors.numpy import save
 
 from common.errors import UserError
 from common.files import write_file
+from envs.behaviors import kernel
 
 LAYERS = ("hidden_0", "hidden_1", "mean", "log_std")
-
-# Bounds of the log standard deviation in SAC (Haarnoja et al., arXiv 1801.01290; the values are
-# those of the authors' code, and of stable-baselines3).
-LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
-
-# Rows in one matrix product. BLAS starts no threads for so few, which would cost more time than
-# they save, and an action does not depend on the other rows of its batch.
-_ROWS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,27 +30,23 @@ class Behavior:
     weights: dict[str, np.ndarray]
     metadata: dict[str, str]
 
+    @cached_property
+    def layers(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+        """(weight (in, out), bias (out,)) of each of LAYERS, for the compiled functions."""
+        return tuple(
+            (np.ascontiguousarray(self.weights[f"{n}.weight"].T), self.weights[f"{n}.bias"])
+            for n in LAYERS
+        )
+
     def act(self, observations: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
         """Returns the actions (n, action_dim) float32 for observations (n, observation_dim).
 
         `noise` is (n, action_dim), standard normal numbers, or None for the mean action.
         """
-        count = len(observations)
-        groups = -(-count // _ROWS)
-        padded = np.zeros((groups * _ROWS, observations.shape[1]), np.float32)
-        padded[:count] = observations
-        hidden = padded.reshape(groups, _ROWS, -1)
-        for layer in ("hidden_0", "hidden_1"):
-            hidden = np.maximum(self._linear(layer, hidden), 0.0)
-        mean = self._linear("mean", hidden).reshape(groups * _ROWS, -1)[:count]
-        if noise is None:
-            return np.tanh(mean)
-        log_std = self._linear("log_std", hidden).reshape(groups * _ROWS, -1)[:count]
-        std = np.exp(np.clip(log_std, LOG_STD_MIN, LOG_STD_MAX))
-        return np.tanh(mean + std * noise.astype(np.float32))
-
-    def _linear(self, layer: str, x: np.ndarray) -> np.ndarray:
-        return x @ self.weights[f"{layer}.weight"].T + self.weights[f"{layer}.bias"]
+        actions = np.zeros((len(observations), len(self.weights["mean.bias"])), np.float32)
+        noise = np.zeros_like(actions) if noise is None else noise.astype(np.float32)
+        kernel.act(self.layers, observations.astype(np.float32), noise, actions)
+        return actions
 
     def save(self, path: Path) -> None:
         """Writes the weights as float16 safetensors, which keeps the file at about 150 kB."""
@@ -85,4 +75,9 @@ def load_behavior(path: Path) -> Behavior:
             f"{path} holds {sorted(weights)}, not {sorted(expected)}, the layers of a behaviour "
             "policy; give a file that envs.behaviors.train wrote"
         )
-    return Behavior(weights, metadata)
+    behavior = Behavior(weights, metadata)
+    inputs = [weight.shape[:1] for weight, _ in behavior.layers[1:]]
+    outputs = [behavior.layers[i][1].shape for i in (0, 1, 1)]
+    if inputs != outputs or any(w.shape[1:] != b.shape for w, b in behavior.layers):
+        raise UserError(f"{path} holds layers whose shapes do not fit together")
+    return behavior

@@ -7,9 +7,7 @@ import minari
 from common.errors import UserError
 from envs.behaviors import RECIPES, find_recipe
 from envs.behaviors.collect import make_dataset
-from envs.data.episodes import (
-    Episodes,
-)
+from envs.data.episodes import Episodes
 from envs.data.sources.minari import is_local, load_minari
 
 logger = logging.getLogger(__name__)

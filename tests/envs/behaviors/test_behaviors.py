@@ -93,6 +93,11 @@ def test_bad_files_are_one_sentence(tmp_path):
     save_file({"weight": np.zeros(3)}, other)
     with pytest.raises(UserError, match=r"holds \['weight'\], not "):
         load_behavior(other)
+    behavior = make_behavior()
+    behavior.weights["mean.bias"] = np.zeros(7, np.float32)
+    behavior.save(other)
+    with pytest.raises(UserError, match="shapes do not fit together"):
+        load_behavior(other)
 
 
 def test_every_recipe_has_its_policies_and_they_fit_the_environment():

@@ -1,5 +1,6 @@
 """Choosing the snapshots of a training for its data sets."""
 
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -7,7 +8,7 @@ import pytest
 
 from common.errors import UserError
 from envs.behaviors import SNAPSHOTS, load_snapshots, snapshot_path
-from envs.behaviors.choose import choose, main, read_curve
+from envs.behaviors.choose import choose, main
 
 
 def table(returns, whole=None):
@@ -36,20 +37,21 @@ def test_an_early_peak_is_no_expert():
 
 
 def test_medium_is_the_earliest_in_the_window_and_replay_covers_the_training_up_to_it():
-    chosen = choose(*table(range(10, 1210, 10)), replay=8)  # a return of a tenth of the steps
+    chosen = choose(*table(range(10, 1210, 10)))  # a return of a tenth of the steps
     assert (chosen.medium, chosen.expert) == (4000, 12000)
     assert list(chosen.replay) == [500 * i for i in range(1, 9)]
     assert set(chosen.replay.values()) == {500}
     assert chosen.version == 1
-    few = choose(*table([10, 40, 60, 80, 90, 100]), replay=8)
+    few = choose(*table([10, 40, 60, 80, 90, 100]))
     assert (few.medium, few.replay) == (200, {100: 100, 200: 100})
 
 
 def test_medium_is_the_nearest_where_the_training_jumps_over_the_window():
     chosen = choose(*table([0, 30, 70, 80, 90, 100]))
     assert chosen.medium == 200
-    with pytest.raises(UserError, match=r"the expert is the first snapshot.*train longer"):
-        choose(*table([100]))
+    for returns in ([100], [-3, -2, -1]):
+        with pytest.raises(UserError, match=r"the expert is the snapshot after .*train longer"):
+            choose(*table(returns))
 
 
 def test_the_command_replaces_the_folder_of_the_task(tmp_path, capsys):
@@ -63,15 +65,22 @@ def test_the_command_replaces_the_folder_of_the_task(tmp_path, capsys):
         shutil.copy(snapshot_path("hopper", step), training)
     rows = [f"hopper,{step},{step / 100}" for step in steps]
     (training / "returns.csv").write_text("\n".join(["task,training_steps,sampled_return", *rows]))
-    main([f"training={training}", f"directory={target}", "episodes=2", "candidates=2", "replay=2"])
-    assert "hopper: expert" in capsys.readouterr().out
+    main([f"training={training}", f"directory={target}", "episodes=2"])
+    output = capsys.readouterr().out
+    assert "hopper: expert" in output
     chosen = load_snapshots(target / "hopper" / "recipe.json")
-    assert chosen.medium in chosen.replay and len(chosen.replay) <= 2
+    assert chosen.medium in chosen.replay
     files = {path.name for path in (target / "hopper").iterdir()}
-    assert files == {"recipe.json", "returns.csv", "learning_curve.png"} | {
+    assert files == {"recipe.json", "returns.csv"} | {
         f"step_{step:07d}.safetensors" for step in chosen.steps()
     }
-    assert {path.name for path in target.iterdir()} <= {"hopper", ".choosing.lock"}
+    names = {path.name for path in target.iterdir()} - {".choosing.lock"}
+    assert names == {"hopper", "learning_curves.png"}
+    share = re.search(r"([0-9.]+) of the expert's return; replay", output)[1]
+    outside_of_the_window = not 0.333 < float(share) <= 0.5
+    assert outside_of_the_window == (
+        "no snapshot that was measured has a third to a half" in output
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,14 +89,15 @@ def test_the_command_replaces_the_folder_of_the_task(tmp_path, capsys):
         (None, "is not a table of one training"),
         ("task,training_steps\nhopper,5\n", "is not a table of one training"),
         ("task,training_steps,sampled_return\n", "is not a table of one training"),
-        ("task,training_steps,sampled_return\nhopper,5,1\n", r"missing snapshots \[5\]"),
+        ("task,training_steps,sampled_return\nhopper,5,1\n", r"are missing: .*step_0000005\.safe"),
+        ("task,training_steps,sampled_return\nant,5,1\n", "names the task ant"),
     ],
 )
 def test_a_folder_that_is_no_training_is_one_sentence(tmp_path, content, message):
     if content is not None:
         (tmp_path / "returns.csv").write_text(content)
     with pytest.raises(UserError, match=message) as caught:
-        read_curve(tmp_path)
+        main([f"training={tmp_path}", f"directory={tmp_path}"])
     assert "\n" not in str(caught.value)
 
 

@@ -8,34 +8,20 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import gymnasium as gym
 import minari
 import numpy as np
 import pytest
 
 from common.errors import UserError
 from envs.behaviors import find_recipe
-from envs.behaviors.collect import collect, main, make_dataset, run_episodes
+from envs.behaviors.collect import collect, main, make_dataset
+from envs.behaviors.episodes import run_episodes
 from envs.data.sources import DatasetConfig, load_episodes
-from envs.simulation.batched import BatchedSimulators
-from envs.simulation.simulators import Simulators
 
 HOPPER = find_recipe("hopper-medium")
 REPLAY = find_recipe("hopper-medium-replay")
-EARLY = REPLAY.behaviors()[0]  # falls after about a hundred steps
 HOPPER_PATH = Path(HOPPER.dataset_id)
 COLLECT = [sys.executable, "-m", "envs.behaviors.collect", "dataset=hopper-medium"]
-
-
-@pytest.fixture(autouse=True)
-def few_environments(monkeypatch):
-    """Fewer episodes begun and dropped; the result is the same, as is tested below."""
-    monkeypatch.setattr("envs.behaviors.collect.N_ENVIRONMENTS", 4)
-
-
-def run(n, *, workers=1, make=Simulators, **arguments):
-    with make("Hopper-v5", n, workers=workers) as simulators:
-        return run_episodes(simulators, EARLY, seed=(0,), **arguments)
 
 
 def assert_same(ours, theirs):
@@ -43,52 +29,7 @@ def assert_same(ours, theirs):
     for a, b in zip(ours, theirs, strict=True):
         for name in ("observations", "actions", "rewards"):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
-        assert (a.seed, a.terminated, a.truncated) == (b.seed, b.terminated, b.truncated)
-
-
-def test_episodes_are_those_of_a_plain_loop():
-    for episode in run(3, episodes=5):
-        environment = gym.make("Hopper-v5")
-        observation, _ = environment.reset(seed=episode.seed)
-        np.testing.assert_array_equal(episode.observations[0], observation.astype(np.float32))
-        total = 0.0
-        for t, action in enumerate(episode.actions):
-            observation, reward, terminated, truncated, _ = environment.step(action)
-            np.testing.assert_array_equal(
-                episode.observations[t + 1], observation.astype(np.float32)
-            )
-            total += reward
-            assert (terminated or truncated) == (t == len(episode.actions) - 1)
-        assert total == pytest.approx(episode.rewards.sum())
-        assert (terminated, truncated) == (episode.terminated, episode.truncated)
-
-
-def test_neither_environments_nor_threads_change_the_episodes():
-    reference = run(1, episodes=6)
-    assert_same(run(4, episodes=6), reference)
-    assert_same(run(9, workers=2, episodes=6), reference)
-    for n, workers in ((1, 1), (9, 2)):
-        assert_same(run(n, workers=workers, make=BatchedSimulators, episodes=6), reference)
-    assert len({len(episode.rewards) for episode in reference}) > 1
-
-
-@pytest.mark.parametrize("n", [1, 8])
-def test_kept_are_the_first_episodes_and_no_more_than_needed(n):
-    """Not those that end first: these would be the short ones."""
-    all_of_them = run(8, episodes=12)
-    kept = run(n, steps=700)
-    assert_same(kept, all_of_them[: len(kept)])
-    lengths = [len(episode.rewards) for episode in kept]
-    assert sum(lengths[:-1]) < 700 <= sum(lengths)
-
-
-def test_actions_are_sampled_unless_told_otherwise():
-    mean_actions = run(2, episodes=2, sampled=False)[0]
-    np.testing.assert_allclose(
-        mean_actions.actions, EARLY.act(mean_actions.observations[:-1]), atol=1e-6
-    )
-    sampled = run(2, episodes=2)[0]
-    assert np.abs(sampled.actions - EARLY.act(sampled.observations[:-1])).mean() > 0.01
+        assert (a.seed, a.terminated) == (b.seed, b.terminated)
 
 
 def test_the_seed_decides_everything():
@@ -100,10 +41,9 @@ def test_the_seed_decides_everything():
 def test_each_policy_gets_its_share():
     recipe = replace(REPLAY, snapshots=REPLAY.snapshots[:2], shares=(1, 3))
     episodes = collect(recipe, 1600, seed=0)
-    with Simulators("Hopper-v5", 4) as simulators:
-        expected = []
-        for part, (behavior, steps) in enumerate(zip(recipe.behaviors(), (400, 1200), strict=True)):
-            expected += run_episodes(simulators, behavior, seed=(0, part), steps=steps)
+    expected = []
+    for part, (behavior, steps) in enumerate(zip(recipe.behaviors(), (400, 1200), strict=True)):
+        expected += run_episodes("Hopper-v5", behavior, seed=(0, part), steps=steps)
     assert_same(episodes, expected)
 
 

@@ -23,11 +23,6 @@ from envs.tasks import TASKS, Reference
 LENGTHS = (3, 1, 4)
 
 
-@pytest.fixture(autouse=True)
-def few_environments(monkeypatch):
-    monkeypatch.setattr("envs.behaviors.collect.N_ENVIRONMENTS", 4)
-
-
 def write(
     dataset_id="test/line-v0",
     *,
