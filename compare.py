@@ -26,7 +26,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from common.errors import UserError
+from common.errors import UserError, exits
 from reports.comparison import Comparison, compare_runs, short
 from reports.page import Picture, print_tables, write_report
 from reports.pictures import draw_pictures
@@ -190,11 +190,10 @@ def run() -> None:
     )
     given = parser.parse_args()
     out = given.out or given.folders[0] / "comparison"
-    status = 0
-    try:
+    with exits():
         if given.watch:
-            watch(given.folders, Console())
-        else:
+            return watch(given.folders, Console())
+        try:
             status = main(
                 given.folders,
                 out=out,
@@ -202,17 +201,14 @@ def run() -> None:
                 published=given.published,
                 table=given.table,
             )
-    except UserError as error:
-        sys.exit(f"error: {printable(str(error))}")
-    except OSError as error:
-        place = printable(str(error.filename or out))
-        sys.exit(
-            f"error: {place} cannot be written ({error.strerror}); give another folder as --out or "
-            "--table."
-        )
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
-    sys.exit(status)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise UserError(
+                f"{error.filename or out} cannot be written ({error.strerror}); give another "
+                "folder as --out or --table."
+            ) from error
+        sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -33,13 +33,13 @@ from agents.policy import ReturnConditionedPolicy
 from agents.trainer import Trainer
 from common.errors import UserError
 from configs.launch import command
-from configs.schema import TrainConfig, check_memory, resolve_device
+from configs.schema import TrainConfig, check_memory, published_target, resolve_device
 from envs.data.batches import Batches, make_batches
 from envs.data.combine import hold_out
 from envs.data.episodes import Episodes
 from envs.data.sources import load_episodes
 from envs.data.spaces import environment_spaces, require_dimensions
-from envs.tasks import DatasetInfo, Evaluation, task_of_environment
+from envs.tasks import DatasetInfo, Evaluation
 from eval import read_description, score_policy
 from reports.scores import Score, print_scores, read_scores, write_scores
 
@@ -205,17 +205,10 @@ def resolve_evaluation(config: TrainConfig, dataset: DatasetInfo) -> Evaluation:
             "is scored in one; give its Gymnasium id as dataset.environment=ID."
         )
     target = config.evaluation.target_return
-    if target is None and config.evaluation.target == "data":
+    if config.evaluation.asks_for_published:
+        target = published_target(dataset.environment_id)
+    elif target is None:
         target = dataset.return_top10
-    if target is None:
-        task = task_of_environment(dataset.environment_id)
-        if task is None:
-            raise UserError(
-                "evaluation.target is 'published', but none is known for "
-                f"{dataset.environment_id}; give evaluation.target_return=RETURN or "
-                "evaluation.target=data."
-            )
-        target = task.target_return
     return Evaluation(
         dataset.environment_id,
         config.rollout,

@@ -1,4 +1,4 @@
-"""key=value arguments for the small commands, `python -m envs...`, and the help on keys."""
+"""key=value arguments for `python -m envs...`, and the help on the keys of any configuration."""
 
 from __future__ import annotations
 
@@ -20,14 +20,9 @@ HELP = {"-h", "--help", "help"}
 
 
 def parse_arguments(cls: type[Arguments], arguments: list[str]) -> Arguments:
-    """Makes a dataclass from arguments such as ``steps=1000``; --help prints its keys and exits.
+    """Builds a dataclass from arguments such as ``steps=1000``; --help prints its keys and exits.
 
-    Args:
-        cls: Dataclass whose fields are the keys; a field without a default must be given.
-        arguments: The command line, without the name of the program.
-
-    Raises:
-        UserError: An unknown key, a wrong type, or a key that is missing.
+    A field without a default must be given.
     """
     structured = OmegaConf.structured(cls)
     if HELP & set(arguments):
@@ -93,6 +88,6 @@ def _documented(cls: type) -> dict[str, str]:
 
 
 def run_command(main: Callable[[list[str]], Any], interrupted: str = "interrupted") -> None:
-    """Runs a command with the arguments of this process; see `common.errors.exits`."""
+    """Runs a command with the arguments of this process."""
     with exits(interrupted):
         main(sys.argv[1:])

@@ -56,14 +56,9 @@ def choice(default: Any, options: Iterable[Any]) -> Any:
 
 
 def check_fields(config: Any, prefix: str = "") -> None:
-    """Checks the type, the limits and the options of each field of a dataclass.
+    """Checks the type, limits and options of each field; nested dataclasses check themselves.
 
-    Args:
-        config: The dataclass; a field that holds another dataclass is left to that one.
-        prefix: Where the configuration stands in the command line, as in trainer.learning_rate.
-
-    Raises:
-        UserError: The key, its value and what it must be.
+    `prefix` is where the configuration stands in the command line, as in trainer.learning_rate.
     """
     hints = get_type_hints(type(config))
     for item in fields(config):
@@ -85,11 +80,7 @@ def check_fields(config: Any, prefix: str = "") -> None:
 
 
 def check_choice(key: str, value: Any, options: Iterable[Any]) -> None:
-    """Checks that a value is one of a few.
-
-    Raises:
-        UserError: It is not; the message lists what there is.
-    """
+    """Checks that a value is one of a few; else a UserError lists them."""
     words = [str(option) for option in options]
     if str(value) in words:
         return
@@ -101,18 +92,14 @@ def check_choice(key: str, value: Any, options: Iterable[Any]) -> None:
 
 
 def require_extra(module: str, what: str, extra: str) -> None:
-    """Makes sure that a package of an extra of this project is installed.
-
-    Raises:
-        UserError: It is not; the message says what needs it and how to install it.
-    """
+    """Checks that a package of an extra of this project is installed, which `what` needs."""
     if find_spec(module) is None:
         install = f'pip install -e ".[{extra}]"'
         raise UserError(f"{what} needs an extra that is not installed: {install}")
 
 
 def nearest(word: str, options: list[str]) -> str:
-    """Returns a question after the option that was probably meant, if one is similar."""
+    """Returns " (did you mean ...?)" with the most similar option, if any is similar."""
     near = difflib.get_close_matches(word, options, n=1, cutoff=0.7)
     return f" (did you mean '{near[0]}'?)" if near else ""
 

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 class UserError(Exception):
     """Something that the user can mend; the message is one sentence.
 
-    It names the file, the key or the argument, what was found, what was expected and how to mend
-    it. Commands print it after "error: " and exit with status 1; a traceback means a bug.
+    It names the file, key or argument, what was found, what was expected and how to mend it.
+    Commands print it after "error: " and exit with status 1; a traceback means a bug.
     """
 
 
@@ -20,13 +20,10 @@ class UserError(Exception):
 def exits(
     interrupted: str = "interrupted", speaks: Callable[[], bool] = lambda: True
 ) -> Iterator[None]:
-    """Turns what a command ends with into one line on standard error and an exit status.
+    """Turns an error into one line on standard error and an exit status.
 
-    A UserError exits with status 1, Ctrl-C with 130, a closed pipe (`| head`) with 1.
-
-    Args:
-        interrupted: What is said after Ctrl-C.
-        speaks: Whether this process prints, of several that fail together.
+    A UserError exits with status 1, Ctrl-C with 130 and the line `interrupted`, a closed pipe
+    (`| head`) with 1. `speaks` says whether this process prints, of several that fail together.
     """
     try:
         yield
@@ -42,5 +39,9 @@ def exits(
     else:
         return
     if speaks():
-        print(line, file=sys.stderr)
+        # Names and paths can hold control characters.
+        print(
+            "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line),
+            file=sys.stderr,
+        )
     sys.exit(status)

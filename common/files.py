@@ -22,11 +22,10 @@ _UNFINISHED = ".unfinished"
 
 @contextmanager
 def only_process(lock: Path, doing: str) -> Iterator[None]:
-    """Holds a lock that the system takes back even from a killed process.
+    """Holds a lock, which the system releases even if the process is killed.
 
-    Args:
-        lock: The file that is locked; created if missing, and left there.
-        doing: What this process waits for, if another holds the lock: ``making a data set``.
+    `lock` is a file that is created and stays. `doing` says what a process that has to wait waits
+    for: ``making a data set``.
     """
     file = FileLock(lock)
     try:
@@ -42,9 +41,9 @@ def only_process(lock: Path, doing: str) -> Iterator[None]:
 
 @contextmanager
 def hidden_directory(parent: Path) -> Iterator[Path]:
-    """Yields an empty directory to write into, and removes what is left of it.
+    """Yields an empty directory to write into, and removes it and its contents at the end.
 
-    Removes those of killed processes first: the caller holds the lock of `parent`.
+    First removes the directories of killed processes: the caller holds the lock of `parent`.
     """
     for left_by_a_killed_process in parent.glob(f"{_HIDDEN}*"):
         shutil.rmtree(left_by_a_killed_process)
@@ -53,13 +52,7 @@ def hidden_directory(parent: Path) -> Iterator[Path]:
 
 
 def put_in_place(made: Path, place: Path, hidden: Path) -> None:
-    """Renames a directory to its place, once its files are on the disk.
-
-    Args:
-        made: The directory, somewhere below `hidden`.
-        place: What it becomes; a directory that is there is replaced.
-        hidden: From `hidden_directory`, on the same file system.
-    """
+    """Syncs the files of a directory below `hidden` and renames it to `place`, replacing that."""
     for path in made.rglob("*"):
         if path.is_file():
             _sync(path)
@@ -70,7 +63,7 @@ def put_in_place(made: Path, place: Path, hidden: Path) -> None:
 
 
 def leftovers(path: Path) -> list[Path]:
-    """Returns the temporary files of `unfinished_file` for a path: of killed or of live writers."""
+    """Returns the temporary files of `unfinished_file` for a path, of killed or live writers."""
     name = rf"\.{re.escape(path.stem)}\.[0-9a-f]{{8}}{_UNFINISHED}{re.escape(path.suffix)}"
     return [other for other in path.parent.iterdir() if re.fullmatch(name, other.name)]
 
@@ -79,11 +72,8 @@ def leftovers(path: Path) -> list[Path]:
 def unfinished_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path with the same ending; syncs it and renames it to `path` at the end.
 
-    Then removes the temporary files that killed writers of the same path left behind. A writer
-    of the same path that is still at work fails by this, with FileNotFoundError.
-
-    Raises:
-        OSError: The file cannot be written; what stood at the path before is still there.
+    Then removes the temporary files of killed writers of the same path, and so of live ones,
+    which fail with FileNotFoundError. After an OSError the old file is still there.
     """
     unique = os.urandom(4).hex()
     unfinished = path.with_name(f".{path.stem}.{unique}{_UNFINISHED}{path.suffix}")
@@ -105,15 +95,10 @@ def write_file(
     content: bytes | Callable[[BinaryIO], None],
     mend: str = "free some space or choose another path",
 ) -> None:
-    """Writes a file whole or not at all.
+    """Writes or replaces a file, whole or not at all.
 
-    Args:
-        path: Where; a file that is there is replaced.
-        content: The bytes, or a function that writes them into an open file.
-        mend: What the user is told to do about an error.
-
-    Raises:
-        UserError: The file cannot be written; what stood at the path before is still there.
+    `content` is the bytes, or a function that writes them into an open file. An error becomes a
+    UserError that ends with `mend`; what stood at the path before is still there.
     """
     try:
         while True:

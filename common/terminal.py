@@ -1,4 +1,4 @@
-"""Standard output that never ends a command, and the bar that is shown for steps of data."""
+"""Standard output that never ends a command, and a progress bar for steps of data."""
 
 import io
 import sys
@@ -19,11 +19,7 @@ class _UntilClosed(io.FileIO):
 
 
 def keep_standard_output() -> None:
-    """Lets a closed pipe (`| head`) or a missing letter no longer end a command.
-
-    What follows a closed pipe is dropped; a letter that the encoding of the terminal lacks becomes
-    a question mark.
-    """
+    """Drops output after a closed pipe; replaces letters that the encoding lacks by "?"."""
     try:
         raw = _UntilClosed(sys.stdout.fileno(), "w", closefd=False)
     except (OSError, AttributeError):  # replaced by a program, or closed from the beginning
@@ -35,13 +31,7 @@ def keep_standard_output() -> None:
 
 @contextmanager
 def steps_bar(what: str, total: int, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """Shows a bar, and yields the function that tells it how many steps are done.
-
-    Args:
-        what: Stands before the bar.
-        total: Steps in all.
-        shown: Whether there is a bar at all.
-    """
+    """Shows a progress bar, and yields the function that takes the number of steps done."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from hydra.core.config_store import ConfigStore
@@ -19,10 +17,11 @@ from agents.policy import PolicyConfig, ReturnConditionedPolicy
 from agents.trainer import PRECISIONS, TrainerConfig
 from common.checks import MOST_RETURN, MOST_STEPS, check_fields, choice, number, seed
 from common.errors import UserError
+from common.memory import require_memory
 from configs.launch.ray import RayLauncherConfig
 from envs.data.batches import ProtocolConfig
 from envs.data.sources import DATASETS, DatasetConfig
-from envs.tasks import ENGINES, MOST_EPISODES
+from envs.tasks import ENGINES, MOST_EPISODES, task_of_environment
 
 DEVICES = ("auto", "cpu", "cuda")
 TARGETS = ("data", "published")
@@ -33,14 +32,14 @@ class EvaluationConfig:
     """How a policy is scored.
 
     Attributes:
-        target: Where the return comes from that the policy is asked for, fixed in advance: `data`,
-            the mean of its best 10 % of episodes, or `published`, Decision Transformer's first
-            target for the task.
-        target_return: Asks for this return instead.
+        target: The rule for the target return, fixed in advance: `data`, the mean return of the
+            best 10 % of the episodes, or `published`, Decision Transformer's first target for
+            the task.
+        target_return: A target return to use instead.
         episodes: Episodes of the final evaluation.
         every: Updates between two evaluations in training; 0 evaluates at the end only.
-        episodes_in_training: Episodes of each of those.
-        seed: Fixes the start states: the same for every run, so that runs are compared on them.
+        episodes_in_training: Episodes of each evaluation in training.
+        seed: Fixes the start states: the same for every run, so that runs are comparable.
     """
 
     target: str = choice("data", TARGETS)
@@ -53,6 +52,11 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         check_fields(self, "evaluation")
 
+    @property
+    def asks_for_published(self) -> bool:
+        """Whether the target return is the published one."""
+        return self.target == "published" and self.target_return is None
+
 
 @dataclass
 class TrainConfig:
@@ -60,16 +64,16 @@ class TrainConfig:
 
     Attributes:
         steps: Updates.
-        held_out: Fraction of the episodes that is not trained on; each evaluation in training (at
-            least one, whatever `evaluation.every` is) logs the loss on them as eval/loss.
+        held_out: Fraction of the episodes that is kept out of training; each evaluation in
+            training, and there is at least one, logs the loss on them as eval/loss.
         seed: Of the parameters, the dropout and the order of the data.
         rollout: How the policy acts: `carried`, `rolling` or `window`; see agents.acting.
         device: `auto` takes CUDA where there is one.
         precision: `float32`, or `bfloat16` for automatic mixed precision in training.
         run_dir: The run folder; null names it after the data set, the backbone, the protocol,
             the seed and whatever else was overridden, below runs/.
-        resume: Goes on from the run folder's last save.
-        overwrite: Discards what the run folder holds.
+        resume: Resumes from the last save of the run folder.
+        overwrite: Discards the run that the folder holds.
     """
 
     dataset: DatasetConfig = MISSING
@@ -95,17 +99,14 @@ class TrainConfig:
                 "protocol.context_length is 1, but rollout=rolling resets its two states half a "
                 "context apart; raise it to at least 2 or choose rollout=carried."
             )
-        if self.policy.timestep_embedding:
-            self._check_timesteps()
-
-    def _check_timesteps(self) -> None:
-        """Refuses a context that is longer than the table of the timestep embedding."""
+        if (named := self.dataset.environment) and self.evaluation.asks_for_published:
+            published_target(named)  # refused before the data are read
         contexts = {"protocol.context_length": self.protocol.context_length}
         if isinstance(self.backbone, AttentionConfig):  # it counts tokens
             steps = -(-self.backbone.context_length // self.policy.tokens)
             contexts["backbone.context_length"] = steps
         for key, steps in contexts.items():
-            if steps > self.policy.max_timestep:
+            if self.policy.timestep_embedding and steps > self.policy.max_timestep:
                 raise UserError(
                     f"{key} is {steps} steps, but the timestep embedding has "
                     f"policy.max_timestep = {self.policy.max_timestep} rows; lower the first or "
@@ -164,7 +165,7 @@ class EvalConfig:
 
 
 def register() -> None:
-    """Tells Hydra the schemas, backbones and data sets as choices, and the launcher for Ray."""
+    """Registers the schemas, backbones, data sets and the Ray launcher with Hydra."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="eval_schema", node=EvalConfig)
@@ -177,42 +178,38 @@ def register() -> None:
 
 
 def check_memory(config: TrainConfig, device: torch.device) -> None:
-    """Refuses a network that cannot be trained in the memory there is, before it is built.
+    """Refuses a network that cannot be trained in the free memory, before it is built."""
 
-    Raises:
-        UserError: Its parameters, gradients and optimiser state take more.
-    """
-    one, two = (_parameters(config, n_layer) for n_layer in (1, 2))
-    parameters = one + (config.backbone.n_layer - 1) * (two - one)
-    # Weights, gradients and AdamW's two moments; and the average of the weights.
-    needed = 4 * parameters * (4 + (config.trainer.ema_decay > 0))
-    if device.type == "cuda":
-        there = torch.cuda.mem_get_info(device)[0]
-    elif (path := Path("/proc/meminfo")).exists():
-        there = 1024 * int(re.findall(r"MemAvailable:\s+(\d+)", path.read_text())[0])
-    else:
-        return
-    if needed > there:
+    def parameters(n_layer: int) -> int:
+        backbone = replace(config.backbone, n_layer=n_layer)
+        with torch.device("meta"):  # shapes only
+            policy = ReturnConditionedPolicy(
+                config.policy, backbone, observation_dim=1, action_dim=1
+            )
+        return sum(parameter.numel() for parameter in policy.parameters())
+
+    count = parameters(1) + (config.backbone.n_layer - 1) * (parameters(2) - parameters(1))
+    require_memory(
+        4 * count * 5,  # float32: weights, gradients, AdamW's two moments, EMA weights
+        f"training the network of {count:,} parameters",
+        "lower backbone.d_model or backbone.n_layer.",
+        torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None,
+    )
+
+
+def published_target(environment_id: str) -> float:
+    """Returns the published target return of an environment's task."""
+    task = task_of_environment(environment_id)
+    if task is None:
         raise UserError(
-            f"the network has {parameters:,} parameters, and training them takes "
-            f"{needed / 2**30:,.1f} GiB, but {there / 2**30:,.1f} GiB are free; lower "
-            "backbone.d_model or backbone.n_layer."
+            f"evaluation.target is 'published', but none is known for {environment_id}; give "
+            "evaluation.target_return=RETURN or evaluation.target=data."
         )
-
-
-def _parameters(config: TrainConfig, n_layer: int) -> int:
-    backbone = replace(config.backbone, n_layer=n_layer)
-    with torch.device("meta"):  # shapes only
-        policy = ReturnConditionedPolicy(config.policy, backbone, observation_dim=1, action_dim=1)
-    return sum(parameter.numel() for parameter in policy.parameters())
+    return task.target_return
 
 
 def resolve_device(device: str) -> torch.device:
-    """Turns `auto` into the best device there is.
-
-    Raises:
-        UserError: CUDA was asked for and this machine has none.
-    """
+    """Returns the device that was asked for; `auto` is CUDA where there is one."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():

@@ -295,7 +295,7 @@ BAD = {
 }
 
 
-def test_bad_arguments_are_one_sentence(tmp_path, monkeypatch):
+def test_bad_arguments_are_one_sentence(tmp_path, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.txt").write_text("")
     make_run(tmp_path / "unfinished", finished=False)
@@ -304,6 +304,7 @@ def test_bad_arguments_are_one_sentence(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["compare.py", *map(str, arguments(tmp_path))])
         with pytest.raises(SystemExit) as ended:
             compare.run()
-        message = str(ended.value.code)
-        assert message.startswith("error: ") and "\n" not in message
+        message = capsys.readouterr().err
+        assert ended.value.code == 1 and message.startswith("error: ")
+        assert message.count("\n") == 1
         assert re.search(words, message), message

@@ -206,7 +206,7 @@ def test_settings_that_make_no_batch_are_refused():
     for restart in (-0.1, 1.5, float("nan"), float("inf")):
         with pytest.raises(UserError, match=r"protocol\.restart is"):
             ProtocolConfig(restart=restart)
-    with pytest.raises(UserError, match=r"batch_steps=10{12} takes at least .* this machine has"):
+    with pytest.raises(UserError, match=r"batch_steps=10{12} takes at least .* are free"):
         ProtocolConfig(batch_steps=10**12)
 
 
