@@ -13,6 +13,7 @@ row. Unfinished runs are left out; so is a damaged one, and the exit status is t
 
 from __future__ import annotations
 
+import common.interrupt  # isort: skip  # noqa: F401
 import argparse
 import hashlib
 import re

@@ -13,6 +13,7 @@ file named after what differs: scores-horizon-5000.json. configs/schema.py has e
 
 from __future__ import annotations
 
+import common.interrupt  # isort: skip  # noqa: F401
 from dataclasses import replace
 from pathlib import Path
 

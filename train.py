@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import common.interrupt  # isort: skip  # noqa: F401
 import hashlib
 import re
 from dataclasses import replace
@@ -23,9 +24,9 @@ from rich.console import Console
 from agents import distributed
 from agents.checkpoint import (
     RunDescription,
-    build_policy,
     check_run_folder,
     claim_run_folder,
+    load_description,
     load_policy,
     save_description,
 )
@@ -46,6 +47,7 @@ from reports.scores import Score, print_scores, read_scores, write_scores
 
 def main(config: TrainConfig, overrides: list[str]) -> None:
     """Runs one training: data, policy, updates, scores."""
+    # Find the device, the other processes and the run folder; a finished run is only shown.
     device = resolve_device(config.device)
     check_memory(config, device)
     ranks = distributed.join(device, config.seed)
@@ -54,9 +56,9 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
     if line := ranks.from_first(lambda: prepare(config, overrides)):
         console.print(line, soft_wrap=True)
         return show_scores(folder, read_scores(folder / "scores.json"), console)
-    with ranks.one_first():
-        episodes = load_episodes(config.dataset)
-    held_out = None
+
+    # Read the data, and resolve the evaluation that the run ends with.
+    episodes, held_out = load_episodes(config.dataset), None
     if config.held_out:
         episodes, held_out = hold_out(episodes, config.held_out, config.seed)
     dataset = describe(episodes)
@@ -64,23 +66,23 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
     dimensions = episodes.observations.shape[1], episodes.actions.shape[1]
     spaces = environment_spaces(evaluation.environment_id, evaluation.environment_kwargs)
     require_dimensions(dataset.id, evaluation.environment_id, spaces, dimensions)
-    if ranks.leads:
-        text = config_text(config)
-        claim_run_folder(folder, text, resume=config.resume, overwrite=config.overwrite)
-
     if config.protocol.name == "windowed" and config.rollout == "carried":
         console.print(
             f"note: trained on windows of {config.protocol.context_length} steps, the policy will "
-            "act with its state carried on further than that; rollout=rolling acts on as long a "
-            "past as it was trained on.",
-            highlight=False,
+            "carry its state further than that; rollout=rolling carries it as far as in training.",
             soft_wrap=True,
         )
+
+    # Build the policy and make the run folder.
     torch.manual_seed(config.seed)
     policy = make_policy(config, episodes, evaluation.target_returns[0]).to(ranks.device)
     if ranks.leads:
+        text = config_text(config)
+        claim_run_folder(folder, text, resume=config.resume, overwrite=config.overwrite)
         description = RunDescription(dataset.to_dict(), evaluation.to_dict())
         save_description(folder, policy, config.backbone, description)
+
+    # Train.
     in_training = replace(evaluation, episodes=config.evaluation.episodes_in_training)
 
     def evaluate(acting: ReturnConditionedPolicy, step: int) -> dict[str, float]:
@@ -88,7 +90,6 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
         console.print(
             f"update {step:,}: return {score.return_mean:,.0f} ± {score.return_std:,.0f} over "
             f"{in_training.episodes} episodes",
-            highlight=False,
         )
         scalars = score.scalars()
         if held_out is not None:
@@ -97,18 +98,12 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
         return scalars
 
     every = config.evaluation.every
-    if held_out is not None:  # their loss is logged once at least
+    if held_out is not None:  # their loss is logged at least once
         every = min(every or config.steps, config.steps)
+    shared = {"device": ranks.device, "rank": ranks.rank, "ranks": ranks.count}
     trainer = Trainer(
         policy,
-        make_batches(
-            episodes,
-            config.protocol,
-            seed=config.seed,
-            device=ranks.device,
-            rank=ranks.rank,
-            ranks=ranks.count,
-        ),
+        make_batches(episodes, config.protocol, seed=config.seed, **shared),
         config.trainer,
         steps=config.steps,
         folder=folder,
@@ -129,19 +124,19 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
         raise command.Stopped(
             f"Saved at update {trainer.step} of {config.steps}; resume=true resumes."
         )
-    if not ranks.leads:
-        return
-    # Scored as eval.py would score it: from the run folder, with nothing else.
-    policy, description, step = load_policy(folder)
-    dataset, evaluation = read_description(folder, description)
-    scores = score_policy(policy, evaluation, dataset, step, console=console)
-    write_scores(folder / "scores.json", scores)
-    show_scores(folder, scores, console)
+
+    # Score what was saved, as eval.py would: from the run folder, with nothing else.
+    if ranks.leads:
+        policy, description, step = load_policy(folder)
+        dataset, evaluation = read_description(folder, description)
+        scores = score_policy(policy, evaluation, dataset, step, console=console)
+        write_scores(folder / "scores.json", scores)
+        show_scores(folder, scores, console)
 
 
 def show_scores(folder: Path, scores: list[Score], console: Console) -> None:
     """Prints the scores of a run folder, and the command that scores it again."""
-    dataset, _ = read_description(folder, build_policy(folder)[1])
+    dataset, _ = read_description(folder, load_description(folder))
     print_scores(scores, dataset, console)
     console.print(f"Score it again: python eval.py run={folder}")
 
@@ -183,13 +178,9 @@ def make_policy(
         observation_dim=episodes.observations.shape[1],
         action_dim=episodes.actions.shape[1],
     )
-    policy.set_statistics(
-        observation_mean=torch.as_tensor(episodes.observation_mean),
-        observation_std=torch.as_tensor(episodes.observation_std),
-        action_low=torch.as_tensor(episodes.action_low),
-        action_high=torch.as_tensor(episodes.action_high),
-        target_return=target_return,
-    )
+    names = ("observation_mean", "observation_std", "action_low", "action_high")
+    statistics = {name: torch.as_tensor(getattr(episodes, name)) for name in names}
+    policy.set_statistics(**statistics, target_return=target_return)
     return policy
 
 
@@ -221,16 +212,25 @@ def resolve_evaluation(config: TrainConfig, dataset: DatasetInfo) -> Evaluation:
 
 
 def run_folder(config: TrainConfig, overrides: list[str]) -> Path:
-    """Returns the folder of a run."""
-    return Path(config.run_dir or default_run_dir(config, overrides))
+    """Names a run after what tells it from others: runs/hopper-medium/min_gru-streamed-seed0."""
+    if config.run_dir:
+        return Path(config.run_dir)
+    given = {override.partition("=")[0]: override for override in overrides}  # the last of a key
+    experiment = given.get("experiment", "").partition("=")[2]
+    recipe = config.protocol.name if experiment in ("", "null") else experiment
+    unnamed = {"dataset", "backbone", "experiment", "protocol.name", "seed", "device", "resume"}
+    unnamed |= {"dataset.path", "dataset.name", "dataset.parts", "overwrite", "run_dir"}
+    # Only what needs no quoting in a shell or an override.
+    others = [given[key] for key in sorted(given.keys() - unnamed)]
+    rest = "".join("-" + re.sub(r"[^\w.]+", "-", other).strip("-") for other in others)
+    if len(rest.encode()) > 100:
+        rest = "-" + hashlib.sha256(rest.encode()).hexdigest()[:8]
+    name = f"{config.backbone.name}-{recipe}-seed{config.seed}{rest}"
+    return Path("runs", config.dataset.label, name)
 
 
 def prepare(config: TrainConfig, overrides: list[str]) -> str | None:
-    """Looks at the folder of a run: returns one line if resuming finds nothing left to do.
-
-    Raises:
-        UserError: The folder holds a run that is not to be touched.
-    """
+    """Checks the folder of a run; returns one line if resuming finds nothing left to do."""
     asked = {"resume": config.resume, "overwrite": config.overwrite}
     resumes = check_run_folder(run_folder(config, overrides), config_text(config), **asked)
     return result(config, overrides) if resumes else None
@@ -241,31 +241,15 @@ def result(config: TrainConfig, overrides: list[str]) -> str | None:
     folder = run_folder(config, overrides)
     try:
         score = read_scores(folder / "scores.json")[0]
-        name, mean, std = "return", score.return_mean, score.return_std
-        if score.normalized_score_mean is not None and score.normalized_score_std is not None:
-            name, mean, std = "score", score.normalized_score_mean, score.normalized_score_std
     except UserError:  # none, or damaged: scored again
         return None
+    if score.checkpoint_step != config.steps:
+        return None
+    name, mean, std = "score", score.normalized_score_mean, score.normalized_score_std
+    if mean is None:
+        name, mean, std = "return", score.return_mean, score.return_std
     episodes = score.evaluation.episodes
-    line = f"{folder} is finished: {name} {mean:,.1f} ± {std:,.1f}, {episodes} episodes"
-    return line if score.checkpoint_step == config.steps else None
-
-
-def default_run_dir(config: TrainConfig, overrides: list[str]) -> str:
-    """Names a run after what tells it from others: runs/hopper-medium/min_gru-streamed-seed0."""
-    chosen = dict(override.partition("=")[::2] for override in overrides).get("experiment")
-    recipe = config.protocol.name if chosen in (None, "null") else chosen
-    name = f"{config.backbone.name}-{recipe}-seed{config.seed}"
-    named = ("dataset", "backbone", "experiment", "protocol.name", "seed", "device")
-    named += ("dataset.path", "dataset.name", "dataset.parts")
-    unnamed = ("resume", "overwrite", "run_dir")
-    last = {o.partition("=")[0]: o for o in overrides}  # of a key that is given twice
-    others = [last[key] for key in sorted(last) if key not in (*named, *unnamed)]
-    # Only what needs no quoting in a shell or an override.
-    rest = "".join("-" + re.sub(r"[^\w.]+", "-", other).strip("-") for other in others)
-    if len(rest.encode()) > 100:
-        rest = "-" + hashlib.sha256(rest.encode()).hexdigest()[:8]
-    return str(Path("runs", config.dataset.label, name + rest))
+    return f"{folder} is finished: {name} {mean:,.1f} ± {std:,.1f}, {episodes} episodes"
 
 
 def config_text(config: TrainConfig) -> str:

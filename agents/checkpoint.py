@@ -1,16 +1,11 @@
-"""Run folders: what is needed to act and what is needed to resume.
+"""Run folders: every file is written whole, so a kill or a full disk costs no save.
 
-Every file is written whole, so a kill at any moment, a full disk or a flipped bit never costs more
-than the updates since the last save.
-
-    config.yaml            the resolved configuration; its first line marks the folder as a run's
-    config.json            the policy's shape, how it acts, and what it was trained on
-    model.safetensors      the weights to act with (EMA weights, if there are any), with a checksum
-    training_state.pt      all that resuming needs; loads with weights_only=True
-    metrics.jsonl          one record a line
-    events.out.tfevents.*  the same for TensorBoard
-    scores.json            the evaluation of the last checkpoint
-    scores-*.json          other evaluations of it, named after their conditions
+config.yaml         the resolved configuration; its first line marks the folder as a run's
+config.json         the policy's shape, its data and its evaluation
+model.safetensors   the weights to act with (EMA), with a checksum; needs config.json only
+training_state.pt   all that resuming needs; loads with weights_only=True
+metrics.jsonl, events.out.tfevents.*   the records, as JSON lines and for TensorBoard
+scores.json, scores-*.json             the run's own evaluation, and others
 """
 
 from __future__ import annotations
@@ -19,6 +14,8 @@ import hashlib
 import json
 import pickle
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -64,11 +61,6 @@ class RunDescription:
     dataset: dict[str, Any]
     evaluation: dict[str, Any]
 
-    def __post_init__(self) -> None:
-        for key in ("dataset", "evaluation"):
-            if not isinstance(value := getattr(self, key), dict):
-                raise TypeError(f"{key} is {value!r}")
-
 
 # -- the folder -------------------------------------------------------------------------------
 
@@ -79,15 +71,15 @@ def check_run_folder(folder: Path, config: str, *, resume: bool, overwrite: bool
     Args:
         folder: The run folder.
         config: The configuration in YAML.
-        resume: Whether a run with this very configuration is to be resumed.
-        overwrite: Whether the run that the folder holds is to be discarded.
+        resume: Whether to resume a run of this very configuration, if the folder holds one.
+        overwrite: Whether to discard the run that the folder holds.
 
     Returns:
-        Whether it holds a run to resume.
+        Whether there is a run to resume.
 
     Raises:
-        UserError: The folder holds a run and neither was asked for, another run than the one to
-            be resumed, or a file that is not of a run and would be replaced.
+        UserError: The folder holds a run and neither was asked for, a run of another
+            configuration, or a file that is not of a run and would be replaced.
     """
     path = folder / "config.yaml"
     try:
@@ -119,30 +111,40 @@ def check_run_folder(folder: Path, config: str, *, resume: bool, overwrite: bool
     return True
 
 
+def _flat(path: Path, content: bytes) -> dict[str, Any]:
+    """Returns a configuration with keys such as `trainer.warmup`."""
+    try:
+        values: Any = OmegaConf.to_container(OmegaConf.create(content.decode()))
+        parts = {k: v if isinstance(v, dict) else {"": v} for k, v in values.items()}
+    except (YAMLError, OmegaConfBaseException, *_WRONG) as error:
+        raise UserError(
+            f"{path} is damaged ({_reason(error)}), so the run cannot be resumed: copy it again, "
+            "or start the run again with overwrite=true."
+        ) from error
+    return {f"{k}.{i}".rstrip("."): v for k, part in parts.items() for i, v in part.items()}
+
+
 _locks: dict[Path, FileLock] = {}
 
 
 def claim_run_folder(folder: Path, config: str, *, resume: bool, overwrite: bool) -> None:
     """Makes a run folder with its config.yaml, or takes over the one there.
 
-    It belongs to this process until the process ends or claims it again. The arguments are those
-    of `check_run_folder`.
+    It belongs to this process until the process ends. The arguments are those of
+    `check_run_folder`, which is called again once the lock is held.
 
     Raises:
         UserError: The folder may not be used, or cannot be made, or another process has the lock.
     """
-    asked = {"resume": resume, "overwrite": overwrite}
-    check_run_folder(folder, config, **asked)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = _locks.setdefault(folder.resolve(), FileLock(folder.resolve() / LOCK))
         if not lock.is_locked:
             lock.acquire(timeout=0)
-        # Again, for the process that had the lock before may have changed it.
-        resumes = check_run_folder(folder, config, **asked)
+        resumes = check_run_folder(folder, config, resume=resume, overwrite=overwrite)
         for left_by_a_killed_process in [p for name in FILES for p in leftovers(folder / name)]:
             left_by_a_killed_process.unlink()
-        if not resumes and (folder / "config.yaml").exists():  # of a run, then: it is discarded
+        if not resumes and (folder / "config.yaml").exists():  # of the run that is discarded
             others = [path for path in folder.glob("scores-*.json") if _is_evaluation(path)]
             others += folder.glob("events.out.tfevents.*")
             for path in [*(folder / name for name in FILES[:-1]), *others]:
@@ -166,33 +168,18 @@ def _unusable(folder: Path, error: OSError) -> UserError:
 def _is_evaluation(path: Path) -> bool:
     """Whether eval.py wrote a file: a list of scores, each of a checkpoint."""
     try:
-        rows = json.loads(path.read_bytes())
-    except ValueError:
+        return all("checkpoint_step" in row for row in json.loads(path.read_bytes()))
+    except (ValueError, TypeError):
         return False
-    rows = rows if isinstance(rows, list) else [rows]
-    return all(isinstance(row, dict) and "checkpoint_step" in row for row in rows)
 
 
-def _flat(path: Path, content: bytes) -> dict[str, Any]:
-    """Returns a configuration with keys such as `trainer.warmup`."""
-    try:
-        values: Any = OmegaConf.to_container(OmegaConf.create(content.decode()))
-        parts = {k: v if isinstance(v, dict) else {"": v} for k, v in values.items()}
-    except (YAMLError, OmegaConfBaseException, *_WRONG) as error:
-        raise UserError(
-            f"{path} is damaged ({_reason(error)}), so the run cannot be resumed: copy it again, "
-            "or start the run again with overwrite=true."
-        ) from error
-    return {f"{k}.{i}".rstrip("."): v for k, part in parts.items() for i, v in part.items()}
-
-
-# -- what acts --------------------------------------------------------------------------------
+# -- the policy -------------------------------------------------------------------------------
 
 
 def save_description(
     folder: Path, policy: ReturnConditionedPolicy, backbone: Any, description: RunDescription
 ) -> None:
-    """Writes config.json: with model.safetensors, all that is needed to act."""
+    """Writes config.json."""
     content = {
         "observation_dim": policy.observation_dim,
         "action_dim": policy.action_dim,
@@ -212,42 +199,52 @@ def save_policy(folder: Path, policy: ReturnConditionedPolicy, step: int) -> Non
     write_file(folder / WEIGHTS, serialise_tensors(tensors, metadata), MEND)
 
 
+def load_description(folder: Path) -> RunDescription:
+    """Reads config.json alone.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    return _read_config(folder / "config.json")[1]
+
+
 def load_policy(folder: Path) -> tuple[ReturnConditionedPolicy, RunDescription, int]:
     """Rebuilds a policy from a run folder.
 
     Returns:
-        The policy in evaluation mode, what it was trained on and how it acts, and the updates
-        that it was trained for.
+        The policy in evaluation mode, its data and evaluation, and the updates that it was
+        trained for.
 
     Raises:
         UserError: The folder holds no checkpoint, or a damaged one.
     """
+    path = folder / WEIGHTS
     for name in ("config.json", WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(
                 f"{folder} holds no checkpoint: {name} is missing; give the run folder that "
                 "train.py printed (it appears there with the first save)."
             )
-    policy, description = build_policy(folder)
-    tensors, step = _read_weights(folder / WEIGHTS)
+    make, description = _read_config(folder / "config.json")
+    tensors, step = _read_weights(path)
+    if not _fits(make, tensors):
+        raise UserError(
+            f"{path} does not fit the policy that config.json beside it describes; one of the two "
+            "files is damaged or comes from another run."
+        )
+    policy = make()
     policy.load_state_dict(tensors)
     for name, parameter in policy.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise UserError(
-                f"{folder / WEIGHTS} holds weights that are not finite, in {name}; take another "
-                "checkpoint or train again."
+                f"{path} holds weights that are not finite, in {name}; take another checkpoint or "
+                "train again."
             )
-    return policy, description, step
+    return policy.eval(), description, step
 
 
-def build_policy(folder: Path) -> tuple[ReturnConditionedPolicy, RunDescription]:
-    """Builds the policy that config.json describes, in evaluation mode, its weights not loaded.
-
-    Raises:
-        UserError: The file cannot be read, does not describe a policy, or describes another one
-            than the weights are of, where there are weights.
-    """
-    path = folder / "config.json"
+def _read_config(path: Path) -> tuple[partial[ReturnConditionedPolicy], RunDescription]:
+    """Returns what makes a policy, its weights not loaded, and its data and evaluation."""
     try:
         content = json.loads(path.read_bytes())
         config_class, _ = mixer_entry(content["backbone"]["name"])
@@ -258,35 +255,25 @@ def build_policy(folder: Path) -> tuple[ReturnConditionedPolicy, RunDescription]
             observation_dim=content["observation_dim"],
             action_dim=content["action_dim"],
         )
-        description = RunDescription(content["dataset"], content["evaluation"])
-        fits = not (folder / WEIGHTS).is_file() or _fits(
-            make, content["backbone"]["n_layer"], folder / WEIGHTS
-        )
-        policy = make() if fits else None
-    except SafetensorError as error:
-        raise _damaged(folder / WEIGHTS, str(error)) from error
+        return make, RunDescription(content["dataset"], content["evaluation"])
     except (*_WRONG, UserError) as error:
         raise UserError(
             f"{path} does not describe a policy ({_reason(error)}); the file is damaged or of "
             "another version of this project: train again."
         ) from error
-    if policy is None:
-        raise UserError(
-            f"{folder / WEIGHTS} does not fit the policy that {path.name} beside it describes; one "
-            "of the two files comes from another run."
-        )
-    return policy.eval(), description
 
 
-def _fits(make: partial[ReturnConditionedPolicy], n_layer: int, weights: Path) -> bool:
-    """Whether weights have the names and shapes of a policy; allocates neither."""
-    with safe_open(weights, framework="pt") as file:
-        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    blocks = {name.split(".")[2] for name in found if name.startswith("backbone.blocks.")}
-    if len(blocks) != n_layer:
+def _fits(make: partial[ReturnConditionedPolicy], tensors: dict[str, Tensor]) -> bool:
+    """Whether tensors have the names and shapes of a policy; allocates none."""
+    blocks = {name.split(".")[2] for name in tensors if name.startswith("backbone.blocks.")}
+    if len(blocks) != make.args[1].n_layer:
         return False
-    with torch.device("meta"):
-        return {name: list(t.shape) for name, t in make().state_dict().items()} == found
+    try:
+        with torch.device("meta"):
+            expected = {name: tensor.shape for name, tensor in make().state_dict().items()}
+    except _WRONG:
+        return False
+    return {name: tensor.shape for name, tensor in tensors.items()} == expected
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], int]:
@@ -321,7 +308,7 @@ def _damaged(path: Path, reason: str) -> UserError:
     )
 
 
-# -- what resuming needs ----------------------------------------------------------------------
+# -- the training state -----------------------------------------------------------------------
 
 
 def save_training_state(folder: Path, state: dict[str, Any]) -> None:
@@ -330,28 +317,24 @@ def save_training_state(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load_training_state(folder: Path) -> dict[str, Any] | None:
-    """Reads training_state.pt; None if nothing has been saved yet.
-
-    Raises:
-        UserError: It is damaged.
-    """
+    """Reads training_state.pt; None if nothing has been saved yet."""
     path = folder / STATE
     if not path.exists():
         return None
-    try:
+    with damage_explained(folder), zipfile.ZipFile(path) as archive:
         # torch.load itself does not look at the archive's checksums.
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-        if broken is not None:
+        if (broken := archive.testzip()) is not None:
             raise zipfile.BadZipFile(f"checksum of {broken}")
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@contextmanager
+def damage_explained(folder: Path) -> Iterator[None]:
+    """Turns what reading or restoring a damaged training_state.pt raises into a UserError."""
+    try:
+        yield
     except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, *_WRONG) as error:
-        raise damaged_state(folder, error) from error
-
-
-def damaged_state(folder: Path, error: Exception) -> UserError:
-    """Returns what is said of a training_state.pt that cannot be read or taken over."""
-    return UserError(
-        f"{folder / STATE} is truncated or damaged ({_reason(error)}); the run cannot be resumed "
-        "from it: start it again with overwrite=true."
-    )
+        raise UserError(
+            f"{folder / STATE} is truncated or damaged ({_reason(error)}); the run cannot be "
+            "resumed from it: start it again with overwrite=true."
+        ) from error

@@ -13,8 +13,7 @@ import atexit
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -29,8 +28,8 @@ from agents.backbones.state import State, map_state
 from agents.policy import ReturnConditionedPolicy, TrainingState
 from common.errors import UserError
 
-# How long ranks wait for rank 0 while it makes a data set or evaluates. The death of a rank is
-# noticed at once, without this timeout.
+# How long ranks wait for rank 0 while it evaluates, or for another that makes a data set. The
+# death of a rank is noticed at once, without this timeout.
 _PATIENCE = timedelta(days=1)
 
 LossFunction = Callable[..., tuple[Tensor, TrainingState]]
@@ -41,7 +40,7 @@ class Ranks:
     """The processes of a run, as seen by one of them.
 
     Attributes:
-        rank: Number of this process.
+        rank: Number of this process, from 0.
         count: Number of processes.
         device: Device of this process.
         seed: Seed of the dropout masks, where there are several processes.
@@ -68,16 +67,6 @@ class Ranks:
         torch.distributed.all_reduce(total)
         return total.item()
 
-    @contextmanager
-    def one_first(self) -> Iterator[None]:
-        """Runs the block in one process of each machine before it runs in the others."""
-        first = int(os.environ["LOCAL_RANK"]) == 0 if self.count > 1 else True
-        if not first:
-            self.sum(0)
-        yield
-        if first:
-            self.sum(0)
-
     def from_first(self, make: Callable[[], Any]) -> Any:
         """Calls a function on rank 0 and returns its result on all ranks."""
         if self.count == 1:
@@ -92,12 +81,12 @@ class Ranks:
             return state
         states: list[State] | None = [None] * self.count if self.leads else None
         torch.distributed.gather_object(map_state(Tensor.cpu, state), states)
-        return None if states is None else _concatenate(states)
+        return map_state(lambda *parts: torch.cat(parts), *states) if states else None
 
     def draw_dropout(self, step: int) -> None:
-        """Seeds the dropout masks of one update from the run's seed, the update and the rank.
+        """Seeds the dropout masks of one update, so that a resumed run repeats them.
 
-        So a resumed run repeats them. A single process saves its random state instead.
+        A single process saves its random state instead.
         """
         if self.count > 1:
             sequence = np.random.SeedSequence((self.seed, step, self.rank))
@@ -106,8 +95,7 @@ class Ranks:
     def loss_of(self, policy: ReturnConditionedPolicy) -> LossFunction:
         """Returns the policy's loss on this rank's share of the batch, weighted by its steps.
 
-        The mean over the ranks is the loss on the whole batch, and `backward` leaves the gradient
-        of that mean on every rank.
+        `backward` leaves on every rank the gradient of the mean, the loss on the whole batch.
         """
         if self.count == 1:
             return policy.loss
@@ -128,7 +116,7 @@ class Ranks:
 
 
 class _SharedLoss(nn.Module):
-    """The loss of a policy as the `forward` that DistributedDataParallel needs.
+    """The loss as a module, for DistributedDataParallel.
 
     Holds the parameters only: buffers never change, but would be broadcast at every update.
     """
@@ -146,12 +134,6 @@ class _SharedLoss(nn.Module):
         weight = self.ranks.count * steps / max(1, self.ranks.sum(steps))
         loss, state = self.loss(**batch)
         return loss * weight, state
-
-
-def _concatenate(states: list[State]) -> State:
-    if isinstance(states[0], Tensor):
-        return torch.cat(states)
-    return tuple(_concatenate(list(parts)) for parts in zip(*states, strict=True))
 
 
 def launched() -> bool:

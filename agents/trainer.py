@@ -27,7 +27,7 @@ from agents.backbones.mixer import parameter_groups
 from agents.backbones.state import map_state
 from agents.checkpoint import (
     STATE,
-    damaged_state,
+    damage_explained,
     load_training_state,
     save_policy,
     save_training_state,
@@ -200,10 +200,8 @@ class Trainer:
         state = self.ranks.from_first(lambda: load_training_state(self.folder))
         if state is None:
             return
-        try:
+        with damage_explained(self.folder):
             self._restore(state)
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise damaged_state(self.folder, error) from error
         if self.ranks.leads:
             save_policy(self.folder, self.acting_policy, self.step)
 

@@ -27,7 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from agents.checkpoint import build_policy  # noqa: E402
+from agents.checkpoint import load_description  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from configs.launch import command  # noqa: E402
 from configs.schema import register  # noqa: E402
@@ -172,7 +172,7 @@ def evaluate(name: str, arguments: list[str], known: dict[str, Record]) -> None:
     folder = RUNS / name
     if not (ROOT / folder / "scores.json").exists():
         return  # its policy is not on this machine
-    dataset, own = read_description(ROOT / folder, build_policy(ROOT / folder)[1])
+    dataset, own = read_description(ROOT / folder, load_description(ROOT / folder))
     ((_, config),) = command.check([f"run={folder}", *arguments], "eval")
     if Path(scores_file(resolve(config, dataset, own), own)).stem in known[name].evaluations:
         return
