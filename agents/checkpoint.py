@@ -78,8 +78,7 @@ def check_run_folder(folder: Path, config: str, *, resume: bool, overwrite: bool
         Whether there is a run to resume.
 
     Raises:
-        UserError: The folder holds a run and neither was asked for, a run of another
-            configuration, or a file that is not of a run and would be replaced.
+        UserError: The folder holds another run, or a file that is not of a run.
     """
     path = folder / "config.yaml"
     try:
@@ -130,11 +129,8 @@ _locks: dict[Path, FileLock] = {}
 def claim_run_folder(folder: Path, config: str, *, resume: bool, overwrite: bool) -> None:
     """Makes a run folder with its config.yaml, or takes over the one there.
 
-    It belongs to this process until the process ends. The arguments are those of
+    It belongs to this process until the process ends; the arguments are those of
     `check_run_folder`, which is called again once the lock is held.
-
-    Raises:
-        UserError: The folder may not be used, or cannot be made, or another process has the lock.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -200,11 +196,7 @@ def save_policy(folder: Path, policy: ReturnConditionedPolicy, step: int) -> Non
 
 
 def load_description(folder: Path) -> RunDescription:
-    """Reads config.json alone.
-
-    Raises:
-        UserError: It is missing or damaged.
-    """
+    """Reads config.json alone."""
     return _read_config(folder / "config.json")[1]
 
 

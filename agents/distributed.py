@@ -39,11 +39,7 @@ LossFunction = Callable[..., tuple[Tensor, TrainingState]]
 class Ranks:
     """The processes of a run, as seen by one of them.
 
-    Attributes:
-        rank: Number of this process, from 0.
-        count: Number of processes.
-        device: Device of this process.
-        seed: Seed of the dropout masks, where there are several processes.
+    `seed` is that of the dropout masks, where there are several processes.
     """
 
     rank: int = 0
@@ -150,12 +146,7 @@ def _store() -> torch.distributed.Store:
 def join(device: torch.device, seed: int) -> Ranks:
     """Joins the other processes of a run that torchrun has started, if there are any.
 
-    Args:
-        device: `cpu`, or `cuda`: each process of a machine then takes a device of its own.
-        seed: Seed of the run.
-
-    Raises:
-        UserError: A machine has fewer CUDA devices than processes.
+    With `cuda`, each process of a machine takes a device of its own.
     """
     if not launched():
         return Ranks(device=device)

@@ -118,14 +118,10 @@ class Trainer:
     Args:
         policy: The policy, on the same device as the batches.
         batches: A sampler of envs.data.batches; this rank's share of each batch.
-        config: The settings.
         steps: Updates in the whole run.
-        folder: The run folder; it exists.
         precision: A key of PRECISIONS; all but float32 is automatic mixed precision.
-        evaluate: Called every `evaluate_every` updates with the EMA policy and the number of
-            updates; returns the scalars to record.
-        evaluate_every: Updates between two evaluations; 0 never evaluates.
-        console: Console of the progress bar.
+        evaluate: Called every `evaluate_every` updates (0: never) with the EMA policy and the
+            number of updates; returns the scalars to record.
         ranks: The processes that share the batches; each has a trainer.
     """
 

@@ -312,3 +312,17 @@ def test_eval_without_a_checkpoint_is_one_sentence(start, run):
     found = start("eval.py", f"run={run}")
     assert found.returncode == 1
     assert re.match(r"error: .*holds no checkpoint: config.json is missing", found.stderr)
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py", "compare.py"])
+def test_ctrl_c_while_a_script_is_imported_is_one_line(script, tmp_path):
+    # A module that it imports stands in for the moment at which the user interrupts.
+    (tmp_path / "rich.py").write_text("raise KeyboardInterrupt")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    code = f"import sys, runpy; sys.path.insert(0, {str(tmp_path)!r}); "
+    code += f"sys.path.insert(1, {str(ROOT)!r}); runpy.run_path({str(ROOT / script)!r})"
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert found.returncode != 0
+    assert found.stderr == "interrupted.\n"
