@@ -5,10 +5,13 @@ its place in the table.
 """
 
 import ast
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
+from run_folders import make_run
 
 ROOT = Path(__file__).parents[1]
 DATA = ["envs.data", "envs.data.episodes", "envs.data.mapped"]
@@ -116,3 +119,18 @@ def test_the_rooms_form_floors():
         assert ready, f"these rooms import each other in a circle: {sorted(left)}"
         for r in ready:
             floors[r] = max((floors[below] + 1 for below in left.pop(r)), default=0)
+
+
+def test_reports_start_without_torch_and_without_a_simulator(tmp_path):
+    make_run(tmp_path / "a", curve=(10, 20))
+    make_run(tmp_path / "b", "walker2d-medium")
+    program = f"""
+import runpy, sys
+for name in {sorted(FORBIDDEN["reports"] | {"agents", "configs"})}:
+    sys.modules[name] = None
+sys.argv = ["compare.py", {str(tmp_path)!r}, "--published", "--table", {str(tmp_path / "table")!r}]
+runpy.run_path({str(ROOT / "compare.py")!r}, run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "comparison" / "score_per_task.png").is_file()
