@@ -75,6 +75,7 @@ def main(
         UserError: There is nothing to compare.
         OSError: The report cannot be written.
     """
+    # Read the runs; name those that cannot be compared.
     records, problems = read_records(folders)
     runs, damaged = make_runs(records)
     problems += damaged
@@ -88,70 +89,64 @@ def main(
         )
     if table is not None:
         write_tables(table, [run.record for run in runs])
-    comparison = compare_runs(runs)
-    averages, no_pictures = averages_and_pictures(comparison)
-    tables = [score_table(comparison), improvement_table(comparison), conditions_table(comparison)]
-    notes, about = notes_table(comparison), [row_table(comparison), facts_table(comparison)]
-    apart = published_table(comparison) if published else None
 
+    # Make the tables and pictures, in the order of the report.
+    comparison = compare_runs(runs)
+    averages = _averages_and_pictures(comparison, console)
+    tables = [score_table(comparison), improvement_table(comparison), conditions_table(comparison)]
+    about, notes = [row_table(comparison), facts_table(comparison)], notes_table(comparison)
+    others = published_table(comparison) if published else None
+    parts = [*averages, *tables, *about, notes, *([others] if others else [])]
+    parts = [part for part in parts if isinstance(part, Picture) or part.rows]
+
+    # Print what fits a terminal: the scores first, of the published ones the averages only.
     shown = [tables[0], *averages, *tables[1:], notes]
     print_tables([part for part in shown if isinstance(part, Table) and part.rows], console)
-    if apart is not None and apart.rows:
-        # A terminal is not wide enough for the score of each task.
-        narrow = apart.with_columns(("method", "mean of these", "protocol", "evidence"))
-        caption = f"{apart.caption} The score of each task is in the report."
-        print_tables([replace(narrow, caption=caption)], console)
-    elif apart is not None:
+    if others is not None and others.rows:
+        columns = ["method", "mean of these", "protocol", "evidence"]
+        places = [others.columns.index(name) for name in columns]
+        rows = [[row[place] for place in places] for row in others.rows]
+        caption = f"{others.caption} The score of each task is in the report."
+        print_tables([replace(others, columns=columns, rows=rows, caption=caption)], console)
+    elif published:
         console.print("There are no published scores of these tasks.", **PLAIN)
-        apart = None
-    if no_pictures:
-        console.print(f"note: {no_pictures}", style="yellow", **PLAIN)
-    parts = [*averages, *tables, *about, notes]
-    parts = [part for part in parts if isinstance(part, Picture) or part.rows]
-    title = f"{len(runs)} runs on {len(comparison.tasks)} tasks"
-    write_report(out, title, parts, left_out, apart)
+    write_report(out, f"{len(runs)} runs on {len(comparison.tasks)} tasks", parts, left_out)
     console.print(f"Report: {printable(str(out / 'report.html'))}", **PLAIN)
     return int(any(not isinstance(problem, UnfinishedRun) for problem in problems))
 
 
-def averages_and_pictures(comparison: Comparison) -> tuple[list[Table | Picture], str]:
-    """Returns the averages over tasks and the pictures, and why there are no pictures, if so.
+def _averages_and_pictures(comparison: Comparison, console: Console) -> list[Table | Picture]:
+    """Returns the averages over tasks and the pictures.
 
     Rows that were run on some of the tasks only, see `Comparison.parts`, have averages of their
     own; their table and picture are named after these tasks.
     """
-    parts: list[Table | Picture] = []
-    reason = ""
+    found: list[Table | Picture] = []
+    reasons = set()
     for part in comparison.parts():
         some = part.tasks != comparison.tasks
-        pictures: list[Picture] = []
+        made: list[Table | Picture] = [overall_table(part)]
         try:
-            pictures = draw_pictures(part, averages_only=some)
+            made += draw_pictures(part, averages_only=some)
         except UserError as error:
-            reason = str(error)
-        for item in [overall_table(part), *pictures]:
-            if some:
-                tasks = list(map(short, part.tasks))
-                title = f"{item.title} ({', '.join(tasks)})"
-                item = replace(item, name=f"{item.name}_on_{_file_name(tasks)}", title=title)
-            parts.append(item)
-    return parts, reason
+            reasons.add(f"note: there are no pictures. {error}")
+        if some:
+            tasks = ", ".join(map(short, part.tasks))
+            name = re.sub(r"[^\w.-]+", "-", tasks.replace(", ", "_"))
+            if len(name) > 100:
+                name = f"{name[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+            made = [
+                replace(item, name=f"{item.name}_on_{name}", title=f"{item.title} ({tasks})")
+                for item in made
+            ]
+        found += made
+    for reason in reasons:
+        console.print(reason, style="yellow", **PLAIN)
+    return found
 
 
-def _file_name(tasks: list[str]) -> str:
-    name = re.sub(r"[^\w.-]+", "-", "_".join(tasks))
-    return (
-        name if len(name) <= 100 else f"{name[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    )
-
-
-def watch(folders: list[Path], console: Console, *, every: float = 2.0) -> None:
-    """Shows how far the runs are, until Ctrl-C.
-
-    Args:
-        folders: Run folders, or folders of them.
-        console: Where the table is shown.
-        every: Seconds between two looks at them.
+def watch(folders: list[Path], console: Console) -> None:
+    """Shows how far the runs in some folders are, until Ctrl-C; reads them again every 2 seconds.
 
     Raises:
         UserError: There are no runs.
@@ -160,7 +155,7 @@ def watch(folders: list[Path], console: Console, *, every: float = 2.0) -> None:
     with suppress(KeyboardInterrupt), Live(table, console=console, auto_refresh=False) as live:
         while True:
             live.update(progress_table(read_all(folders)), refresh=True)
-            time.sleep(every)
+            time.sleep(2.0)
 
 
 def run() -> None:
@@ -168,40 +163,24 @@ def run() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "folders", nargs="+", type=Path, help="run folders, tables, or folders of them: runs/"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FOLDER",
-        help="folder of the report (default: comparison, in the first folder given)",
-    )
-    parser.add_argument(
-        "--table",
-        type=Path,
-        metavar="FOLDER",
-        help="also write the runs as tables to this folder",
-    )
-    parser.add_argument(
-        "--published", action="store_true", help="also show what others published for these tasks"
-    )
-    parser.add_argument(
-        "--watch", action="store_true", help="only show how far the runs are, until Ctrl-C"
-    )
+    add = parser.add_argument
+    add("folders", nargs="+", type=Path, help="run folders, tables, or folders of them: runs/")
+    where = "folder of the report (default: comparison, in the first folder given)"
+    add("--out", type=Path, metavar="FOLDER", help=where)
+    tables = "also write the runs as tables to this folder"
+    add("--table", type=Path, metavar="FOLDER", help=tables)
+    others = "also show what others published for these tasks"
+    add("--published", action="store_true", help=others)
+    progress = "only show how far the runs are, until Ctrl-C"
+    add("--watch", action="store_true", help=progress)
     given = parser.parse_args()
     out = given.out or given.folders[0] / "comparison"
     with exits():
         if given.watch:
             return watch(given.folders, Console())
         try:
-            status = main(
-                given.folders,
-                out=out,
-                console=Console(),
-                published=given.published,
-                table=given.table,
-            )
+            more = {"published": given.published, "table": given.table}
+            status = main(given.folders, out=out, console=Console(), **more)
         except BrokenPipeError:
             raise
         except OSError as error:

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from reports.comparison import Comparison, short
+from reports.comparison import Cell, Comparison, short
 from reports.runs import usual
 from reports.scores import read_published
 from reports.statistics import (
@@ -21,17 +21,10 @@ from reports.statistics import (
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval.
-
-    Attributes:
-        value: The figure.
-        interval: Its lower and upper end; None if it has none.
-        form: How numbers are shown.
-        half_width: Shows ± half of the interval instead of its ends.
-    """
+    """A figure with its 95 % interval, shown as its two ends or as ± half its width."""
 
     value: float
-    interval: tuple[float, float] | None = None
+    interval: tuple[float, float] | None
     form: str = ",.1f"
     half_width: bool = False
 
@@ -48,15 +41,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: unrounded in its cells, rounded where it is shown.
+    """A table whose figures are rounded only where they are shown.
 
     Attributes:
         name: Stem of its CSV.
         title: Its heading.
-        columns: Their headings.
+        columns: Headings of the columns.
         rows: Cells: text, numbers, estimates, or None where there is nothing.
         caption: What the figures are.
-        figures: Whether there is a CSV of it: a table of words has none.
     """
 
     name: str
@@ -64,7 +56,6 @@ class Table:
     columns: list[str]
     rows: list[list[Any]]
     caption: str
-    figures: bool = True
 
     def shown(self) -> list[list[str]]:
         """Returns the cells as people read them."""
@@ -73,28 +64,23 @@ class Table:
     @property
     def records(self) -> list[dict[str, Any]]:
         """The rows of its CSV: an estimate has three columns."""
-        records: list[dict[str, Any]] = []
-        for row in self.rows if self.figures else []:
-            records.append({})
+        records: list[dict[str, Any]] = [{} for _ in self.rows]
+        for record, row in zip(records, self.rows, strict=True):
             for name, cell in zip(self.columns, row, strict=True):
                 if isinstance(cell, Estimate):
                     low, high = cell.interval or (None, None)
-                    records[-1] |= {name: cell.value, f"{name} low": low, f"{name} high": high}
+                    record |= {name: cell.value, f"{name} low": low, f"{name} high": high}
                 else:
-                    records[-1][name] = cell
+                    record[name] = cell
         return records
-
-    def with_columns(self, columns: Sequence[str]) -> "Table":
-        """Returns the table with some of its columns only."""
-        places = [self.columns.index(name) for name in columns]
-        rows = [[row[place] for place in places] for row in self.rows]
-        return replace(self, columns=list(columns), rows=rows)
 
 
 def _shown(cell: Any) -> str:
     if cell is None:
         return "-"
-    return printable(f"{cell:,.1f}" if isinstance(cell, float) else str(cell))
+    if isinstance(cell, int | float):
+        return f"{cell:,}" if isinstance(cell, int) else f"{cell:,.1f}"
+    return printable(str(cell))
 
 
 def printable(text: str) -> str:
@@ -109,16 +95,21 @@ def _over_seeds(runs: Sequence[float] | np.ndarray) -> Estimate:
     return Estimate(mean, interval, half_width=True)
 
 
+def _in_order(comparison: Comparison) -> list[tuple[str, str, Cell]]:
+    keys = [(task, row) for task in comparison.tasks for row in comparison.rows]
+    return [(*key, comparison.cells[key]) for key in keys if key in comparison.cells]
+
+
 def score_table(comparison: Comparison) -> Table:
-    """Makes the table with a line for each task and row."""
+    """Makes the table of scores, with a line for each task and row."""
     lines: list[list[Any]] = []
-    for (task, row), cell in _in_order(comparison):
+    for task, row, cell in _in_order(comparison):
         best = None if cell.best is None else float(cell.best.mean())
         in_training = " or ".join(map(str, sorted({run.curve_episodes for run in cell.runs})))
         episodes = f"{cell.runs[0].facts['episodes']} / {in_training}"
         marks = ", ".join(map(str, comparison.marks.get((task, row), [])))
-        seeds = len(cell.runs)
-        lines.append([short(task), row, _over_seeds(cell.last), best, seeds, episodes, marks])
+        line = [short(task), row, _over_seeds(cell.last), best, len(cell.runs), episodes, marks]
+        lines.append(line)
     return Table(
         "scores",
         "Scores",
@@ -126,14 +117,9 @@ def score_table(comparison: Comparison) -> Table:
         lines,
         "Normalised scores, 0 to 100, unless the task says return. Last: the last checkpoint, mean "
         "over seeds ± half of Student's 95 % interval of it (none for a single seed). Best in "
-        "training: the best of the evaluations in training, of fewer episodes and chosen for being "
-        "high: no score to report. Episodes: of last / best.",
+        "training: the best evaluation in training, which has fewer episodes and is chosen because "
+        "it is high: not a score to report. Episodes: of last / best.",
     )
-
-
-def _in_order(comparison: Comparison) -> list[tuple[tuple[str, str], Any]]:
-    keys = [(task, row) for task in comparison.tasks for row in comparison.rows]
-    return [(key, comparison.cells[key]) for key in keys if key in comparison.cells]
 
 
 def overall_table(comparison: Comparison) -> Table:
@@ -145,19 +131,21 @@ def overall_table(comparison: Comparison) -> Table:
         if not tasks:
             continue
         cells = [comparison.cells[task, row] for task in tasks]
-        seeds = sorted({len(cell.runs) for cell in cells})
         averages: list[Any] = [None, None, None]
         if len(tasks) == count:
             scores = [cell.last for cell in cells]
-            interval = bootstrap_interval(interquartile_mean, scores)
             best = [cell.best.mean() for cell in cells if cell.best is not None]
             averages = [
-                Estimate(float(interquartile_mean(scores)), _ends(interval)),
+                Estimate(
+                    float(interquartile_mean(scores)),
+                    bootstrap_interval(interquartile_mean, scores),
+                ),
                 float(mean_over_tasks(scores)),
                 float(np.mean(best)) if len(best) == count else None,
             ]
+        seeds = sorted({len(cell.runs) for cell in cells})
         marks = sorted({i for task in tasks for i in comparison.marks.get((task, row), [])})
-        shown = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+        shown = " to ".join(map(str, dict.fromkeys([seeds[0], seeds[-1]])))
         notes = ", ".join(map(str, marks))
         lines.append([row, f"{len(tasks)} of {count}", shown, *averages, notes])
     return Table(
@@ -165,15 +153,15 @@ def overall_table(comparison: Comparison) -> Table:
         f"Over {count} task{'s' * (count != 1)}",
         ["row", "tasks", "seeds", "IQM", "mean", "mean of best", "note"],
         lines,
-        "IQM: interquartile mean over all runs of all tasks, each run counting the same; mean: of "
-        "the tasks' means; in brackets the stratified bootstrap's 95 % interval, which is too "
-        "narrow for few seeds (none where a task has a single seed). Rows that were not run on "
+        "IQM: interquartile mean over all runs of all tasks, with equal weight for each run; mean: "
+        "of the tasks' means; in brackets the 95 % interval of the stratified bootstrap, which is "
+        "too narrow for few seeds (none if a task has a single seed). Rows that were not run on "
         "every task have no average.",
     )
 
 
 def improvement_table(comparison: Comparison) -> Table:
-    """Makes the table of how far each row improves on the baselines' rows."""
+    """Makes the table of each row's difference from the rows of the baselines."""
     lines: list[list[Any]] = []
     for baseline in comparison.baselines:
         for row in comparison.rows:
@@ -186,7 +174,7 @@ def improvement_table(comparison: Comparison) -> Table:
                 continue
             scores = comparison.scores(row, both), comparison.scores(baseline, both)
             interval = bootstrap_interval(mean_difference, *scores, repeats=2000)
-            difference = Estimate(float(mean_difference(*scores)), _ends(interval), "+,.1f")
+            difference = Estimate(float(mean_difference(*scores)), interval, "+,.1f")
             lines.append([row, baseline, difference, len(both)])
     return Table(
         "improvement",
@@ -194,35 +182,30 @@ def improvement_table(comparison: Comparison) -> Table:
         ["row", "over", "difference", "tasks"],
         lines,
         "Difference: of the means, averaged over the tasks that both rows were run on. In brackets "
-        "the stratified bootstrap's 95 % interval, which is too narrow for few seeds and tasks.",
+        "the 95 % interval of the stratified bootstrap, too narrow for few seeds and tasks.",
     )
 
 
 def conditions_table(comparison: Comparison) -> Table:
     """Makes the table of what eval.py found under other conditions than those of the scores."""
     lines: list[list[Any]] = []
-    for (task, row), cell in _in_order(comparison):
+    for task, row, cell in _in_order(comparison):
         for condition in dict.fromkeys(name for run in cell.runs for name in run.others):
             runs = [run for run in cell.runs if condition in run.others]
-            found = [run.others[condition] for run in runs]
-            score = _over_seeds([other.value for other in found])
+            score = _over_seeds([run.others[condition].value for run in runs])
             before = float(np.mean([run.last for run in runs]))
-            length = Estimate(float(np.mean([other.length_mean for other in found])), form=",.0f")
+            length = round(np.mean([run.others[condition].length_mean for run in runs]))
             lines.append([short(task), row, condition, score, before, length, len(runs)])
     return Table(
         "conditions",
         "Under other conditions",
         ["task", "row", "condition", "score", "unchanged", "length", "seeds"],
         lines,
-        "The same policies as eval.py scored them again, mean over the seeds ± half of Student's "
-        "95 % interval (none for a single seed); unchanged: the score of the same seeds above. "
-        "Longer episodes earn more: compare a horizon with that of other rows only. Length: steps "
+        "The same policies, evaluated again by eval.py: mean over seeds ± half of Student's 95 % "
+        "interval (none for a single seed); unchanged: the score of the same seeds in the table of "
+        "scores. Longer episodes earn more: compare scores of equal horizons only. Length: steps "
         "of an episode.",
     )
-
-
-def _ends(interval: tuple[np.ndarray, np.ndarray] | None) -> tuple[float, float] | None:
-    return None if interval is None else (float(interval[0]), float(interval[1]))
 
 
 def published_table(comparison: Comparison) -> Table:
@@ -247,7 +230,11 @@ def published_table(comparison: Comparison) -> Table:
 
 
 def d4rl_name(task: str) -> str | None:
-    """Returns the D4RL data set that a task corresponds to: ``hopper-medium``; None for others."""
+    """Returns the D4RL data set that a task corresponds to, or None.
+
+    >>> d4rl_name("builtin/hopper/medium-v0")
+    'hopper-medium'
+    """
     found = re.fullmatch(
         r"(?:builtin/|mujoco/|d4rl/)?(\w+)[/-](medium|medium-replay|medium-expert)-v\d+", task
     )
@@ -256,29 +243,23 @@ def d4rl_name(task: str) -> str | None:
 
 def row_table(comparison: Comparison) -> Table:
     """Makes the legend: in what the configuration of each row departs from the usual."""
-    configs: dict[str, dict[str, list[Any]]] = {}
+    values: dict[str, dict[str, list[Any]]] = {}  # key of the configuration, row
     for (_, row), cell in comparison.cells.items():
         for key, value in cell.runs[0].config.items():
-            if key != "backbone.name":
-                configs.setdefault(row, {}).setdefault(key, []).append(value)
-    common: dict[str, Any] = {}
-    for key in dict.fromkeys(key for config in configs.values() for key in config):
-        common[key] = usual([v for config in configs.values() for v in config.get(key, [])])
-    lines: list[list[Any]] = []
-    for row in comparison.rows:
-        departures = [
-            f"{key}={' or '.join(map(str, dict.fromkeys(values)))}"
-            for key, values in configs[row].items()
-            if any(value != common[key] for value in values)
-        ]
-        lines.append([row, ", ".join(departures) or "the usual configuration"])
+            values.setdefault(key, {}).setdefault(row, []).append(value)
+    del values["backbone.name"]
+    departures: dict[str, list[str]] = {row: [] for row in comparison.rows}
+    for key, rows in values.items():
+        common = usual([value for own in rows.values() for value in own])
+        for row, own in rows.items():
+            if any(value != common for value in own):
+                departures[row].append(f"{key}={' or '.join(map(str, dict.fromkeys(own)))}")
     return Table(
         "rows",
         "Rows",
         ["row", "departs from the most frequent configuration in"],
-        lines,
+        [[row, ", ".join(own) or "the usual configuration"] for row, own in departures.items()],
         "A row is named after its run folders, without -seedN.",
-        figures=False,
     )
 
 
@@ -286,7 +267,7 @@ def facts_table(comparison: Comparison) -> Table:
     """Makes the table of how each task was scored, where no note says otherwise."""
     lines: list[list[Any]] = []
     for task in comparison.tasks:
-        facts = [c.runs[0].facts for (t, _), c in comparison.cells.items() if t == task]
+        facts = [cell.runs[0].facts for (t, _), cell in comparison.cells.items() if t == task]
         lines.append([short(task), *(usual([run[fact] for run in facts]) for fact in facts[0])])
     return Table(
         "protocol",
@@ -294,21 +275,18 @@ def facts_table(comparison: Comparison) -> Table:
         ["task", *next(iter(comparison.cells.values())).runs[0].facts],
         lines,
         "How the rows of each task were trained and scored, where no note says otherwise.",
-        figures=False,
     )
 
 
 def notes_table(comparison: Comparison) -> Table:
     """Makes the table of notes, whose numbers stand beside the scores that they concern."""
-    lines: list[list[Any]] = [
-        [number, note.row, note.task, note.fact, note.value, note.usual]
-        for number, note in enumerate(comparison.notes, start=1)
-    ]
     return Table(
         "notes",
         "Notes",
         ["note", "row", "task", "fact", "value", "usual"],
-        lines,
+        [
+            [number, note.row, note.task, note.fact, note.value, note.usual]
+            for number, note in enumerate(comparison.notes, start=1)
+        ],
         "Where runs are not trained or scored like those that they stand beside.",
-        figures=False,
     )
