@@ -14,14 +14,10 @@ BASELINES = ("min_gru", "attention")  # backbones that the others are measured a
 
 @dataclass(frozen=True)
 class Note:
-    """Something in which runs are not like those that they stand beside.
+    """Something in which runs are not like those that they are compared with.
 
-    Attributes:
-        row: Rows that it concerns.
-        task: Tasks that it concerns.
-        fact: What differs: ``updates``, or a key of the configuration.
-        value: What it is there.
-        usual: What it is elsewhere.
+    `row` and `task` may name several. `fact` is what differs: ``updates``, or a key of the
+    configuration.
     """
 
     row: str
@@ -33,12 +29,11 @@ class Note:
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one row on one task: they differ in their seed only.
+    """The runs of one row on one task, which differ in their seed only, in its order.
 
     Attributes:
-        runs: In the order of their seeds.
         last: (runs,) scores of the last checkpoints.
-        best: (runs,) best scores in training, or None if a run has none.
+        best: (runs,) best scores in training; None if a run has none.
     """
 
     runs: list[Run]

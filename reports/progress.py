@@ -21,13 +21,8 @@ from reports.tables import printable
 class Progress:
     """How far one run is.
 
-    Attributes:
-        folder: The run folder.
-        finished: It has its final scores.
-        step: Updates made, as far as they are logged.
-        steps: Updates to make; None if the folder does not say.
-        score: The final score, or that of the last evaluation in training; None before the first.
-        quiet: Seconds since its last sign of life.
+    `steps` is None if the folder does not say. `score` is the final score, or that of the last
+    evaluation in training. `quiet`: seconds since a file of the run changed.
     """
 
     folder: Path

@@ -17,6 +17,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -123,11 +124,7 @@ def read_records(folders: Iterable[Path]) -> tuple[list[Record], list[UserError]
 
 
 def read_record(folder: Path, name: str = "") -> Record:
-    """Reads one run folder.
-
-    Args:
-        folder: The run folder.
-        name: See `Record`; by default the folder's own.
+    """Reads one run folder; by default the run is named after it.
 
     Raises:
         UserError: It is unfinished or damaged.
@@ -137,38 +134,39 @@ def read_record(folder: Path, name: str = "") -> Record:
             f"{folder} is unfinished, it has no scores.json: resume it with the same command and "
             f"resume=true, or score the last checkpoint with python eval.py run={folder}."
         )
-    try:
+    with naming_damage(str(folder)):
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        others = sorted(folder.glob("scores-*.json"))
         return Record(
             name=name or folder.resolve().name,
             folder=folder,
             config=dict(flatten(config)),
             data=described["dataset"],
             scores=read_scores(folder / "scores.json"),
-            evaluations={
-                path.stem: read_scores(path) for path in sorted(folder.glob("scores-*.json"))
-            },
+            evaluations={path.stem: read_scores(path) for path in others},
             curve=_read_curve(folder / "metrics.jsonl"),
         )
+
+
+@contextmanager
+def naming_damage(what: str) -> Iterator[None]:
+    """Turns any error into a sentence about the run whose damaged files may have caused it."""
+    try:
+        yield
+    except UserError:
+        raise
     except Exception as error:
-        raise damaged(str(folder), error) from error
-
-
-def damaged(what: str, error: Exception) -> UserError:
-    """Returns the sentence for a run that cannot be read, whatever its files hold."""
-    if isinstance(error, UserError):
-        return error
-    if isinstance(error, FileNotFoundError):
-        return UserError(
-            f"{what} is not a whole run folder: {Path(error.filename).name} is missing beside "
-            "scores.json; copy the folder again from its source, or train again."
-        )
-    reason = f"the key {error} is missing" if isinstance(error, KeyError) else str(error)
-    first_line = (reason or type(error).__name__).splitlines()[0]
-    return UserError(
-        f"{what} is damaged or of another version of this project ({first_line}): train it again."
-    )
+        reason = str(error)
+        if isinstance(error, FileNotFoundError):
+            reason = f"{Path(error.filename).name} is missing"
+        elif isinstance(error, KeyError):
+            reason = f"the key {error} is missing"
+        first_line = (reason or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{what} is damaged or of another version of this project ({first_line}): copy it "
+            "again from its source, or train again."
+        ) from error
 
 
 def logged(path: Path) -> Iterator[dict[str, Any]]:
@@ -185,11 +183,7 @@ def _read_curve(path: Path) -> list[dict[str, Any]]:
         known = {key: record[key] for key in LOGGED if key in record}
         steps.setdefault(record["step"], {"step": record["step"]}).update(known)
     last = max(steps, default=0)
-    return [
-        row
-        for step, row in steps.items()
-        if step == last or any(k.startswith("eval/") for k in row)
-    ]
+    return [r for s, r in steps.items() if s == last or any(k.startswith("eval/") for k in r)]
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -224,31 +218,26 @@ def write_tables(folder: Path, records: Iterable[Record]) -> None:
     runs: dict[str, dict[str, Any]] = {}
     evaluations: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
-    names: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for record in sorted(records, key=lambda record: record.name):
-        if record.name in names:
+        if record.name in folders:
             raise UserError(
-                f"{names[record.name]} and {record.folder} would both be called {record.name} in "
+                f"{folders[record.name]} and {record.folder} would both be called {record.name} in "
                 f"{RUNS}: give a folder that contains both, so that their names tell them apart."
             )
-        names[record.name] = record.folder
+        folders[record.name] = record.folder
         first, *more = record.scores
         own = dict(flatten(asdict(first), "score."))
         config = {key: value for key, value in record.config.items() if key != "run_dir"}
+        packed = {key: own.pop(key) for key in list(own) if key.endswith(EPISODES)}
         # The figures that people look for come first, the packed ones last.
         headline = {key: own[key] for key in own if key.endswith("_mean")}
-        packed = {key: own[key] for key in own if key.endswith(EPISODES)}
-        row = headline | {key: own[key] for key in own if key not in packed}
         data = dict(flatten(record.data, "data."))
-        runs[record.name] = {"run": record.name} | row | data | config | packed
+        runs[record.name] = {"run": record.name} | headline | own | data | config | packed
         for stem, scores in {"scores": more, **record.evaluations}.items():
             for score in scores:
-                row = dict(flatten(asdict(score), "score."))
-                changed = {
-                    key: value
-                    for key, value in row.items()
-                    if value != own.get(key) and not key.endswith(EPISODES)
-                }
+                items = flatten(asdict(score), "score.")
+                changed = {k: v for k, v in items if v != own.get(k) and not k.endswith(EPISODES)}
                 evaluations.append({"run": record.name, "file": stem} | changed)
         curves += [{"run": record.name} | row for row in record.curve]
     folder.mkdir(parents=True, exist_ok=True)
@@ -275,40 +264,41 @@ def read_tables(folder: Path) -> tuple[list[Record], list[UserError]]:
         ) from error
     records: list[Record] = []
     problems: list[UserError] = []
-    for name, (row, *repeated) in runs.items():
+    for name, rows in runs.items():
         try:
-            if repeated:
-                raise ValueError("its name is there twice")
-            own = {
-                key: _unpack(key, value) if key.endswith(EPISODES) else value
-                for key, value in row.items()
-                if key.startswith("score.")
-            }
-            scores = {"scores": [from_plain(Score, _nested(own, "score."))]}
-            for other in evaluations.get(name, []):
-                emptied: dict[str, Any] = {f"score.{key}": [] for key in EPISODES}
-                score = from_plain(Score, _nested(own | emptied | other, "score."))
-                scores.setdefault(other["file"], []).append(score)
-            records.append(
-                Record(
-                    name=name,
-                    folder=folder / name,
-                    config={
-                        key: value
-                        for key, value in row.items()
-                        if key != "run" and not key.startswith(("score.", "data."))
-                    },
-                    data=_nested(row, "data."),
-                    scores=scores.pop("scores"),
-                    evaluations=scores,
-                    curve=[
-                        {k: v for k, v in r.items() if k != "run"} for r in curves.get(name, [])
-                    ],
-                )
-            )
-        except Exception as error:
-            problems.append(damaged(f"the row {name} of {folder / RUNS}", error))
+            with naming_damage(f"the row {name} of {folder / RUNS}"):
+                others = evaluations.get(name, [])
+                records.append(_read_row(folder / name, rows, others, curves.get(name, [])))
+        except UserError as error:
+            problems.append(error)
     return records, problems
+
+
+def _read_row(
+    folder: Path,
+    rows: list[dict[str, Any]],
+    evaluations: list[dict[str, Any]],
+    curve: list[dict[str, Any]],
+) -> Record:
+    if len(rows) > 1:
+        raise ValueError("its name is there twice")
+    row = rows[0]
+    name = str(row.pop("run"))
+    emptied: dict[str, Any] = {f"score.{key}": [] for key in EPISODES}
+    packed = {key: _unpack(key, row[key]) for key in row if key.endswith(EPISODES)}
+    scores = {"scores": [from_plain(Score, _nested(row | packed, "score."))]}
+    for other in evaluations:
+        score = from_plain(Score, _nested(row | emptied | other, "score."))
+        scores.setdefault(other["file"], []).append(score)
+    return Record(
+        name=name,
+        folder=folder,
+        config={k: v for k, v in row.items() if not k.startswith(("score.", "data."))},
+        data=_nested(row, "data."),
+        scores=scores.pop("scores"),
+        evaluations=scores,
+        curve=[{key: value for key, value in point.items() if key != "run"} for point in curve],
+    )
 
 
 def _read_rows(path: Path) -> dict[str, list[dict[str, Any]]]:

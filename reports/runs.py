@@ -1,15 +1,16 @@
 """What a comparison needs to know of a run: its score, how it was made, and what makes it equal."""
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from common.errors import UserError
 from envs.tasks import DatasetInfo, from_plain
-from reports.records import Record, damaged, read_record
+from reports.records import Record, naming_damage, read_record
 from reports.scores import Score
 
 # Keys that do not change what is learned, and those of which the scores themselves tell more.
@@ -30,20 +31,15 @@ class Run:
 
     Attributes:
         record: What it left behind.
-        task: The data set, whatever part of it was trained on: ``builtin/hopper/medium-v0``; with
-            `` (return)`` behind it if no reference returns are known, so that units never mix.
-        backbone: ``min_gru``.
-        seed: Seed of the training.
-        config: The settings that make two runs different: key, as ``protocol.name``, to value.
-        facts: How it was scored and on what it was trained, in words: runs that differ in one of
-            these are not compared without a note.
-        score: Score of the last checkpoint at the run's own target return (the nearest there is).
-        sweep: Scores at several target returns, in their order; nothing else of them differs from
-            `score`, unless there are fewer episodes.
+        task: Data set without the part that was trained on: ``builtin/hopper/medium-v0``, followed
+            by `` (return)`` if no reference returns are known, so that units never mix.
+        config: The settings that tell two runs apart.
+        facts: How it was scored and on what it was trained, in words: a difference is noted.
+        score: Score of the last checkpoint by the run's own evaluation.
+        sweep: Scores at several target returns, in their order; otherwise like `score`.
         others: Other evaluations of the last checkpoint: what differs, in words, to the score.
-        curve: Update and score of each evaluation in training.
-        curve_episodes: Episodes of each of those.
-        data_best: Return of the best episode that was trained on.
+        curve: Update and score of each evaluation in training, of `curve_episodes` episodes each.
+        data_best: Return of the best episode of the data.
     """
 
     record: Record
@@ -81,24 +77,18 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Reads one run folder.
-
-    Raises:
-        UserError: It is unfinished, damaged or of another version.
-    """
+    """Reads one run folder; see `read_record` for the errors."""
     return make_run(read_record(folder))
 
 
 def make_run(record: Record) -> Run:
-    """Works out what a comparison needs to know of a run.
+    """Derives from a record what a comparison needs.
 
     Raises:
         UserError: Its files are damaged or of another version.
     """
-    try:
+    with naming_damage(str(record.folder)):
         return _make_run(record)
-    except Exception as error:  # a damaged file can hold anything, and other runs are to be shown
-        raise damaged(str(record.folder), error) from error
 
 
 def _make_run(record: Record) -> Run:
@@ -115,7 +105,8 @@ def _make_run(record: Record) -> Run:
     }
     key = "eval/normalized_score_mean" if normalized else "eval/return_mean"
     curve = [(int(row["step"]), float(row[key])) for row in record.curve if key in row]
-    _finite(value for point in curve for value in point)
+    if not all(map(math.isfinite, itertools.chain(*curve))):
+        raise ValueError("a score in metrics.jsonl is not finite")
     return Run(
         record=record,
         task=score.dataset_id.partition(" (")[0] + ("" if normalized else " (return)"),
@@ -130,12 +121,6 @@ def _make_run(record: Record) -> Run:
         curve_episodes=int(config["evaluation.episodes_in_training"]),
         data_best=data.return_max,
     )
-
-
-def _finite(numbers: Iterable[Any]) -> None:
-    for number in numbers:
-        if not isinstance(number, int | float) or not math.isfinite(number):
-            raise ValueError(f"{number!r} is not a finite number")
 
 
 def _sort_out(scores: list[Score], own: Score) -> tuple[list[Score], dict[str, Score]]:

@@ -19,25 +19,18 @@ from envs.tasks import DatasetInfo, Evaluation, Reference, from_plain
 
 @dataclass(frozen=True)
 class Score:
-    """All that one evaluation yields at one target return.
+    """Result of an evaluation at one target return.
 
-    Spreads are standard deviations over the episodes (divided by their number). Without a
-    reference the normalised scores are None.
+    Spreads (``_std``) are standard deviations over the episodes, divided by their number. Without
+    a reference the normalised scores, 0 to 100, are None.
 
     Attributes:
         dataset_id: Data that the policy was trained on.
-        reference: The returns that score 0 and 100; None if none are known.
         evaluation: What was played; its environment id has a version, its target return is one.
         engine_version: Version of Gymnasium or EnvPool.
-        mujoco_version: Version of MuJoCo; None if unknown, or if another engine ran.
+        mujoco_version: None if unknown, or if another engine ran.
         checkpoint_step: Updates that the policy was trained for.
-        episode_returns: Return of each episode, in the order of the start states.
-        episode_lengths: Steps of each episode.
-        return_mean: Mean of the returns.
-        return_std: Spread of the returns.
-        normalized_score_mean: Mean of the normalised scores, 0 to 100.
-        normalized_score_std: Spread of the normalised scores.
-        length_mean: Mean of the lengths.
+        episode_returns: In the order of the start states.
         success_rate: Share of episodes with a success, 0 to 1; None if the environment reports
             none.
     """
@@ -93,11 +86,7 @@ def make_scores(
 ) -> list[Score]:
     """Makes the scores of one rollout, one for each target return.
 
-    Args:
-        result: The episodes.
-        evaluation: What was played.
-        dataset: What the policy was trained on.
-        checkpoint_step: Updates that it was trained for.
+    `dataset` is what the policy was trained on, for `checkpoint_step` updates.
     """
     scores = []
     for row, target in enumerate(evaluation.target_returns):
@@ -248,11 +237,9 @@ class PublishedScore:
     """What a paper or a repository reports for one method.
 
     Attributes:
-        method: Name of the method.
         paper: Where the figures stand.
-        protocol: Seeds, and whether the last or the best of training is meant.
-        normalized_scores: Data set, as ``hopper-medium``, to normalised score, 0 to 100.
-        average: Mean of them, as published.
+        protocol: Seeds, and whether the last or the best checkpoint is scored.
+        normalized_scores: Data set, as ``hopper-medium``, to score; `average` is their mean.
         evidence: How far the figures were checked.
     """
 

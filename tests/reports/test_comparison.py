@@ -188,7 +188,7 @@ DAMAGE = {
         lambda f: damage(
             f, "config.yaml", lambda t: t.replace("backbone:\n  name:", "net:\n  is:")
         ),
-        r"of another version of this project \(the key 'backbone\.name' is missing\): train it",
+        r"of another version of this project \(the key 'backbone\.name' is missing\): copy it",
     ),
     "without data in config.json": (
         lambda f: (f / "config.json").write_text("{}"),
@@ -201,7 +201,7 @@ DAMAGE = {
     ),
     "without its configuration": (
         lambda f: (f / "config.yaml").unlink(),
-        r"is not a whole run folder: config\.yaml is missing beside scores\.json",
+        r"is damaged or of another version .*\(config\.yaml is missing\): copy it again",
     ),
     "a list": (lambda f: (f / "config.yaml").write_text("- 1\n"), r"is damaged or of another"),
     "a score that is no number": (
