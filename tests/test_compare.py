@@ -177,7 +177,7 @@ def test_watching_shows_what_runs_and_what_is_done(tmp_path, monkeypatch):
     going = make_run(tmp_path / "going", seed=1, curve=(10, 20), score=15, step=100)
     damage(going, "metrics.jsonl", lambda text: text + '{"step": 999, "eval')
     seen = io.StringIO()
-    console = Console(file=seen, width=120, force_terminal=True)
+    console = Console(file=seen, width=250, force_terminal=True)
     looks = []
 
     def sleep(seconds):
