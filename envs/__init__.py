@@ -15,7 +15,7 @@ _PUBLIC = {
     "record_episodes": "envs.simulation.video",
     "Episodes": "envs.data.episodes",
     "load_named": "envs.data.sources",
-    "store_trajectories": "envs.data.store",
+    "store_episodes": "envs.data.store",
 }
 __all__ = list(_PUBLIC)
 

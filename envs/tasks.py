@@ -79,8 +79,8 @@ class Reference:
     def __post_init__(self) -> None:
         if not -math.inf < self.minimum < self.maximum < math.inf:
             raise UserError(
-                f"the reference returns {self.minimum} and {self.maximum} must both be finite, "
-                "and the expert's above the random policy's: mend them in the data set's metadata."
+                f"the reference returns are {self.minimum} (random policy) and {self.maximum} "
+                "(expert); both must be finite, and the second above the first."
             )
 
     def score(self, returns: Any) -> Any:

@@ -39,10 +39,9 @@ ARROWS = {
     "envs.behaviors": ["envs.tasks", "envs.simulation", *DATA],
     "envs.data.mapped": [],
     "envs.data.episodes": ["envs.tasks", "envs.data.mapped"],
-    "envs.data": ["envs.tasks", "envs.simulation", "envs.data.sources.npz", *DATA],
-    "envs.data.sources.npz": ["envs.data.episodes"],
+    "envs.data": ["envs.tasks", "envs.simulation", *DATA],
     "envs.data.sources": [
-        "envs.tasks", "envs.simulation", "envs.behaviors", "envs.data.sources.npz", *DATA,
+        "envs.tasks", "envs.simulation", "envs.behaviors", *DATA,
     ],
     "envs.data.inspect": ["envs.tasks", "envs.data.sources", *DATA],
     "reports": ["envs.tasks"],

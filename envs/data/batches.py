@@ -1,8 +1,8 @@
-"""Training batches from episodes: packed whole episodes, streams of pieces, context windows.
+"""Training batches: packed whole episodes, streams of episode segments, context windows.
 
-A protocol says what the state has seen in training, which must cover what it meets in the
-rollout. All three sample every step of the data equally often and are index arithmetic on flat
-arrays: a batch is one gather, on the device where the data lie.
+The protocol decides how long a history the recurrent state has seen in training, which must cover
+that of the rollout. All three sample every step equally often. A batch is one gather from flat
+arrays, on the device that holds the data.
 """
 
 from __future__ import annotations
@@ -30,14 +30,13 @@ class ProtocolConfig:
     """How episodes become batches.
 
     Attributes:
-        name: `whole_episodes` (whole episodes packed end to end), `streamed` (pieces of episodes in
-            many streams, the state carried from piece to piece) or `windowed` (context windows
-            from the initial state).
-        batch_steps: Steps in a batch, over all its rows; `whole_episodes` takes whole episodes
-            until it has at least these.
+        name: `whole_episodes` (whole episodes packed end to end), `streamed` (consecutive segments
+            of episodes in each row, the state carried from batch to batch) or `windowed` (context
+            windows from the initial state).
+        batch_steps: Steps in a batch, over all its rows; at least this many in `whole_episodes`.
         context_length: Steps in a row of a batch (`streamed`, `windowed`).
-        restart: Probability that a piece begins from the initial state, as only the first of an
-            episode would (`streamed`).
+        restart: Probability that the state is reset at the start of a segment in the middle of an
+            episode (`streamed`).
     """
 
     name: str = "streamed"
@@ -62,25 +61,38 @@ class ProtocolConfig:
 
     @property
     def rows(self) -> int:
-        """Rows in a batch of pieces or windows."""
+        """Rows in a batch of segments or windows."""
         return self.batch_steps // self.context_length
 
 
 class Batches:
-    """The data on a device, and a position in an endless random order of it.
+    """The data on a device, and a resumable position in an endless random order of them.
 
     Batches are dictionaries of `observations` (batch, time, observation_dim), `actions` (batch,
     time, action_dim), `returns_to_go`, `timesteps`, `resets` and `mask` (batch, time).
 
-    Processes that share the batches draw the same ones, and each gathers its own part of them: so
-    a position is the same for all, whatever their number.
+    Each of several processes draws the same whole batch and gathers its own part of it, so the
+    position does not depend on their number.
+
+    Args:
+        episodes: The data.
+        config: The protocol.
+        seed: Seed of the random order.
+        device: Device of the data and the batches.
+        rank: Index of this process.
+        ranks: Number of processes that share each batch.
 
     Attributes:
         continues: Whether row i continues row i of the previous batch.
-        own_rows: Which of a batch's rows are this process's (`streamed`, `windowed`).
+        own_rows: The rows of a batch that belong to this process (`streamed`, `windowed`).
+
+    Raises:
+        UserError: A batch is too small for each process to have a part of it.
     """
 
     continues = False
+    # Attributes that make up the position, besides the random generator.
+    position_names: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -102,6 +114,8 @@ class Batches:
                 f"share; raise it to at least {self._least_steps()}, or start fewer processes."
             )
         self.generator = np.random.default_rng(seed)
+        self.order = np.zeros(0, dtype=np.int64)  # a permutation of the episodes
+        self.drawn = 0  # how many of it were drawn
         self.device = device
         arrays = {
             "observations": episodes.observations,
@@ -109,7 +123,7 @@ class Batches:
             "returns_to_go": episodes.returns_to_go,
         }
         self.too_large = too_large(arrays.values(), episodes.n_steps)
-        # Data that do not fit in memory do not fit on the device either: their batches go there.
+        # Data that do not fit into memory do not fit on the device either: only batches go there.
         home = torch.device("cpu") if self.too_large else device
         if home.type != "cpu" and episodes.n_steps < len(episodes.rewards):
             # Only what was selected is copied to the device.
@@ -122,10 +136,20 @@ class Batches:
             self.data = {name: torch.as_tensor(a).to(home) for name, a in arrays.items()}
 
     def _least_steps(self) -> int:
-        """Returns the steps in a batch from which on every process has a part of it."""
+        """Returns the least batch_steps with which every process has a part of each batch."""
         return self.ranks * self.config.context_length
 
-    def _gather(self, index: np.ndarray, resets: np.ndarray, mask: np.ndarray | None) -> dict:
+    def _next_episode(self) -> int:
+        """Returns the next episode of endless random permutations of all episodes."""
+        if self.drawn == len(self.order):
+            self.order = self.generator.permutation(len(self.lengths))
+            self.drawn = 0
+        self.drawn += 1
+        return int(self.order[self.drawn - 1])
+
+    def _gather(
+        self, index: np.ndarray, resets: np.ndarray, mask: np.ndarray | None = None
+    ) -> dict:
         batch = {
             name: values[torch.as_tensor(index).to(values.device)].to(self.device)
             for name, values in self.data.items()
@@ -140,70 +164,49 @@ class Batches:
         return batch
 
     def next(self) -> dict[str, Tensor]:
-        """Returns the next batch and moves on."""
+        """Returns the next batch and advances the position."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the position: plain numbers and tensors."""
-        return {"generator": self.generator.bit_generator.state}
+        values = {name: getattr(self, name) for name in self.position_names}
+        copies = {
+            name: torch.as_tensor(value.copy()) if isinstance(value, np.ndarray) else value
+            for name, value in values.items()
+        }
+        return {"generator": self.generator.bit_generator.state, **copies}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes a position back."""
+        """Restores a position."""
         self.generator.bit_generator.state = state["generator"]
-
-
-class EpisodeOrder:
-    """Every episode once in a random order, then every one again in another, without end."""
-
-    def __init__(self, n_episodes: int, generator: np.random.Generator) -> None:
-        self.n_episodes = n_episodes
-        self.generator = generator
-        self.order = np.zeros(0, dtype=np.int64)
-        self.position = 0
-
-    def next(self) -> int:
-        """Returns the next episode's number."""
-        if self.position == len(self.order):
-            self.order = self.generator.permutation(self.n_episodes)
-            self.position = 0
-        self.position += 1
-        return int(self.order[self.position - 1])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the rest of the order."""
-        return {"order": torch.as_tensor(self.order.copy()), "position": self.position}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes an order back."""
-        self.order = state["order"].numpy().copy()
-        self.position = state["position"]
+        for name in self.position_names:
+            value = state[name]
+            setattr(self, name, value.numpy().copy() if isinstance(value, Tensor) else value)
 
 
 class WholeEpisodes(Batches):
     """`whole_episodes`: one row of whole episodes, end to end, at least batch_steps long."""
 
-    def __init__(self, episodes: Episodes, config: ProtocolConfig, **kwargs: Any) -> None:
-        super().__init__(episodes, config, **kwargs)
-        self.order = EpisodeOrder(len(self.lengths), self.generator)
+    position_names = ("order", "drawn")
 
     def _least_steps(self) -> int:
-        """In fewer steps there may be fewer episodes than processes, if they are long ones."""
+        """Returns that number; in fewer steps there may be fewer episodes than processes."""
         return (self.ranks - 1) * int(self.lengths.max()) + 1
 
     def next(self) -> dict[str, Tensor]:
         """Returns a batch of one row; its length varies with the episodes drawn."""
         chosen: list[int] = []
         while self.lengths[chosen].sum() < self.config.batch_steps:
-            chosen.append(self.order.next())
+            chosen.append(self._next_episode())
         own = self._share(chosen)
         index = np.concatenate(
             [np.arange(self.starts[e], self.starts[e] + self.lengths[e]) for e in own]
         )
         resets = np.isin(index, self.starts[own])
-        return self._gather(index[None], resets[None], None)
+        return self._gather(index[None], resets[None])
 
     def _share(self, episodes: list[int]) -> list[int]:
-        """Deals episodes out, each to the process that has the fewest steps so far."""
+        """Assigns each episode to the process with the fewest steps so far; returns this one's."""
         steps = [0] * self.ranks
         shares: list[list[int]] = [[] for _ in steps]
         for episode in episodes:
@@ -212,30 +215,22 @@ class WholeEpisodes(Batches):
             shares[rank].append(episode)
         return shares[self.rank]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the position, the episodes' order included."""
-        return super().state_dict() | {"order": self.order.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes a position back."""
-        super().load_state_dict(state)
-        self.order.load_state_dict(state["order"])
-
 
 class Streams(Batches):
-    """`streamed`: each row goes on where the same row of the batch before ended.
+    """`streamed`: each row continues the same row of the previous batch.
 
-    A stream plays one episode after the other. The first episode of each is entered at a random
-    step, so that streams of equally long episodes do not march in step. Some pieces go on from the
-    initial state: without that it is seen once an episode, too seldom to act well in it.
+    A stream plays one episode after the other. Each stream enters its first episode at a random
+    step, so that streams of equally long episodes are not synchronised. The state is reset before
+    some segments: otherwise it would be in its initial value once an episode, too seldom to learn
+    to act well from it.
     """
 
     continues = True
+    position_names = ("order", "drawn", "position", "end", "fresh")
 
     def __init__(self, episodes: Episodes, config: ProtocolConfig, **kwargs: Any) -> None:
         super().__init__(episodes, config, **kwargs)
-        self.order = EpisodeOrder(len(self.lengths), self.generator)
-        # Rows of the flat arrays: where each stream stands, and where its episode ends.
+        # Rows of the flat arrays: the next step of each stream, and the end of its episode.
         self.position = np.zeros(config.rows, dtype=np.int64)
         self.end = np.zeros(config.rows, dtype=np.int64)
         for row in range(config.rows):
@@ -244,7 +239,7 @@ class Streams(Batches):
         self.fresh = True
 
     def _enter_next_episode(self, row: int) -> None:
-        episode = self.order.next()
+        episode = self._next_episode()
         self.position[row] = self.starts[episode]
         self.end[row] = self.starts[episode] + self.lengths[episode]
 
@@ -265,32 +260,15 @@ class Streams(Batches):
                 self.position[row] += count
                 filled += count
         self.fresh = False
-        return self._gather(index[self.own_rows], resets[self.own_rows], None)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the position of every stream."""
-        return super().state_dict() | {
-            "order": self.order.state_dict(),
-            "position": torch.as_tensor(self.position.copy()),
-            "end": torch.as_tensor(self.end.copy()),
-            "fresh": self.fresh,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes a position back."""
-        super().load_state_dict(state)
-        self.order.load_state_dict(state["order"])
-        self.position = state["position"].numpy().copy()
-        self.end = state["end"].numpy().copy()
-        self.fresh = state["fresh"]
+        return self._gather(index[self.own_rows], resets[self.own_rows])
 
 
 class Windows(Batches):
     """`windowed`: windows of context_length steps, drawn so that each step is seen equally often.
 
     A window may begin before its episode or end after it, and is cut there. Decision Transformer
-    draws only beginnings inside the episode, so that it sees an episode's first step
-    context_length times less often than its later ones.
+    samples only beginnings inside the episode, so it sees the first step of an episode
+    context_length times less often than later ones.
     """
 
     def __init__(self, episodes: Episodes, config: ProtocolConfig, **kwargs: Any) -> None:
@@ -322,26 +300,6 @@ BATCHES: dict[str, type[Batches]] = {
 }
 
 
-def make_batches(
-    episodes: Episodes,
-    config: ProtocolConfig,
-    *,
-    seed: int,
-    device: torch.device,
-    rank: int = 0,
-    ranks: int = 1,
-) -> Batches:
-    """Returns the endless batches of a protocol, or the share of one of several processes.
-
-    Args:
-        episodes: The data.
-        config: The protocol.
-        seed: Of the random order.
-        device: Where the data and the batches lie.
-        rank: Which process's share this is.
-        ranks: How many processes share each batch.
-
-    Raises:
-        UserError: A batch is too small for each process to have a part of it.
-    """
-    return BATCHES[config.name](episodes, config, seed=seed, device=device, rank=rank, ranks=ranks)
+def make_batches(episodes: Episodes, config: ProtocolConfig, **others: Any) -> Batches:
+    """Returns the batches of a protocol; the arguments are those of `Batches`."""
+    return BATCHES[config.name](episodes, config, **others)

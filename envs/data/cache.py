@@ -1,9 +1,8 @@
 """Flat arrays of a data set on disk: read once, memory-mapped in every later run.
 
-The cached copy of a data set is a directory of .npy files, one for each array of `Episodes`. It
-lies in the directory ``.decision-minrnn`` of Minari's store if MINARI_DATASETS_PATH names one, and
-else in ``$XDG_CACHE_HOME/decision-minrnn`` (``~/.cache/decision-minrnn``). It may be deleted at any
-time. Its name is a fingerprint of the source, so that a changed source is read again.
+A cache entry is a directory of .npy files, one for each array of `Episodes`, below `cache_root`.
+Its name is a fingerprint of the source, so that a changed source is read again. It may be deleted
+at any time.
 """
 
 import hashlib
@@ -12,7 +11,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,29 +28,29 @@ from envs.data.mapped import RESIDENT_BYTES
 
 logger = logging.getLogger(__name__)
 
-# Part of every fingerprint: raise it when the files below change their meaning.
+# Part of every fingerprint: raise it when the meaning of the files below changes.
 FORMAT = 2
 
-# A file is fingerprinted by its size, its time of change and this many blocks of its content:
-# reading all of it would take as long as reading the data.
+# A file is fingerprinted by its size, its modification time and this many blocks of its content:
+# hashing all of it would take as long as reading the data.
 _BLOCKS = 64
 _BLOCK_BYTES = 65_536
 
-# Smaller data sets are read before a progress bar could be seen.
+# Smaller data sets are read too fast for a progress bar.
 _STEPS_WITH_PROGRESS = 500_000
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a source says of its data before they are read, and the data.
+    """The sizes of a source, known before its steps are read, and its steps.
 
     Attributes:
         lengths: (episodes,) int64, steps of each episode.
         observation_dim: Dimensions of an observation.
         action_dim: Dimensions of an action.
         rows: Consecutive pieces of the arrays of TYPES, of any size and type, together as long as
-            all episodes. Errors of the source are raised as UserError.
-        notes: What the user should know of the reading, a sentence each; shown in every run.
+            all episodes. Iterating raises UserError if the source is damaged.
+        notes: Warnings about the source, a sentence each; shown in every run.
     """
 
     lengths: np.ndarray
@@ -76,10 +75,10 @@ class Reading:
 def load_cached(
     files: Sequence[Path], attributes: dict[str, Any], read: Callable[[], Reading]
 ) -> Episodes:
-    """Opens the cached copy of a data set; makes it first if there is none.
+    """Opens the cache entry of a data set, or reads the data set and makes the entry.
 
-    Where it cannot be made (a full disk, no permission) the data are kept in memory instead, with
-    a warning. One process makes a copy; another that wants the same waits for it.
+    If it cannot be made (a full disk, no permission) the data are kept in memory, with a warning.
+    One process makes an entry; another that wants the same one waits for it.
 
     Args:
         files: The files of the data set.
@@ -104,10 +103,10 @@ def load_cached(
             if not entry.exists():
                 with hidden_directory(entry.parent) as hidden:
                     _write(hidden / "new", name, read())
-                    # Checked before it is put in place, and never again.
+                    # Validated before it is put in place, and never again.
                     _map(hidden / "new", attributes, check=True)
                     put_in_place(hidden / "new", entry, hidden)
-                # Stale entries go; open mappings of them stay valid.
+                # Stale entries are removed; open mappings of them stay valid.
                 for other in entry.parent.iterdir():
                     if other.is_dir() and other != entry:
                         shutil.rmtree(other, ignore_errors=True)
@@ -121,24 +120,18 @@ def load_cached(
 
 
 def lay_out(attributes: dict[str, Any], read: Callable[[], Reading]) -> Episodes:
-    """Makes Episodes of parts of others, in memory or, if they are large, in mapped files.
+    """Makes Episodes of valid parts of others, in memory or, if they are large, in mapped files.
 
-    The files have no name and are gone with the process. Where they cannot be made the data are
-    kept in memory, with a warning.
-
-    Args:
-        attributes: The attributes of Episodes that are not arrays of steps.
-        read: Begins to read the parts, which have been checked.
+    The files are deleted while they are mapped, so they vanish with the process. If they cannot be
+    written the data are kept in memory, with a warning. The arguments are those of `load_cached`.
     """
     reading = read()
     if reading.size > RESIDENT_BYTES:
         name, root = attributes["dataset_id"], cache_root()
         try:
             root.mkdir(parents=True, exist_ok=True)
-            with (
-                only_process(root / ".lock", f"laying out {name}"),
-                hidden_directory(root) as hidden,
-            ):
+            lock = only_process(root / ".lock", f"laying out {name}")
+            with lock, hidden_directory(root) as hidden:
                 _write(hidden / "new", name, reading)
                 return _map(hidden / "new", attributes, check=False)
         except OSError as error:
@@ -148,7 +141,10 @@ def lay_out(attributes: dict[str, Any], read: Callable[[], Reading]) -> Episodes
 
 
 def cache_root() -> Path:
-    """Returns the directory of all cached copies."""
+    """Returns ``.decision-minrnn`` in $MINARI_DATASETS_PATH, else ``decision-minrnn`` in the cache.
+
+    The cache is ``$XDG_CACHE_HOME``, or else ``~/.cache``.
+    """
     store = os.environ.get("MINARI_DATASETS_PATH")
     if store:
         return Path(store) / ".decision-minrnn"
@@ -157,7 +153,7 @@ def cache_root() -> Path:
 
 
 def _directory(files: Sequence[Path]) -> Path:
-    """Returns the directory of the copies of one source, of which there is one at most."""
+    """Returns the directory of the entries of one source."""
     path = str(files[0].resolve())
     readable = re.sub(r"[^\w.-]+", "-", "-".join(files[0].resolve().parts[-3:]))[-60:]
     return cache_root() / f"{readable}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
@@ -183,9 +179,8 @@ def _open(entry: Path, attributes: dict[str, Any]) -> Episodes | None:
         episodes = _map(entry, attributes, check=False)
         notes = (entry / "notes.txt").read_text().splitlines()
     except (OSError, ValueError, EOFError, UserError):
-        return None  # not there, or damaged
-    for note in notes:
-        logger.warning("%s", note)
+        return None  # missing or damaged
+    _show(notes)
     return episodes
 
 
@@ -220,20 +215,24 @@ def _in_memory(reading: Reading, attributes: dict[str, Any], *, check: bool) -> 
         begin, filled = filled, filled + len(rows["rewards"])
         for key, values in rows.items():
             arrays[key][begin:filled] = values
-    for note in reading.notes:
-        logger.warning("%s", note)
+    _show(reading.notes)
     return Episodes(**arrays, lengths=reading.lengths, **attributes, check=check)
 
 
+def _show(notes: Iterable[str]) -> None:
+    for note in notes:
+        logger.warning("%s", note)
+
+
 def _warn(name: str, error: OSError) -> None:
+    reason = error.strerror or error
     logger.warning(
-        "%s is kept in memory, because no copy of it can be cached below %s (%s)",
-        *(name, cache_root(), error.strerror or error),
+        f"{name} is kept in memory, because it cannot be cached below {cache_root()} ({reason})"
     )
 
 
 def _converted(name: str, reading: Reading) -> Iterator[dict[str, np.ndarray]]:
-    """Yields the rows in the types of `Episodes`, having checked their shapes."""
+    """Yields the rows in the types of `Episodes`; checks their shapes and their number."""
     shapes = reading.shapes
     steps = shapes["rewards"][0]
     row = 0
@@ -249,7 +248,7 @@ def _converted(name: str, reading: Reading) -> Iterator[dict[str, np.ndarray]]:
                         f"{name}: {key} from step {row} on are {values.dtype} of shape "
                         f"{values.shape}, not numbers of shape {expected}"
                     )
-                with np.errstate(over="ignore"):  # infinite then, which is found
+                with np.errstate(over="ignore"):  # becomes infinite, which is reported
                     converted[key] = np.ascontiguousarray(values, dtype)
             row += count
             if row > steps:

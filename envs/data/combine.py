@@ -1,7 +1,7 @@
-"""Parts and sums of data sets: the best episodes, fewer of them, some held out, several together.
+"""Parts and concatenations of data sets.
 
-All of them keep whole episodes, the environment and the reference returns. A part shares the arrays
-of the whole: nothing is copied.
+All keep whole episodes, the environment and the reference returns. A part shares the arrays of the
+whole: nothing is copied.
 
 >>> episodes = Episodes.from_arrays(
 ...     *(np.zeros((4, 2)), np.zeros((4, 1)), [5, 1, 9, 7], np.ones(4), np.zeros(4)),
@@ -29,18 +29,12 @@ from envs.data.episodes import TYPES, Episodes
 
 logger = logging.getLogger(__name__)
 
-# Of the random order of the episodes in `limit`: smaller choices are the beginning of larger ones.
+# Seed of the order of the episodes in `limit`: a smaller selection is part of every larger one.
 _SEED = 0
 
 
 def best(episodes: Episodes, fraction: float) -> Episodes:
-    """Returns the best fraction of the episodes by return, at least one.
-
-    Raises:
-        UserError: The fraction is not above 0 and at most 1.
-    """
-    if not 0 < fraction <= 1:
-        raise UserError(f"top_fraction is {fraction}; it must be above 0 and at most 1")
+    """Returns the best fraction (0 to 1) of the episodes by return, at least one."""
     count = max(1, round(fraction * episodes.n_episodes))
     chosen = np.argsort(-episodes.returns, kind="stable")[:count]
     return episodes.select(chosen, f"{episodes.dataset_id} (best {100 * fraction:g} %)")
@@ -49,16 +43,11 @@ def best(episodes: Episodes, fraction: float) -> Episodes:
 def limit(
     episodes: Episodes, max_episodes: int | None = None, max_steps: int | None = None
 ) -> Episodes:
-    """Returns a random choice of episodes, always the same, of at most the size asked for.
-
-    A smaller choice is part of every larger one.
+    """Returns a random selection of episodes, always the same, of at most the given size.
 
     Raises:
-        UserError: A limit is less than 1, or less than the steps of the first episode drawn.
+        UserError: The first episode drawn alone has more than `max_steps` steps.
     """
-    for name, value in (("max_episodes", max_episodes), ("max_steps", max_steps)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}; it must be at least 1")
     order = np.random.default_rng(_SEED).permutation(episodes.n_episodes)[:max_episodes]
     name = episodes.dataset_id
     if max_episodes is not None:
@@ -76,21 +65,16 @@ def limit(
 
 
 def hold_out(episodes: Episodes, fraction: float, seed: int) -> tuple[Episodes, Episodes]:
-    """Splits episodes at random into those to train on and those to validate on.
+    """Splits episodes at random into those to train on and the held-out ones.
 
     Args:
         episodes: All of them.
-        fraction: Share of the episodes to hold out; at least one is, and at least one is not.
-        seed: Seed of the choice.
-
-    Returns:
-        The episodes to train on and those held out.
+        fraction: Share to hold out, 0 to 1; at least one episode is held out, and one is not.
+        seed: Seed of the split.
 
     Raises:
-        UserError: The fraction is not between 0 and 1, or there is only one episode.
+        UserError: There is only one episode.
     """
-    if not 0 < fraction < 1:
-        raise UserError(f"the held-out fraction is {fraction}; it must be between 0 and 1")
     if episodes.n_episodes < 2:
         raise UserError(f"{episodes.dataset_id} has one episode only: none can be held out")
     count = min(max(1, round(fraction * episodes.n_episodes)), episodes.n_episodes - 1)
@@ -100,7 +84,7 @@ def hold_out(episodes: Episodes, fraction: float, seed: int) -> tuple[Episodes, 
 
 
 def concatenate(parts: Sequence[Episodes]) -> Episodes:
-    """Lays data sets of one environment end to end.
+    """Concatenates data sets of one environment.
 
     Raises:
         UserError: There is no part, or they differ in environment, dimensions or action bounds.
@@ -120,12 +104,10 @@ def concatenate(parts: Sequence[Episodes]) -> Episodes:
             for piece in part.pieces(*TYPES):
                 yield {name: getattr(part, name)[piece] for name in TYPES}
 
-    attributes = {f.name: getattr(first, f.name) for f in fields(first)} | {
-        "dataset_id": " + ".join(part.dataset_id for part in parts),
-        "reference": reference,
-    }
-    for name in (*TYPES, "lengths", "starts"):
-        del attributes[name]
+    arrays = (*TYPES, "lengths", "starts")
+    attributes = {f.name: getattr(first, f.name) for f in fields(first) if f.name not in arrays}
+    attributes["dataset_id"] = " + ".join(part.dataset_id for part in parts)
+    attributes["reference"] = reference
     lengths = np.concatenate([part.lengths for part in parts])
     dimensions = first.observations.shape[1], first.actions.shape[1]
     return lay_out(attributes, lambda: Reading(lengths, *dimensions, rows()))
@@ -139,13 +121,12 @@ def _require_same_task(first: Episodes, other: Episodes) -> None:
             f"{_environment(other)}; mix data of one environment, or say in which one to "
             "evaluate, as dataset.environment=Hopper-v5"
         )
-    for name in ("observations", "actions"):
-        found = [getattr(part, name).shape[1] for part in (first, other)]
-        if found[0] != found[1]:
-            raise UserError(
-                f"the {name} of {first.dataset_id} have {found[0]} dimensions, those of "
-                f"{other.dataset_id} {found[1]}; mix data of one environment"
-            )
+    found = [part.observations.shape[1] for part in (first, other)]
+    if found[0] != found[1]:
+        raise UserError(
+            f"the observations of {first.dataset_id} have {found[0]} dimensions, those of "
+            f"{other.dataset_id} {found[1]}; mix data of one environment"
+        )
     for name in ("action_low", "action_high"):
         if not np.array_equal(getattr(first, name), getattr(other, name)):
             raise UserError(

@@ -12,8 +12,8 @@ from common.errors import UserError
 from envs.data.mapped import pieces, release
 from envs.tasks import Reference
 
-# A dimension that hardly varies in the data must not blow up when a rollout leaves the data; the
-# same constant as in TD3+BC (Fujimoto and Gu, arXiv 2106.06860, section 5.2).
+# Dimensions that hardly vary in the data must not get huge values when a rollout leaves them; the
+# constant is that of TD3+BC (Fujimoto and Gu, arXiv 2106.06860, section 5.2).
 OBSERVATION_STD_FLOOR = 1e-3
 
 # Room for the rounding of bounds and actions that were stored in different precisions.
@@ -33,10 +33,10 @@ TYPES: dict[str, type] = {
 class Episodes:
     """Whole episodes in flat arrays that have a row for each step.
 
-    Row t holds the observation in which action t was taken, and what came of it; the observation
-    after the last action of an episode is not kept. Episode i is the rows starts[i] to
+    Row t holds the observation in which action t was taken, and its outcome; the observation after
+    the last action of an episode is not kept. Episode i is the rows starts[i] to
     starts[i] + lengths[i] - 1. A selection of episodes (`select`) shares the arrays and has fewer
-    starts and lengths: nothing is copied. Arrays are converted to the types below and checked.
+    starts and lengths: nothing is copied. Arrays are converted to the types below and validated.
 
     >>> episodes = Episodes.from_arrays(
     ...     observations=np.zeros((5, 2)),
@@ -66,9 +66,9 @@ class Episodes:
         environment_id: Gymnasium id of the environment; None if unknown.
         environment_kwargs: Keyword arguments of `gymnasium.make` for that environment.
         reference: Reference returns; None if none are known.
-        starts: (episodes,) int64, ascending, the first row of each episode; by default they cover
-            all rows, end to end.
-        check: Whether the values are checked; not if they were, as those in the cache.
+        starts: (episodes,) int64, ascending, the first row of each episode; by default the
+            episodes are contiguous and cover all rows.
+        check: Whether the values are validated; arrays from the cache already were.
 
     Raises:
         UserError: The arrays do not hold valid episodes.
@@ -90,23 +90,21 @@ class Episodes:
     check: InitVar[bool] = True
 
     def __post_init__(self, check: bool) -> None:
-        def convert(name: str, dtype: type) -> None:
-            array = numbers(self.dataset_id, name, getattr(self, name))
-            with np.errstate(over="ignore"):  # infinite then, which is found
-                object.__setattr__(self, name, np.ascontiguousarray(array, dtype))
-
         bounds = {"action_low": np.float32, "action_high": np.float32}
         for name, dtype in (TYPES | bounds | {"lengths": np.int64}).items():
-            convert(name, dtype)
+            self._convert(name, dtype)
         if self.starts is None:
-            if self.lengths.sum() != len(self.rewards):
-                self._fail(
-                    f"{self.lengths.sum()} steps in episodes for {len(self.rewards)} rewards"
-                )
+            if (steps := self.lengths.sum()) != len(self.rewards):
+                self._fail(f"{steps} steps in episodes for {len(self.rewards)} rewards")
             object.__setattr__(self, "starts", np.cumsum(self.lengths) - self.lengths)
-        convert("starts", np.int64)
+        self._convert("starts", np.int64)
         if check:
             self.validate()
+
+    def _convert(self, name: str, dtype: type) -> None:
+        array = numbers(self.dataset_id, name, getattr(self, name))
+        with np.errstate(over="ignore"):  # becomes infinite, which `validate` reports
+            object.__setattr__(self, name, np.ascontiguousarray(array, dtype))
 
     @classmethod
     def from_arrays(
@@ -120,7 +118,7 @@ class Episodes:
         dataset_id: str,
         **others: Any,
     ) -> "Episodes":
-        """Cuts flat arrays into episodes: one ends where it is terminated or truncated.
+        """Splits flat arrays into episodes: one ends where it is terminated or truncated.
 
         Args:
             observations: (steps, observation_dim), in which the actions were taken.
@@ -159,12 +157,7 @@ class Episodes:
         )
 
     def select(self, chosen: np.ndarray, dataset_id: str | None = None) -> "Episodes":
-        """Returns some of the episodes, in the order of the data; the arrays are shared.
-
-        Args:
-            chosen: (k,) int, numbers of episodes.
-            dataset_id: What the selection is called, if not as the whole.
-        """
+        """Returns the episodes of these numbers, in the order of the data; shares the arrays."""
         chosen = np.unique(chosen)
         return replace(
             self,
@@ -195,45 +188,41 @@ class Episodes:
         ends = self.starts + self.lengths
         if self.starts[0] < 0 or ends[-1] > rows or (self.starts[1:] < ends[:-1]).any():
             self._fail(f"its episodes overlap, or leave the {rows} rows of the arrays")
-        # Values.
         for name in ("terminations", "truncations"):
             flagged = np.flatnonzero(getattr(self, name))
             episode = self._episode(flagged)
             early = flagged[(episode >= 0) & (flagged < ends[episode] - 1)]
             if early.size:
                 self._fail_at(name, early[:1], "ends an episode before its last step; split it")
-        for name in ("action_low", "action_high"):
-            bound = getattr(self, name)
+        # Values.
+        low, high = self.action_low, self.action_high
+        for name, bound in (("action_low", low), ("action_high", high)):
             if bound.shape != self.actions.shape[1:] or not np.isfinite(bound).all():
                 self._fail(
                     f"{name} is {_line(bound)}, not {self.actions.shape[1]} finite numbers; give "
                     "the action space the bounds that actions really have"
                 )
-        for piece in self.pieces("observations", "actions", "rewards"):
-            self._validate_values(piece)
-
-    def _validate_values(self, rows: slice) -> None:
-        for name in ("observations", "actions", "rewards"):
-            bad = np.argwhere(~np.isfinite(getattr(self, name)[rows]))
-            if len(bad):
-                bad[0, 0] += rows.start
-                self._fail_at(name, bad[0], "is not finite (in float32); remove the episode")
-        bad = np.argwhere(
-            (self.actions[rows] < self.action_low - ACTION_TOLERANCE)
-            | (self.actions[rows] > self.action_high + ACTION_TOLERANCE)
+        outside = (
+            f"is outside the bounds {_line(low)} to {_line(high)} by more than "
+            f"{ACTION_TOLERANCE:g}; clip the actions or mend the action space"
         )
-        if len(bad):
-            bad[0, 0] += rows.start
-            self._fail_at(
-                "actions",
-                bad[0],
-                f"is outside the bounds {_line(self.action_low)} to {_line(self.action_high)} by "
-                f"more than {ACTION_TOLERANCE:g}; clip the actions or mend the action space",
-            )
+        for piece in self.pieces("observations", "actions", "rewards"):
+            for name in ("observations", "actions", "rewards"):
+                bad = ~np.isfinite(getattr(self, name)[piece])
+                self._require_none(
+                    name, piece, bad, "is not finite (in float32); remove the episode"
+                )
+            actions = self.actions[piece]
+            bad = (actions < low - ACTION_TOLERANCE) | (actions > high + ACTION_TOLERANCE)
+            self._require_none("actions", piece, bad, outside)
+
+    def _require_none(self, name: str, piece: slice, bad: np.ndarray, message: str) -> None:
+        if bad.any():
+            self._fail_at(name, np.argwhere(bad)[0] + [piece.start, 0][: bad.ndim], message)
 
     def _fail_at(self, name: str, index: np.ndarray, message: str) -> None:
         value = getattr(self, name)[tuple(index)]
-        where = ", ".join(str(i) for i in index)
+        where = ", ".join(map(str, index))
         self._fail(f"{name}[{where}] = {value} (episode {self._episode(index[0])}) {message}")
 
     def _fail(self, message: str) -> None:
@@ -255,25 +244,25 @@ class Episodes:
 
     @property
     def borders(self) -> Iterator[tuple[int, int]]:
-        """The first row of each episode, and the one after its last."""
+        """First row and one past the last row of each episode."""
         return zip(self.starts.tolist(), (self.starts + self.lengths).tolist(), strict=True)
 
     @cached_property
     def spans(self) -> list[tuple[int, int]]:
-        """The ranges of rows that the episodes cover, neighbours joined."""
+        """The ranges of rows that the episodes cover, adjacent ones merged."""
         ends = self.starts + self.lengths
         gaps = np.flatnonzero(self.starts[1:] != ends[:-1])
         begins = self.starts[np.concatenate([[0], gaps + 1])]
         return list(zip(begins.tolist(), ends[np.append(gaps, -1)].tolist(), strict=True))
 
     def pieces(self, *names: str) -> Iterator[slice]:
-        """Yields slices that cover the episodes; what was read of these arrays is released."""
+        """Yields slices that cover the episodes; releases the pages of the named arrays."""
         return pieces([getattr(self, name) for name in names], self.spans)
 
     @cached_property
     def returns(self) -> np.ndarray:
         """(episodes,) float64, sum of the rewards of each episode."""
-        # reduceat sums from each border to the next one: every second sum is of a gap.
+        # reduceat sums from each border to the next: every second sum is that of a gap.
         borders = np.stack([self.starts, self.starts + self.lengths], axis=1).ravel()
         inside = borders[borders < len(self.rewards)]
         result: np.ndarray = np.add.reduceat(self.rewards, inside, dtype=np.float64)[::2]
@@ -282,10 +271,10 @@ class Episodes:
 
     @cached_property
     def returns_to_go(self) -> np.ndarray:
-        """(rows,) float32, sum of the rewards from each step, its own included, to the end.
+        """(rows,) float32, sum of the rewards from each step (inclusive) to its episode's end.
 
-        Summed in float64 within each episode: differences of one long cumulative sum would let the
-        rounding of one episode into the next. Rows outside the selection hold 0.
+        Summed in float64 within each episode: differences of one cumulative sum over all episodes
+        would carry the rounding errors of one into the next. Rows outside the selection hold 0.
         """
         result = np.zeros(len(self.rewards), np.float32)
         for begin, end in self.borders:
@@ -313,13 +302,7 @@ class Episodes:
         return np.asarray(total / self.n_steps)
 
     def top_fraction_return(self, fraction: float = 0.1) -> float:
-        """Returns the mean return of the best `fraction` of the episodes, at least one.
-
-        Raises:
-            ValueError: The fraction is not above 0 and at most 1.
-        """
-        if not 0 < fraction <= 1:
-            raise ValueError(f"fraction is {fraction}, not above 0 and at most 1")
+        """Returns the mean return of the best `fraction` (0 to 1) of the episodes, at least one."""
         count = max(1, round(fraction * self.n_episodes))
         return float(np.sort(self.returns)[-count:].mean())
 
@@ -334,11 +317,7 @@ class Episodes:
 
 
 def numbers(where: str, name: str, array: Any) -> np.ndarray:
-    """Returns an array of real numbers.
-
-    Raises:
-        UserError: It holds text, complex numbers or objects, or its rows are of unequal length.
-    """
+    """Returns an array of real numbers, or raises UserError for text, objects, ragged rows."""
     try:
         array = np.atleast_1d(array)
     except ValueError:
@@ -349,11 +328,7 @@ def numbers(where: str, name: str, array: Any) -> np.ndarray:
 
 
 def column(where: str, name: str, array: Any) -> np.ndarray:
-    """Returns an array (steps,) of one that is (steps,) or (steps, 1).
-
-    Raises:
-        UserError: It is neither, or does not hold real numbers.
-    """
+    """Returns (steps,) of an array (steps,) or (steps, 1), or raises UserError."""
     array = numbers(where, name, array)
     if array.ndim == 2 and array.shape[1] == 1:
         return array[:, 0]
@@ -363,11 +338,7 @@ def column(where: str, name: str, array: Any) -> np.ndarray:
 
 
 def flags(where: str, name: str, array: Any) -> np.ndarray:
-    """Returns an array (steps,) of bool of one that is (steps,) or (steps, 1), of 0 and 1.
-
-    Raises:
-        UserError: It is neither, or holds other numbers: NaN would count as true.
-    """
+    """Returns (steps,) bool of 0s and 1s, (steps,) or (steps, 1); UserError for NaN and others."""
     array = column(where, name, array)
     wrong = np.flatnonzero((array != 0) & (array != 1))
     if len(wrong):

@@ -1,9 +1,8 @@
-"""Memory-mapped arrays of which little stays in memory.
+"""Memory-mapped arrays of which little stays resident.
 
 Every page of a mapping that was read counts as memory of the process until the system needs it for
-something else: one pass over a data set of 10 GB ends with 10 GB resident. `release` hands the
-pages back. They stay in the system's file cache while there is room, so that reading them again
-costs microseconds.
+something else. `release` hands the pages back; they stay in the system's file cache while there is
+room, so reading them again costs microseconds.
 """
 
 import mmap

@@ -1,4 +1,4 @@
-"""Spaces of environments and data sets, as the flat vectors that a policy sees."""
+"""Spaces of environments, flattened to the vectors that a policy sees."""
 
 from typing import Any
 
@@ -29,16 +29,10 @@ def require_dimensions(
     spaces: tuple[gym.spaces.Box, gym.spaces.Box],
     dimensions: tuple[int, int],
 ) -> None:
-    """Checks that data have the dimensions of their environment.
-
-    Args:
-        name: Of the data set, for the message.
-        environment_id: Gymnasium id.
-        spaces: From `environment_spaces`.
-        dimensions: observation_dim and action_dim of the data.
+    """Checks that data have the dimensions of the spaces of `environment_spaces`.
 
     Raises:
-        UserError: They differ.
+        UserError: They differ; names the data set and the environment.
     """
     for kind, space, found in zip(("observations", "actions"), spaces, dimensions, strict=True):
         if space.shape != (found,):

@@ -3,14 +3,15 @@
     python -m envs.data.store file=walk.npz id=mine/hopper-v0 environment=Hopper-v5
 
 The file is what ``numpy.savez`` writes of the flat arrays ``observations``, ``actions``,
-``rewards``, ``terminations`` and ``truncations`` (and ``next_observations``, where you have them);
-see `Episodes.from_arrays`. From Python, `store_episodes` takes the same arrays.
-Then ``python train.py dataset=minari dataset.id=mine/hopper-v0``.
+``rewards``, ``terminations``, ``truncations`` and, optionally, ``next_observations``; see
+`store_episodes`, which takes them from Python. Then train on it:
+``python train.py dataset=minari dataset.id=mine/hopper-v0``.
 """
 
 import contextlib
 import os
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +27,14 @@ from common.arguments import parse_arguments, run_command
 from common.checks import MOST_RETURN, check_fields, number
 from common.errors import UserError
 from common.files import hidden_directory, only_process, put_in_place
+from common.memory import require_memory
 from envs.data.episodes import TYPES, Episodes, column, numbers
 from envs.data.spaces import environment_spaces, require_dimensions
 from envs.simulation.simulators import quiet_model_files
 from envs.tasks import Reference, task_of_environment
 
-# What HDF5 needs for an episode besides its arrays: measured 14 to 18.5 kB.
+# HDF5's overhead for each episode: measured 14 to 18.5 kB.
 _EPISODE_BYTES = 20_000
-
-_BLOCK_BYTES = 1_000_000
 
 
 def store_episodes(
@@ -49,10 +49,10 @@ def store_episodes(
     exist_ok: bool = False,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Checks episodes and stores them in Minari's local store, whole or not at all.
+    """Validates episodes and stores them in Minari's local store, whole or not at all.
 
-    The data set is written in a hidden directory of the store, synced, and renamed into place. One
-    process at a time makes data sets; another that wants the same waits, and then finds it there.
+    The data set is written into a hidden directory of the store, synced, and renamed. One process
+    at a time makes data sets; another that wants the same one waits for it.
 
     >>> import tempfile
     >>> os.environ["MINARI_DATASETS_PATH"] = tempfile.mkdtemp()
@@ -74,12 +74,12 @@ def store_episodes(
     Args:
         dataset_id: Minari id, with a version: ``mine/hopper-v0``.
         arrays: The arrays of `Episodes.from_arrays`, by name, or a function that makes them, called
-            if there is need. Two more may be among them: ``next_observations``, of the shape of
-            the observations, what came of the actions (without them the last observation of each
-            episode is stored twice; training does not see the second one), and ``seeds``,
-            (episodes,) int, what the environment's reset got.
-        environment_id: Gymnasium id of the environment that they come from, and that a policy is
-            evaluated in.
+            only if they are needed. Optional: ``next_observations``, of the shape of the
+            observations, the outcomes of the actions (without them the last observation of each
+            episode is stored twice; training does not use the second), and ``seeds``, (episodes,)
+            int, the seeds of the environment's resets.
+        environment_id: Gymnasium id of the environment of the data, in which policies are
+            evaluated.
         action_low: (action_dim,), lower bounds of the actions; by default the environment's.
         action_high: (action_dim,), upper bounds of the actions; by default the environment's.
         reference: Reference returns; by default D4RL's for its three tasks, else none.
@@ -93,34 +93,45 @@ def store_episodes(
             data set of this id exists already, or the store cannot be written.
     """
     store, place = dataset_path(), dataset_path(dataset_id)
-    with _explained(dataset_id, store), only_process(store / ".making.lock", "making a data set"):
-        if place.exists() and not overwrite:
-            if exist_ok:
-                return
-            raise UserError(
-                f"{dataset_id} exists already in {store}; add overwrite=true to replace it"
-            )
-        with hidden_directory(store) as hidden:
-            given = dict(arrays() if callable(arrays) else arrays)
-            episodes, space = _check(dataset_id, given, environment_id, action_low, action_high)
-            if reference is None and (task := task_of_environment(environment_id)):
-                reference = task.reference
-            scores = {} if reference is None else _scores(reference)
-            _require_room(hidden, episodes, given)
-            with _minari_store(hidden):
-                _write(episodes, given, space, {**scores, **(metadata or {})})
-            namespace = dataset_id.rpartition("/")[0]
-            if namespace and namespace not in list_local_namespaces():
-                create_namespace(namespace)
-            put_in_place(hidden / dataset_id, place, hidden)
+    try:
+        with only_process(store / ".making.lock", "making a data set"):
+            if place.exists() and not overwrite:
+                if exist_ok:
+                    return
+                raise UserError(
+                    f"{dataset_id} exists already in {store}; add overwrite=true to replace it"
+                )
+            with hidden_directory(store) as hidden:
+                given = dict(arrays() if callable(arrays) else arrays)
+                episodes, space = _check(dataset_id, given, environment_id, action_low, action_high)
+                if reference is None and (task := task_of_environment(environment_id)):
+                    reference = task.reference
+                scores: dict[str, Any] = {}
+                if reference is not None:
+                    scores["ref_min_score"] = reference.minimum
+                    scores["ref_max_score"] = reference.maximum
+                    scores["reference_source"] = reference.source
+                _require_room(hidden / "room", episodes, given)
+                with _minari_store(hidden):
+                    _write(episodes, given, space, scores | dict(metadata or {}))
+                namespace = dataset_id.rpartition("/")[0]
+                if namespace and namespace not in list_local_namespaces():
+                    create_namespace(namespace)
+                put_in_place(hidden / dataset_id, place, hidden)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise UserError(
+            f"{dataset_id} cannot be stored below {store} ({reason}); make room or give write "
+            "permission there, or set MINARI_DATASETS_PATH to another directory"
+        ) from error
 
 
 def dataset_path(dataset_id: str = "") -> Path:
     """Returns the directory of a data set in Minari's local store, or the store's own.
 
     Raises:
-        UserError: That is no Minari id (it could lead out of the store), or the store cannot be
-            made.
+        UserError: The id is not valid (it could lead out of the store), or the store cannot be
+            created.
     """
     if dataset_id:
         try:
@@ -141,18 +152,6 @@ def dataset_path(dataset_id: str = "") -> Path:
         ) from error
 
 
-@contextlib.contextmanager
-def _explained(dataset_id: str, store: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise UserError(
-            f"{dataset_id} cannot be stored below {store} ({reason}); make room or give write "
-            "permission there, or set MINARI_DATASETS_PATH to another directory"
-        ) from error
-
-
 def _check(
     dataset_id: str,
     arrays: dict[str, Any],
@@ -165,7 +164,9 @@ def _check(
     if wrong := [name for name in arrays if name not in known]:
         raise UserError(f"{dataset_id}: there is no array '{wrong[0]}'; the names are {known}")
     if missing := [name for name in TYPES if name not in arrays]:
-        raise UserError(f"{dataset_id}: the array '{missing[0]}' is missing")
+        raise UserError(
+            f"{dataset_id}: the array '{missing[0]}' is missing; there are: {', '.join(arrays)}"
+        )
     for name in arrays:
         arrays[name] = numbers(dataset_id, name, arrays[name])
     arrays["rewards"] = column(dataset_id, "rewards", arrays["rewards"])
@@ -197,32 +198,22 @@ def _check(
     return episodes, space
 
 
-def _scores(reference: Reference) -> dict[str, Any]:
-    return {
-        "ref_min_score": reference.minimum,
-        "ref_max_score": reference.maximum,
-        "reference_source": reference.source,
-    }
-
-
-def _require_room(directory: Path, episodes: Episodes, arrays: dict[str, np.ndarray]) -> None:
-    """Fills the disk for a moment: HDF5 would crash the process on a disk that is full."""
+def _require_room(path: Path, episodes: Episodes, arrays: dict[str, np.ndarray]) -> None:
+    """Reserves the disk space for a moment: HDF5 would crash the process on a full disk."""
     size = sum(arrays[name].nbytes for name in TYPES)
     size += episodes.n_episodes * (_EPISODE_BYTES + arrays["observations"][:1].nbytes)
-    path = directory / "room"
-    try:
-        with path.open("wb") as file:
-            for _ in range(-(-size // _BLOCK_BYTES)):
-                file.write(bytes(_BLOCK_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-    finally:
-        path.unlink(missing_ok=True)
+    block = bytes(1_000_000)
+    with path.open("wb") as file:
+        for _ in range(-(-size // len(block))):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    path.unlink()
 
 
 @contextlib.contextmanager
 def _minari_store(directory: Path) -> Iterator[None]:
-    """Minari knows its store only by this variable."""
+    """Lets Minari write below another directory, which only this variable can name."""
     before = os.environ.get("MINARI_DATASETS_PATH")
     os.environ["MINARI_DATASETS_PATH"] = str(directory)
     try:
@@ -234,36 +225,32 @@ def _minari_store(directory: Path) -> Iterator[None]:
             os.environ["MINARI_DATASETS_PATH"] = before
 
 
-def _buffers(
-    episodes: Episodes, arrays: dict[str, np.ndarray]
-) -> Iterator[minari.data_collector.EpisodeBuffer]:
-    """Yields each episode as Minari takes it, in the types of the arrays that were given."""
-    observations = arrays["observations"]
-    following = arrays.get("next_observations", observations)
-    seeds = arrays["seeds"].tolist() if "seeds" in arrays else [None] * episodes.n_episodes
-    for (begin, end), seed in zip(episodes.borders, seeds, strict=True):
-        yield minari.data_collector.EpisodeBuffer(
-            seed=seed,
-            observations=np.concatenate([observations[begin:end], following[end - 1 : end]]),
-            actions=arrays["actions"][begin:end],
-            rewards=arrays["rewards"][begin:end],
-            terminations=episodes.terminations[begin:end],
-            truncations=episodes.truncations[begin:end],
-        )
-
-
 def _write(
     episodes: Episodes,
     arrays: dict[str, np.ndarray],
     space: gym.spaces.Box,
     metadata: dict[str, Any],
 ) -> None:
+    """Writes the arrays with Minari, in the types in which they were given."""
+    observations, seeds = arrays["observations"], arrays.get("seeds")
+    following = arrays.get("next_observations", observations)
+    buffers = (
+        minari.data_collector.EpisodeBuffer(
+            seed=None if seeds is None else int(seeds[i]),
+            observations=np.concatenate([observations[begin:end], following[end - 1 : end]]),
+            actions=arrays["actions"][begin:end],
+            rewards=arrays["rewards"][begin:end],
+            terminations=episodes.terminations[begin:end],
+            truncations=episodes.truncations[begin:end],
+        )
+        for i, (begin, end) in enumerate(episodes.borders)
+    )
     with warnings.catch_warnings(), quiet_model_files():
         # Minari asks for an e-mail address and a link to the code.
         warnings.simplefilter("ignore", UserWarning)
         dataset = minari.create_dataset_from_buffers(
             episodes.dataset_id,
-            _buffers(episodes, arrays),
+            buffers,
             env=episodes.environment_id,
             eval_env=episodes.environment_id,
             observation_space=space,
@@ -271,6 +258,30 @@ def _write(
             data_format="hdf5",
         )
     dataset.storage.update_metadata(metadata)
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Reads the flat arrays of an .npz file, except ``seeds``.
+
+    Raises:
+        UserError: It is not such a file, holds pickles, or does not fit into memory.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sizes = {info.filename: info.file_size for info in archive.infolist()}
+        names = [name for name in (*TYPES, "next_observations") if f"{name}.npy" in sizes]
+        size = sum(sizes[f"{name}.npy"] for name in names)
+        require_memory(size, str(path), "store it in several parts")
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in names}
+    except UserError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy raise their own types
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path} cannot be read as an .npz file ({reason}); write it with numpy.savez, of "
+            "arrays of plain numbers"
+        ) from error
 
 
 @dataclass
@@ -283,7 +294,7 @@ class StoreConfig:
         environment: Gymnasium id.
         reference_min: Return that scores 0; by default D4RL's for its three tasks, else none.
         reference_max: Return that scores 100; by default D4RL's for its three tasks, else none.
-        reference_source: Where that pair comes from.
+        reference_source: Where the two returns come from.
         overwrite: Whether a data set of this id is replaced.
     """
 
@@ -292,37 +303,22 @@ class StoreConfig:
     environment: str
     reference_min: float | None = number(None, at_least=-MOST_RETURN, at_most=MOST_RETURN)
     reference_max: float | None = number(None, at_least=-MOST_RETURN, at_most=MOST_RETURN)
-    reference_source: str | None = None
+    reference_source: str = "not stated"
     overwrite: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
 
 
-def _reference(config: StoreConfig) -> Reference | None:
-    minimum, maximum = config.reference_min, config.reference_max
-    if minimum is None and maximum is None:
-        return None
-    if minimum is None or maximum is None:
-        raise UserError(f"{config.id}: give both of reference_min and reference_max, or none")
-    if minimum >= maximum:
-        raise UserError(
-            f"{config.id}: reference_max is {maximum}, not above reference_min, which is "
-            f"{minimum}; the first scores 100, the second 0"
-        )
-    return Reference(minimum, maximum, config.reference_source or "not stated")
-
-
 def main(arguments: list[str]) -> None:
-    """Stores one .npz file from the command line.
-
-    Raises:
-        UserError: The file or an argument cannot be used, or the data set cannot be stored.
-    """
-    from envs.data.sources.npz import read_npz  # the sources import this module
-
+    """Stores one .npz file from the command line."""
     config = parse_arguments(StoreConfig, arguments)
-    reference = _reference(config)
+    minimum, maximum = config.reference_min, config.reference_max
+    if (minimum is None) != (maximum is None):
+        raise UserError(f"{config.id}: give both of reference_min and reference_max, or none")
+    reference = None
+    if minimum is not None and maximum is not None:
+        reference = Reference(minimum, maximum, config.reference_source)
     arrays = read_npz(Path(config.file))
     store_episodes(
         config.id,

@@ -1,4 +1,4 @@
-"""Sources of data: each ends as the same Episodes."""
+"""Sources of data: each becomes the same Episodes."""
 
 import re
 from dataclasses import MISSING, dataclass, field, replace
@@ -14,7 +14,7 @@ from envs.data.sources.builtin import load_builtin
 from envs.data.sources.d4rl import NAMES, download_d4rl, load_d4rl
 from envs.data.sources.minari import load_minari
 
-# Each source, and the keys that say where its data are.
+# Each source, and the keys that locate its data.
 SOURCES = {"builtin": ("id",), "minari": ("id",), "d4rl": ("path", "name"), "mix": ("parts",)}
 
 # Bytes of a collected step of the smallest environment, Hopper: float32, and a float64 reward.
@@ -32,13 +32,13 @@ class DatasetConfig:
         steps: Least number of steps when a built-in data set is made.
         seed: Seed when a built-in data set is made.
         path: Of `d4rl`: the file.
-        name: Of `d4rl`: ``hopper-medium-v2``, downloaded if need be; instead of a path.
-        parts: Of `mix`: names of built-in data sets, Minari ids, D4RL files or names, in any mix.
-        environment: Gymnasium id to evaluate in; null takes the one that the data set names, or
-            for D4RL files the v4 environment of the task.
-        top_fraction: Keeps only this fraction of the episodes, those with the best returns.
-        max_episodes: Keeps at most so many episodes, chosen at random, always the same.
-        max_steps: Keeps at most so many steps, in whole episodes that are chosen likewise.
+        name: Of `d4rl`, instead of a path: ``hopper-medium-v2``, downloaded if need be.
+        parts: Of `mix`: names of built-in data sets, Minari ids, D4RL files or names.
+        environment: Gymnasium id to evaluate in; null means the data set's own, or for D4RL files
+            the v4 environment of the task.
+        top_fraction: Keeps only this fraction of the episodes, those with the highest returns.
+        max_episodes: Keeps at most this many episodes, drawn at random, always the same.
+        max_steps: Keeps at most this many steps, in whole episodes drawn likewise.
     """
 
     source: str = choice(MISSING, SOURCES)
@@ -92,12 +92,12 @@ def load_episodes(config: DatasetConfig) -> Episodes:
 
 
 def load_named(name: str, environment: str | None = None) -> Episodes:
-    """Loads a data set by one word: what may be a part of a mix.
+    """Loads a data set by one word.
 
     Args:
         name: A built-in data set, a Minari id, a D4RL file (.hdf5, .h5) or the name of one, or
             several of these joined by +.
-        environment: As in `DatasetConfig`.
+        environment: Gymnasium id to evaluate in; None means the data set's own.
 
     Raises:
         UserError: There is none of that name, or it cannot be made, read or used.
@@ -111,15 +111,15 @@ def _load(config: DatasetConfig) -> Episodes:
         if getattr(config, key) and key not in keys:
             raise UserError(
                 f"dataset.{key} is given, but a data set of source '{config.source}' has "
-                f"dataset.{' or dataset.'.join(keys)}; leave the one or change the other"
+                f"dataset.{' or dataset.'.join(keys)}; remove the first or change the second"
             )
     if config.source == "mix":
-        return concatenate([_load(_part_of(config, name)) for name in config.parts])
+        shared = {key: getattr(config, key) for key in ("environment", "steps", "seed")}
+        return concatenate([_load(replace(_config_of(name), **shared)) for name in config.parts])
     if config.source == "d4rl":
         if (config.path is None) == (config.name is None):
             raise UserError(
-                "give either dataset.path=FILE.hdf5 or dataset.name=hopper-medium-v2, which is "
-                "downloaded"
+                "give either dataset.path=FILE.hdf5 or dataset.name=hopper-medium-v2 (a download)"
             )
         path = Path(config.path) if config.path is not None else download_d4rl(str(config.name))
         return load_d4rl(path, config.environment)
@@ -128,12 +128,6 @@ def _load(config: DatasetConfig) -> Episodes:
     if config.source == "builtin":
         return load_builtin(config.id, config.steps, config.seed, config.environment)
     return load_minari(config.id, config.environment)
-
-
-def _part_of(config: DatasetConfig, name: str) -> DatasetConfig:
-    return replace(
-        _config_of(name), environment=config.environment, steps=config.steps, seed=config.seed
-    )
 
 
 def _config_of(name: str) -> DatasetConfig:

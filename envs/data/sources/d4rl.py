@@ -1,8 +1,8 @@
 """D4RL's HDF5 files -> Episodes, read with h5py alone.
 
-The files hold flat arrays with a row for each step (Fu et al., arXiv 2004.07219). Data of the v2
-sets were made in Gym's v2 environments, which no longer run; their rewards, and Walker2d's foot
-friction, are those of v4, not of v5, so that policies are evaluated in v4 unless told otherwise.
+The files hold flat arrays with a row for each step (Fu et al., arXiv 2004.07219). The v2 data were
+recorded in Gym's v2 environments, which no longer run; their rewards, and Walker2d's foot friction,
+are those of v4, not v5, so v4 is the default for evaluation.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ NAMES = tuple(
     for quality in ("random", "medium", "expert", "medium-replay", "full-replay", "medium-expert")
 )
 
-# Where an episode is cut in a file without timeouts, if the environment does not say.
+# Steps after which an episode is truncated in a file without timeouts.
 HORIZON = 1000
 
 _ROWS_AT_ONCE = 100_000
@@ -42,15 +42,14 @@ _ROWS_AT_ONCE = 100_000
 def load_d4rl(path: Path, environment_id: str | None = None) -> Episodes:
     """Reads a D4RL file.
 
-    Episodes end at ``terminals`` and ``timeouts``; without the latter they are cut after 1000
-    steps. An unfinished episode at the end of the file is dropped, with a warning that counts its
-    steps.
+    Episodes end at ``terminals`` and ``timeouts``; without the latter they are truncated after 1000
+    steps. An unfinished episode at the end of the file is dropped, with a warning.
 
     Args:
         path: An HDF5 file with ``observations``, ``actions``, ``rewards``, ``terminals`` and
-            perhaps ``timeouts``; everything else in it is ignored.
+            optionally ``timeouts``; everything else in it is ignored.
         environment_id: Gymnasium id to evaluate in; by default the v4 environment of the task
-            that the file's name begins with.
+            with which the file's name begins.
 
     Raises:
         UserError: The file cannot be read, is incomplete, does not hold valid episodes, or its
@@ -60,13 +59,12 @@ def load_d4rl(path: Path, environment_id: str | None = None) -> Episodes:
         raise UserError(f"there is no file {path}; give the path of a D4RL HDF5 file")
     if environment_id is None:
         environment_id = _environment_of(path)
-    dataset_id = f"d4rl/{path.stem.replace('_', '-')}"
     spaces = environment_spaces(environment_id)
     task = task_of_environment(environment_id)
     attributes: dict[str, Any] = {
         "action_low": spaces[1].low,
         "action_high": spaces[1].high,
-        "dataset_id": dataset_id,
+        "dataset_id": f"d4rl/{path.stem.replace('_', '-')}",
         "environment_id": environment_id,
         "reference": task.reference if task else None,
     }
@@ -83,17 +81,16 @@ def load_d4rl(path: Path, environment_id: str | None = None) -> Episodes:
 def download_d4rl(name: str) -> Path:
     """Returns the file of a D4RL set by its name, such as ``hopper-medium-v2``.
 
-    It lies in D4RL's own directory, ``$D4RL_DATASET_DIR`` or ``~/.d4rl/datasets``, and is
-    downloaded if it is not there.
+    Downloads it if it is not in D4RL's own directory, ``$D4RL_DATASET_DIR`` or
+    ``~/.d4rl/datasets``.
 
     Raises:
         UserError: There is no such set, or it cannot be downloaded.
     """
     if name not in NAMES:
         raise UserError(f"there is no D4RL set '{name}'; there are: {', '.join(NAMES)}")
-    stem, version = name.rsplit("-", 1)
-    task, quality = stem.split("-", 1)
-    file_name = f"{task}_{quality.replace('-', '_')}-{version}.hdf5"
+    task, _, quality = name.removesuffix("-v2").partition("-")
+    file_name = f"{task}_{quality.replace('-', '_')}-v2.hdf5"
     directory = os.environ.get("D4RL_DATASET_DIR") or Path.home() / ".d4rl" / "datasets"
     path = Path(directory) / file_name
     if not path.exists():
@@ -119,7 +116,7 @@ def _environment_of(path: Path) -> str:
 def _opened(path: Path) -> Iterator[h5py.File]:
     with damage_explained(f"{path} is damaged or cut short", "download or copy it again"):
         if not h5py.is_hdf5(path):
-            path.open("rb").close()  # which says what hinders it, if that is so
+            path.open("rb").close()  # raises what prevents reading it, such as permissions
             raise UserError(f"{path} is not an HDF5 file; give the path of a D4RL HDF5 file")
         with h5py.File(path, "r") as file:
             yield file
@@ -135,6 +132,8 @@ def _read(path: Path) -> Reading:
                 )
         arrays = {name: file[name] for name in (*needed, "timeouts") if name in file}
         steps = len(file["rewards"])
+        if not steps:
+            raise UserError(f"{path} is empty; at least one episode of one step is needed")
         for name, array in arrays.items():
             require_stored(array)
             if len(array) != steps:
@@ -144,36 +143,32 @@ def _read(path: Path) -> Reading:
                 )
             if name in ("observations", "actions") and array.ndim != 2:
                 raise UserError(f"{path}: {name} has shape {array.shape}, not (steps, dimensions)")
-        if not steps:
-            raise UserError(f"{path} is empty; at least one episode of one step is needed")
         dimensions = file["observations"].shape[1], file["actions"].shape[1]
         terminals = flags(str(path), "terminals", whole(file["terminals"]))
-        if "timeouts" in file:
-            truncations = flags(str(path), "timeouts", whole(file["timeouts"]))
-        else:
-            truncations = _cut(terminals)
+        truncations = (
+            flags(str(path), "timeouts", whole(file["timeouts"]))
+            if "timeouts" in file
+            else _truncations(terminals)
+        )
     ends = np.flatnonzero(terminals | truncations) + 1
     if not len(ends):
         raise UserError(
             f"{path}: none of its {steps} steps ends an episode, by terminals, timeouts or length"
         )
-    notes = []
-    if ends[-1] < steps:
-        notes.append(
-            f"{path.name}: the last {steps - ends[-1]:,} of {steps:,} steps are dropped, as their "
-            "episode has no end"
-        )
+    tail = (
+        f"{path.name}: the last {steps - ends[-1]:,} of {steps:,} steps are dropped, as their "
+        "episode has no end"
+    )
     return Reading(
-        lengths=np.diff(ends, prepend=0),
-        observation_dim=dimensions[0],
-        action_dim=dimensions[1],
+        np.diff(ends, prepend=0),
+        *dimensions,
         rows=_rows(path, terminals[: ends[-1]], truncations[: ends[-1]]),
-        notes=tuple(notes),
+        notes=(tail,) if ends[-1] < steps else (),
     )
 
 
-def _cut(terminals: np.ndarray) -> np.ndarray:
-    """Returns (steps,) bool, true where an episode that goes on has had HORIZON steps."""
+def _truncations(terminals: np.ndarray) -> np.ndarray:
+    """Returns (steps,) bool, true every HORIZON steps of an episode that is not terminated then."""
     cut = np.zeros_like(terminals)
     borders = [0, *(np.flatnonzero(terminals) + 1).tolist(), len(terminals)]
     for begin, end in itertools.pairwise(borders):

@@ -1,4 +1,4 @@
-"""HDF5 files of other people: whatever is wrong with one ends in one sentence."""
+"""Untrusted HDF5 files: any damage ends in one sentence."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,27 +9,19 @@ import numpy as np
 
 from common.errors import UserError
 
-# gzip makes a thousandth of an array at best; a small array may also be without any data.
+# gzip compresses to a thousandth at best; a small array may have no data at all.
 _MOST_COMPRESSION = 1100
 _SMALL_BYTES = 64 << 20
 
 
 def whole(array: Any) -> np.ndarray:
-    """Returns an array, having checked that the file holds about as much as it claims to.
-
-    Raises:
-        ValueError: It claims far more.
-    """
+    """Returns an array whole; raises ValueError if the file cannot hold what it claims."""
     require_stored(array)
     return np.asarray(array[()])
 
 
 def require_stored(array: Any) -> None:
-    """Checks that the file holds about as much of an array as its shape claims.
-
-    Raises:
-        ValueError: It claims far more; reading it would fill the memory.
-    """
+    """Raises ValueError if an array claims far more than is stored: it would fill the memory."""
     if not isinstance(array, h5py.Dataset):  # Minari's other storage
         return
     claimed, stored = array.size * array.dtype.itemsize, array.id.get_storage_size()
@@ -41,14 +33,12 @@ def require_stored(array: Any) -> None:
 
 @contextlib.contextmanager
 def damage_explained(what: str, advice: str) -> Iterator[None]:
-    """Turns what goes wrong while a file is read into a UserError."""
+    """Turns any error while a file is read into a UserError."""
     try:
         yield
     except UserError:
         raise
-    except (
-        *(OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, MemoryError),
-    ) as error:
+    except Exception as error:  # h5py raises half a dozen types
         raise UserError(f"{what} ({first_line(error)}); {advice}") from error
 
 

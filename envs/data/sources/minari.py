@@ -31,11 +31,10 @@ def is_local(dataset_id: str) -> bool:
 def load_minari(dataset_id: str, environment_id: str | None = None) -> Episodes:
     """Reads a Minari data set of boxes; downloads it if need be.
 
-    Observations that are a Dict of boxes are laid end to end in the order of the space, which is
-    gymnasium's (by name, unless the data set's author ordered them); boxes of more dimensions are
-    laid out row by row. The environment is the one that the data set names for evaluation, or else
-    the one that it was collected in. The reference scores are those in the data set's metadata, or
-    else D4RL's for its environment, or else none.
+    A Dict of boxes is concatenated in the order of the space (Gymnasium sorts by name); boxes of
+    more dimensions are flattened in row-major order. The environment is the data set's own for
+    evaluation, or else the one in which it was recorded. The reference returns are those of the
+    metadata, or else D4RL's for the environment, or else none.
 
     Args:
         dataset_id: Minari id, with its version: ``mujoco/hopper/medium-v0``.
@@ -74,7 +73,7 @@ def _open(dataset_id: str) -> minari.MinariDataset:
             return minari.load_dataset(dataset_id, download=True)
         storage = MinariStorage.read(directory / "data")
         size = sum(path.stat().st_size for path in directory.rglob("*"))
-        if storage.total_episodes > size:  # Minari would count them up in memory
+        if storage.total_episodes > size:  # Minari would enumerate them in memory
             raise ValueError(f"{storage.total_episodes:,} episodes are claimed in {size:,} bytes")
         return minari.MinariDataset(storage)
     except Exception as error:  # the storages and download clients share no base class
@@ -96,8 +95,7 @@ def _environment(
 ) -> tuple[str | None, dict[str, Any]]:
     """Returns the environment to evaluate in, and its keyword arguments.
 
-    Raises:
-        UserError: The data set names one that would import a module of its choice.
+    Refuses an environment of the data set's choice that would import a module.
     """
     spec = dataset._eval_env_spec or dataset.env_spec  # Minari has no public name for the first
     recorded_in = None if spec is None else str(spec.id)
@@ -141,12 +139,8 @@ def _read(dataset: minari.MinariDataset) -> Reading:
                 lengths = [file[f"episode_{i}/rewards"].shape[0] for i in indices]
         else:
             lengths = [m["total_steps"] for m in dataset.storage.get_episode_metadata(indices)]
-    return Reading(
-        lengths=np.asarray(lengths, np.int64),
-        observation_dim=gym.spaces.flatdim(dataset.observation_space),
-        action_dim=gym.spaces.flatdim(dataset.action_space),
-        rows=_rows(dataset),
-    )
+    spaces = dataset.observation_space, dataset.action_space
+    return Reading(np.asarray(lengths, np.int64), *map(gym.spaces.flatdim, spaces), _rows(dataset))
 
 
 def _rows(dataset: minari.MinariDataset) -> Iterator[dict[str, np.ndarray]]:
@@ -167,7 +161,7 @@ def _rows(dataset: minari.MinariDataset) -> Iterator[dict[str, np.ndarray]]:
 
 
 def _episodes(dataset: minari.MinariDataset) -> Iterator[Any]:
-    """Yields mappings of names to arrays. HDF5 without Minari, which decodes all infos too."""
+    """Yields mappings of names to arrays; reads HDF5 without Minari, which decodes all infos."""
     if dataset.storage.FORMAT != "hdf5":
         yield from dataset.storage.get_episodes(dataset.episode_indices)
         return
@@ -181,7 +175,7 @@ def _open_hdf5(dataset: minari.MinariDataset) -> h5py.File:
 
 
 def _flatten(space: gym.Space, values: Any) -> np.ndarray:
-    """Returns (steps, dim) of what is stored of a space: as gymnasium.spaces.flatten, by column."""
+    """Returns (steps, dim): gymnasium.spaces.flatten of all stored steps at once."""
     if isinstance(space, gym.spaces.Dict):
         return np.concatenate(
             [_flatten(part, values[key]) for key, part in space.spaces.items()], axis=1

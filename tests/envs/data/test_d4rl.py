@@ -342,7 +342,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(server, tmp_path, capfd
 
 def test_a_download_goes_on_in_the_next_run(server):
     server.break_after = [50_000] + [0] * 10
-    with pytest.raises(UserError, match=r"50,000 bytes are kept, and the next attempt goes on"):
+    with pytest.raises(UserError, match=r"50,000 bytes are kept, and the next attempt resumes"):
         download_d4rl("hopper-medium-v2")
     server.break_after, server.requests = [], []
     assert digest(download_d4rl("hopper-medium-v2")) == hashlib.sha256(server.content).hexdigest()

@@ -12,8 +12,7 @@ from minari.storage import get_dataset_path
 
 from common.errors import UserError
 from envs.data.sources import DatasetConfig, load_episodes
-from envs.data.sources.npz import read_npz
-from envs.data.store import dataset_path, main, store_episodes
+from envs.data.store import dataset_path, main, read_npz, store_episodes
 from envs.tasks import TASKS, Reference
 
 LENGTHS = (3, 1, 4)
@@ -101,9 +100,9 @@ def test_the_command_stores_an_npz_file(tmp_path, capsys):
         (["reference_min=1.0"], "give both of reference_min and reference_max, or none"),
         (
             ["reference_min=1.0", "reference_max=0.5"],
-            "reference_max is 0.5, not above reference_min",
+            "reference returns are 1.0 .* and 0.5 .*; both must be finite, and the second above",
         ),
-        (["reference_min=1.0", "reference_max=inf"], "reference_max is inf; it must be finite"),
+        (["reference_min=1.0", "reference_max=inf"], "reference_max is inf; it must be at least"),
     ):
         with pytest.raises(UserError, match=message):
             main([*line, *wrong])
@@ -151,7 +150,10 @@ def test_bad_arrays_are_one_sentence_and_nothing_is_stored(store, change, messag
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"environment_id": "Hoper-v5"}, "environment 'Hoper-v5' cannot be made .*Hopper-v5"),
+        (
+            {"environment_id": "Hoper-v5"},
+            "environment 'Hoper-v5' does not exist; did you mean Hopper-v5",
+        ),
         ({}, "the bounds of the actions are unknown; give action_low and action_high, or"),
         ({"environment_id": "CartPole-v1"}, r"the actions are Discrete\(2\), not boxes"),
     ],
@@ -207,8 +209,8 @@ def test_files_that_are_no_npz_of_plain_arrays_are_one_sentence(tmp_path):
         read_npz(tmp_path / "single.npy")
     given = arrays()
     np.savez(path, **{name: array for name, array in given.items() if name != "actions"})
-    with pytest.raises(UserError, match=r"no array 'actions'; it has observations, rewards"):
-        read_npz(path)
+    with pytest.raises(UserError, match="array 'actions' is missing; there are: observations, rew"):
+        main([f"file={path}", "id=mine/a-v0", "environment=Hopper-v5"])
     np.savez(path, **given)
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(UserError, match="cannot be read"):
