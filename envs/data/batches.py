@@ -53,11 +53,8 @@ class ProtocolConfig:
                 f"protocol.context_length = {self.context_length} steps; raise the first or lower "
                 "the second."
             )
-        require_memory(
-            self.batch_steps * _LEAST_STEP_BYTES,
-            f"protocol.batch_steps={self.batch_steps}",
-            "lower it.",
-        )
+        size = self.batch_steps * _LEAST_STEP_BYTES
+        require_memory(size, f"protocol.batch_steps={self.batch_steps}", "lower it.")
 
     @property
     def rows(self) -> int:
@@ -71,16 +68,8 @@ class Batches:
     Batches are dictionaries of `observations` (batch, time, observation_dim), `actions` (batch,
     time, action_dim), `returns_to_go`, `timesteps`, `resets` and `mask` (batch, time).
 
-    Each of several processes draws the same whole batch and gathers its own part of it, so the
+    Each of `ranks` processes draws the same whole batch and gathers its own part of it, so the
     position does not depend on their number.
-
-    Args:
-        episodes: The data.
-        config: The protocol.
-        seed: Seed of the random order.
-        device: Device of the data and the batches.
-        rank: Index of this process.
-        ranks: Number of processes that share each batch.
 
     Attributes:
         continues: Whether row i continues row i of the previous batch.
@@ -147,9 +136,7 @@ class Batches:
         self.drawn += 1
         return int(self.order[self.drawn - 1])
 
-    def _gather(
-        self, index: np.ndarray, resets: np.ndarray, mask: np.ndarray | None = None
-    ) -> dict:
+    def _gather(self, index: np.ndarray, resets: np.ndarray, mask: np.ndarray) -> dict:
         batch = {
             name: values[torch.as_tensor(index).to(values.device)].to(self.device)
             for name, values in self.data.items()
@@ -158,8 +145,6 @@ class Batches:
         episode = np.searchsorted(self.starts, index, side="right") - 1
         batch["timesteps"] = torch.as_tensor(index - self.starts[episode]).to(self.device)
         batch["resets"] = torch.as_tensor(resets).to(self.device)
-        if mask is None:
-            mask = np.ones(index.shape, dtype=bool)
         batch["mask"] = torch.as_tensor(mask).to(self.device)
         return batch
 
@@ -190,7 +175,7 @@ class WholeEpisodes(Batches):
     position_names = ("order", "drawn")
 
     def _least_steps(self) -> int:
-        """Returns that number; in fewer steps there may be fewer episodes than processes."""
+        """Returns that number; with fewer steps there may be fewer episodes than processes."""
         return (self.ranks - 1) * int(self.lengths.max()) + 1
 
     def next(self) -> dict[str, Tensor]:
@@ -203,7 +188,7 @@ class WholeEpisodes(Batches):
             [np.arange(self.starts[e], self.starts[e] + self.lengths[e]) for e in own]
         )
         resets = np.isin(index, self.starts[own])
-        return self._gather(index[None], resets[None])
+        return self._gather(index[None], resets[None], np.ones((1, len(index)), bool))
 
     def _share(self, episodes: list[int]) -> list[int]:
         """Assigns each episode to the process with the fewest steps so far; returns this one's."""
@@ -260,7 +245,8 @@ class Streams(Batches):
                 self.position[row] += count
                 filled += count
         self.fresh = False
-        return self._gather(index[self.own_rows], resets[self.own_rows])
+        index, resets = index[self.own_rows], resets[self.own_rows]
+        return self._gather(index, resets, np.ones(index.shape, bool))
 
 
 class Windows(Batches):

@@ -80,18 +80,14 @@ def load_cached(
     If it cannot be made (a full disk, no permission) the data are kept in memory, with a warning.
     One process makes an entry; another that wants the same one waits for it.
 
-    Args:
-        files: The files of the data set.
-        attributes: The attributes of Episodes that are not arrays of steps.
-        read: Begins to read the source.
+    `attributes` are those of Episodes that are not arrays of steps; `read` opens the source.
 
     Raises:
         UserError: The source cannot be read, or does not hold valid episodes.
     """
     name = attributes["dataset_id"]
     try:
-        bounds = (attributes["action_low"], attributes["action_high"])
-        entry = _directory(files) / _fingerprint(files, bounds)
+        entry = _entry(files, (attributes["action_low"], attributes["action_high"]))
     except OSError as error:
         raise UserError(f"{name} cannot be read ({error}); mend its permissions") from error
     episodes = _open(entry, attributes)
@@ -152,14 +148,11 @@ def cache_root() -> Path:
     return Path(caches) / "decision-minrnn"
 
 
-def _directory(files: Sequence[Path]) -> Path:
-    """Returns the directory of the entries of one source."""
-    path = str(files[0].resolve())
-    readable = re.sub(r"[^\w.-]+", "-", "-".join(files[0].resolve().parts[-3:]))[-60:]
-    return cache_root() / f"{readable}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
-
-
-def _fingerprint(files: Sequence[Path], bounds: Sequence[np.ndarray]) -> str:
+def _entry(files: Sequence[Path], bounds: Sequence[np.ndarray]) -> Path:
+    """Returns the entry of a source, in the directory of all entries of its first file."""
+    path = files[0].resolve()
+    readable = re.sub(r"[^\w.-]+", "-", "-".join(path.parts[-3:]))[-60:]
+    directory = cache_root() / f"{readable}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     digest = hashlib.sha256(f"format {FORMAT}".encode())
     for bound in bounds:
         digest.update(np.asarray(bound, np.float32).tobytes())
@@ -171,7 +164,7 @@ def _fingerprint(files: Sequence[Path], bounds: Sequence[np.ndarray]) -> str:
             for position in np.linspace(0, max(0, status.st_size - _BLOCK_BYTES), blocks):
                 file.seek(int(position))
                 digest.update(file.read(_BLOCK_BYTES))
-    return digest.hexdigest()[:16]
+    return directory / digest.hexdigest()[:16]
 
 
 def _open(entry: Path, attributes: dict[str, Any]) -> Episodes | None:

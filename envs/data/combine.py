@@ -2,19 +2,6 @@
 
 All keep whole episodes, the environment and the reference returns. A part shares the arrays of the
 whole: nothing is copied.
-
->>> episodes = Episodes.from_arrays(
-...     *(np.zeros((4, 2)), np.zeros((4, 1)), [5, 1, 9, 7], np.ones(4), np.zeros(4)),
-...     action_low=[-1],
-...     action_high=[1],
-...     dataset_id="mine/walk-v0",
-... )
->>> chosen = best(episodes, 0.5)
->>> chosen.returns.tolist(), chosen.dataset_id, chosen.rewards is episodes.rewards
-([9.0, 7.0], 'mine/walk-v0 (best 50 %)', True)
->>> train, held_out = hold_out(episodes, 0.25, seed=0)
->>> train.n_episodes, held_out.n_episodes, held_out.dataset_id
-(3, 1, 'mine/walk-v0 (held out)')
 """
 
 import logging
@@ -114,29 +101,20 @@ def concatenate(parts: Sequence[Episodes]) -> Episodes:
 
 
 def _require_same_task(first: Episodes, other: Episodes) -> None:
-    environments = [(part.environment_id, part.environment_kwargs) for part in (first, other)]
-    if environments[0] != environments[1]:
-        raise UserError(
-            f"{first.dataset_id} is of {_environment(first)}, but {other.dataset_id} of "
-            f"{_environment(other)}; mix data of one environment, or say in which one to "
-            "evaluate, as dataset.environment=Hopper-v5"
-        )
-    found = [part.observations.shape[1] for part in (first, other)]
-    if found[0] != found[1]:
-        raise UserError(
-            f"the observations of {first.dataset_id} have {found[0]} dimensions, those of "
-            f"{other.dataset_id} {found[1]}; mix data of one environment"
-        )
-    for name in ("action_low", "action_high"):
-        if not np.array_equal(getattr(first, name), getattr(other, name)):
+    for (what, ours), theirs in zip(_task(first).items(), _task(other).values(), strict=True):
+        if ours != theirs:
             raise UserError(
-                f"{first.dataset_id} and {other.dataset_id} differ in {name}: "
-                f"{getattr(first, name)} and {getattr(other, name)}"
+                f"{first.dataset_id} and {other.dataset_id} differ in {what}: {ours} and {theirs}; "
+                "mix data of one environment, or give the one to evaluate in, such as "
+                "dataset.environment=Hopper-v5"
             )
 
 
-def _environment(episodes: Episodes) -> str:
-    """Returns an environment as ``Hopper-v5`` or ``Hopper-v5(healthy_reward=2.0)``."""
-    arguments = ", ".join(f"{k}={v!r}" for k, v in episodes.environment_kwargs.items())
-    name = episodes.environment_id or "an unknown environment"
-    return f"{name}({arguments})" if arguments else name
+def _task(episodes: Episodes) -> dict[str, str]:
+    environment = f"{episodes.environment_id or 'unknown'} {episodes.environment_kwargs or ''}"
+    return {
+        "their environment": environment.strip(),
+        "observation_dim": str(episodes.observations.shape[1]),
+        "action_low": str(episodes.action_low.tolist()),
+        "action_high": str(episodes.action_high.tolist()),
+    }

@@ -120,15 +120,9 @@ class Episodes:
     ) -> "Episodes":
         """Splits flat arrays into episodes: one ends where it is terminated or truncated.
 
-        Args:
-            observations: (steps, observation_dim), in which the actions were taken.
-            actions: (steps, action_dim).
-            rewards: (steps,) or (steps, 1).
-            terminations: (steps,) or (steps, 1), true where a step terminated its episode.
-            truncations: (steps,) or (steps, 1), true where an episode ended for another reason,
-                such as a time limit. The last row must end an episode.
-            dataset_id: Id of the data set.
-            others: Further arguments of the class.
+        The arrays are those of the class; rewards and flags may be (rows, 1). A truncation ends an
+        episode for another reason than termination, such as a time limit. The last row must end
+        an episode. `others` are further arguments of the class.
 
         Raises:
             UserError: The arrays do not hold valid episodes, or the last one has no end.
@@ -286,20 +280,21 @@ class Episodes:
     @cached_property
     def observation_mean(self) -> np.ndarray:
         """(observation_dim,) float32, mean over the steps of the episodes."""
-        return self._mean_observation.astype(np.float32)
+        return self._observation_moments[0]
 
     @cached_property
     def observation_std(self) -> np.ndarray:
         """(observation_dim,) float32, standard deviation, at least OBSERVATION_STD_FLOOR."""
-        mean, values = self._mean_observation, self.observations
-        square = sum(np.square(values[p] - mean).sum(axis=0) for p in self.pieces("observations"))
-        return np.maximum(np.sqrt(square / self.n_steps), OBSERVATION_STD_FLOOR).astype(np.float32)
+        return self._observation_moments[1]
 
     @cached_property
-    def _mean_observation(self) -> np.ndarray:
+    def _observation_moments(self) -> tuple[np.ndarray, np.ndarray]:
         values = self.observations
         total = sum(values[p].sum(axis=0, dtype=np.float64) for p in self.pieces("observations"))
-        return np.asarray(total / self.n_steps)
+        mean = total / self.n_steps
+        square = sum(np.square(values[p] - mean).sum(axis=0) for p in self.pieces("observations"))
+        std = np.maximum(np.sqrt(square / self.n_steps), OBSERVATION_STD_FLOOR)
+        return mean.astype(np.float32), std.astype(np.float32)
 
     def top_fraction_return(self, fraction: float = 0.1) -> float:
         """Returns the mean return of the best `fraction` (0 to 1) of the episodes, at least one."""

@@ -122,78 +122,39 @@ def _count_duplicates(episodes: Episodes) -> int:
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
-    """Prints a table of the distributions over the episodes, and a line for each other fact."""
+    """Prints a table of the distributions over the episodes, and a line for each other value."""
     table = Table(title=summary["dataset"], box=box.SIMPLE_HEAD)
     table.add_column("over the episodes")
     for heading in ("return", "normalised score", "length"):
         table.add_column(heading, justify="right")
-    rows = {"mean": "mean", "top10_mean": "mean of the best 10 % (default target)"}
-    rows |= {key: f"{q} %" for key, q in QUANTILES.items()} | {"q0": "least", "q100": "greatest"}
-    scores, lengths = summary["normalized_score"], summary["length"]
-    for key, heading in rows.items():
+    headings = {"mean": "mean", "std": "standard deviation", "q0": "least", "q100": "greatest"}
+    headings |= {"top10_mean": "mean of the best 10 % (default target)"}
+    scores, lengths = summary["normalized_score"] or {}, summary["length"]
+    for key, value in summary["return"].items():
         table.add_row(
-            heading,
-            f"{summary['return'][key]:,.1f}",
-            f"{scores[key]:.1f}" if scores else "-",
+            headings.get(key, f"{key[1:]} %"),
+            f"{value:,.1f}",
+            f"{scores[key]:.1f}" if key in scores else "",
             f"{lengths[key]:,.0f}" if key in lengths else "",
         )
     console.print(table)
     grid = Table.grid(padding=(0, 2))
-    for heading, text in _facts(summary):
-        if text:
-            grid.add_row(f"[bold]{heading}[/bold]", text)
-    console.print(grid, highlight=False)
+    for key, value in summary.items():
+        if key not in ("dataset", "return", "normalized_score", "length"):
+            grid.add_row(key.replace("_", " "), _text(value))
+    console.print(grid, highlight=False, markup=False)
 
 
-def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns headings and texts; an empty text is not shown."""
-    ends, actions, reference = summary["ends"], summary["actions"], summary["reference"]
-    environment = [
-        summary["environment"] or "unknown",
-        *(f"{key}={value!r}" for key, value in summary["environment_kwargs"].items()),
-    ]
-    if summary["horizon"]:
-        environment.append(f"at most {summary['horizon']:,} steps")
-    if summary["environment"] and not summary["environment_is_installed"]:
-        environment.append("which is not installed here")
-    neither = f", {ends['neither']:,} by neither" if ends["neither"] else ""
-    early = ends["truncated_before_horizon"]
-    duplicates = summary["duplicate_episodes"]
-    limit = f"; {early:,} of these before the time limit" if early else ""
-    return [
-        (
-            "data",
-            f"{summary['episodes']:,} episodes, {summary['steps']:,} steps, "
-            f"{summary['observation_dim']} observation and {summary['action_dim']} action "
-            "dimensions",
-        ),
-        ("environment", ", ".join(environment)),
-        (
-            "references",
-            f"score 0 is a return of {reference['minimum']:,.1f}, 100 is "
-            f"{reference['maximum']:,.1f}; source: {reference['source']}"
-            if reference
-            else "none known, so there are no normalised scores",
-        ),
-        (
-            "ends",
-            f"{ends['terminated']:,} episodes end by termination, {ends['truncated']:,} by "
-            f"truncation{neither}{limit}",
-        ),
-        (
-            "actions",
-            f"{min(actions['min']):.3f} to {max(actions['max']):.3f} within bounds of "
-            f"{min(actions['bound_low']):g} to {max(actions['bound_high']):g}; at a bound: "
-            + ", ".join(f"{share:.1%}" for share in actions["saturated_share"]),
-        ),
-        *(
-            ("constant", f"dimensions of the {kind}: {', '.join(map(str, dimensions))}")
-            for kind in ("observations", "actions")
-            if (dimensions := summary[f"constant_{kind}"])
-        ),
-        ("constant", "all rewards are the same" if summary["constant_rewards"] else ""),
-        ("duplicates", f"{duplicates:,} episodes equal an earlier one" if duplicates else ""),
-    ]
+def _text(value: Any) -> str:
+    """Returns a value of the summary in words, without braces."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "unknown"}[value]
+    if isinstance(value, dict):
+        words = (f"{key.replace('_', ' ')} {_text(item)}" for key, item in value.items())
+        return ", ".join(words) or "none"
+    if isinstance(value, list):
+        return " ".join(map(_text, value)) or "none"
+    return value if isinstance(value, str) else f"{value:,.6g}"
 
 
 @dataclass

@@ -54,39 +54,19 @@ def store_episodes(
     The data set is written into a hidden directory of the store, synced, and renamed. One process
     at a time makes data sets; another that wants the same one waits for it.
 
-    >>> import tempfile
-    >>> os.environ["MINARI_DATASETS_PATH"] = tempfile.mkdtemp()
-    >>> store_episodes(
-    ...     "mine/walk-v0",
-    ...     {
-    ...         "observations": np.zeros((5, 2)),
-    ...         "actions": np.zeros((5, 1)),
-    ...         "rewards": [1, 1, 1, 10, 10],
-    ...         "terminations": [0, 0, 1, 0, 0],
-    ...         "truncations": [0, 0, 0, 0, 1],
-    ...     },
-    ...     action_low=[-1],
-    ...     action_high=[1],
-    ... )
-    >>> [episode.rewards.tolist() for episode in minari.load_dataset("mine/walk-v0")]
-    [[1, 1, 1], [10, 10]]
-
     Args:
         dataset_id: Minari id, with a version: ``mine/hopper-v0``.
         arrays: The arrays of `Episodes.from_arrays`, by name, or a function that makes them, called
-            only if they are needed. Optional: ``next_observations``, of the shape of the
-            observations, the outcomes of the actions (without them the last observation of each
-            episode is stored twice; training does not use the second), and ``seeds``, (episodes,)
-            int, the seeds of the environment's resets.
-        environment_id: Gymnasium id of the environment of the data, in which policies are
-            evaluated.
+            only if needed. Optional: ``next_observations``, of the shape of the observations, the
+            outcomes of the actions (else the last observation of each episode is stored twice;
+            training does not use the second), and ``seeds``, (episodes,) int, of the resets.
+        environment_id: Gymnasium id of the environment of the data, and of the evaluation.
         action_low: (action_dim,), lower bounds of the actions; by default the environment's.
         action_high: (action_dim,), upper bounds of the actions; by default the environment's.
         reference: Reference returns; by default D4RL's for its three tasks, else none.
         overwrite: Whether a data set of this id is replaced.
         exist_ok: Whether a data set of this id is left alone, without an error.
-        metadata: Further keys of Minari's metadata: ``algorithm_name``, ``author`` (a set),
-            ``code_permalink``, ``description``, ``requirements``.
+        metadata: Further keys of Minari's metadata, such as ``author`` and ``description``.
 
     Raises:
         UserError: The episodes are not valid, an argument is missing or does not fit them, a

@@ -70,7 +70,7 @@ def test_a_killed_sweep_makes_only_what_is_missing(start, tmp_path, monkeypatch)
 
     # Without resume, nothing is started.
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"seed0\S+ already holds a run: resume=true goes"):
+    with pytest.raises(UserError, match=r"seed0\S+ already holds a run: resume=true resumes"):
         run_sweep("train", PROGRAM, runs_of(*sweep), sweep)
 
     status, output, errors = end(start("-m", *sweep, "resume=true"))

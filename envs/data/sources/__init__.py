@@ -92,15 +92,10 @@ def load_episodes(config: DatasetConfig) -> Episodes:
 
 
 def load_named(name: str, environment: str | None = None) -> Episodes:
-    """Loads a data set by one word.
+    """Loads a data set by one word, to evaluate in its own environment or in another.
 
-    Args:
-        name: A built-in data set, a Minari id, a D4RL file (.hdf5, .h5) or the name of one, or
-            several of these joined by +.
-        environment: Gymnasium id to evaluate in; None means the data set's own.
-
-    Raises:
-        UserError: There is none of that name, or it cannot be made, read or used.
+    The word is a built-in data set, a Minari id, a D4RL file (.hdf5, .h5) or the name of one, or
+    several of these joined by +. Raises UserError like `load_episodes`.
     """
     return load_episodes(replace(_config_of(name), environment=environment))
 

@@ -43,13 +43,8 @@ def load_d4rl(path: Path, environment_id: str | None = None) -> Episodes:
     """Reads a D4RL file.
 
     Episodes end at ``terminals`` and ``timeouts``; without the latter they are truncated after 1000
-    steps. An unfinished episode at the end of the file is dropped, with a warning.
-
-    Args:
-        path: An HDF5 file with ``observations``, ``actions``, ``rewards``, ``terminals`` and
-            optionally ``timeouts``; everything else in it is ignored.
-        environment_id: Gymnasium id to evaluate in; by default the v4 environment of the task
-            with which the file's name begins.
+    steps. An unfinished episode at the end of the file is dropped, with a warning. By default the
+    environment is v4 of the task with which the file's name begins.
 
     Raises:
         UserError: The file cannot be read, is incomplete, does not hold valid episodes, or its

@@ -36,10 +36,6 @@ def load_minari(dataset_id: str, environment_id: str | None = None) -> Episodes:
     evaluation, or else the one in which it was recorded. The reference returns are those of the
     metadata, or else D4RL's for the environment, or else none.
 
-    Args:
-        dataset_id: Minari id, with its version: ``mujoco/hopper/medium-v0``.
-        environment_id: Gymnasium id to evaluate in instead of the data set's own.
-
     Raises:
         UserError: There is no such data set, it cannot be read, or is of another kind.
     """
@@ -132,15 +128,17 @@ def _reference(dataset: minari.MinariDataset, environment_id: str | None) -> Ref
 
 
 def _read(dataset: minari.MinariDataset) -> Reading:
-    indices = dataset.episode_indices
     with _damage_explained(dataset):
-        if dataset.storage.FORMAT == "hdf5":
-            with _open_hdf5(dataset) as file:
-                lengths = [file[f"episode_{i}/rewards"].shape[0] for i in indices]
+        if dataset.storage.FORMAT == "hdf5":  # the metadata of the episodes may be wrong
+            lengths = [len(episode["rewards"]) for episode in _episodes(dataset)]
         else:
-            lengths = [m["total_steps"] for m in dataset.storage.get_episode_metadata(indices)]
-    spaces = dataset.observation_space, dataset.action_space
-    return Reading(np.asarray(lengths, np.int64), *map(gym.spaces.flatdim, spaces), _rows(dataset))
+            lengths = [
+                m["total_steps"]
+                for m in dataset.storage.get_episode_metadata(dataset.episode_indices)
+            ]
+    observation_dim = gym.spaces.flatdim(dataset.observation_space)
+    action_dim = gym.spaces.flatdim(dataset.action_space)
+    return Reading(np.asarray(lengths, np.int64), observation_dim, action_dim, _rows(dataset))
 
 
 def _rows(dataset: minari.MinariDataset) -> Iterator[dict[str, np.ndarray]]:
@@ -165,13 +163,9 @@ def _episodes(dataset: minari.MinariDataset) -> Iterator[Any]:
     if dataset.storage.FORMAT != "hdf5":
         yield from dataset.storage.get_episodes(dataset.episode_indices)
         return
-    with _open_hdf5(dataset) as file:
+    with h5py.File(Path(dataset.spec.data_path) / "main_data.hdf5", "r") as file:
         for i in dataset.episode_indices:
             yield file[f"episode_{i}"]
-
-
-def _open_hdf5(dataset: minari.MinariDataset) -> h5py.File:
-    return h5py.File(Path(dataset.spec.data_path) / "main_data.hdf5", "r")
 
 
 def _flatten(space: gym.Space, values: Any) -> np.ndarray:

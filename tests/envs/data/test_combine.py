@@ -135,13 +135,16 @@ def test_the_scores_of_a_mix_are_those_of_the_part_that_has_some(caplog):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"environment_id": "Hopper-v4"}, "is of Hopper-v5, but test/b-v0 of Hopper-v4; mix data"),
+        (
+            {"environment_id": "Hopper-v4"},
+            "test/a-v0 and test/b-v0 differ in their environment: Hopper-v5 and Hopper-v4; mix",
+        ),
         (
             {"environment_kwargs": {"healthy_reward": 2.0}},
-            r"is of Hopper-v5, but test/b-v0 of Hopper-v5\(healthy_reward=2.0\)",
+            r"environment: Hopper-v5 and Hopper-v5 \{'healthy_reward': 2.0\}",
         ),
-        ({"observations": np.zeros((2, 3))}, "observations of test/a-v0 have 2 dim.* test/b-v0 3"),
-        ({"action_low": [-2]}, "test/a-v0 and test/b-v0 differ in action_low"),
+        ({"observations": np.zeros((2, 3))}, "differ in observation_dim: 2 and 3"),
+        ({"action_low": [-2]}, r"differ in action_low: \[-1.0\] and \[-2.0\]"),
     ],
 )
 def test_parts_that_do_not_fit_are_one_sentence(changes, message):

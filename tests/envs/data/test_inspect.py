@@ -84,9 +84,10 @@ def test_the_page_fits_a_terminal_and_the_json_is_json(dataset, capsys):
     main([f"dataset={dataset}"])
     page = capsys.readouterr().out
     assert max(map(len, page.splitlines())) <= 80
-    for words in ("7 episodes, 1,065 steps", "Hopper-v5, at most 1,000 steps", "source: counting",
-                  "5 episodes end by termination, 2 by truncation; 1 of these before",
-                  "dimensions of the observations: 4",
+    for words in ("episodes 7 steps 1,065", "environment Hopper-v5", "horizon 1,000",
+                  "minimum 0, maximum 3,000, source counting",
+                  "terminated 5, truncated 2, neither 0, truncated before horizon 1",
+                  "constant observations 4", "constant actions none", "constant rewards no",
                   "mean of the best 10 % (default target) 3,000.0 100.0"):  # fmt: skip
         assert words in " ".join(page.split()), words
     main([f"dataset={dataset}", "json=true"])
@@ -101,7 +102,7 @@ def test_data_without_scores_or_environment_have_a_page_too(capsys):
     assert summary["constant_actions"] == [0, 1, 2] and summary["constant_rewards"]
     print_summary(summary, Console())
     page = " ".join(capsys.readouterr().out.split())
-    assert "none known" in page and "1 by neither" in page and "environment unknown" in page
+    assert "reference unknown" in page and "neither 1" in page and "environment unknown" in page
 
 
 def test_the_command_takes_mixes_and_explains_mistakes(dataset, capsys):
