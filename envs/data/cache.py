@@ -11,7 +11,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from envs.data.mapped import RESIDENT_BYTES
 logger = logging.getLogger(__name__)
 
 # Part of every fingerprint: raise it when the meaning of the files below changes.
-FORMAT = 2
+FORMAT = 3
 
 # A file is fingerprinted by its size, its modification time and this many blocks of its content:
 # hashing all of it would take as long as reading the data.
@@ -50,14 +50,14 @@ class Reading:
         action_dim: Dimensions of an action.
         rows: Consecutive pieces of the arrays of TYPES, of any size and type, together as long as
             all episodes. Iterating raises UserError if the source is damaged.
-        notes: Warnings about the source, a sentence each; shown in every run.
+        note: A warning about the source, shown in every run; empty for none.
     """
 
     lengths: np.ndarray
     observation_dim: int
     action_dim: int
     rows: Iterator[dict[str, np.ndarray]]
-    notes: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -170,10 +170,11 @@ def _entry(files: Sequence[Path], bounds: Sequence[np.ndarray]) -> Path:
 def _open(entry: Path, attributes: dict[str, Any]) -> Episodes | None:
     try:
         episodes = _map(entry, attributes, check=False)
-        notes = (entry / "notes.txt").read_text().splitlines()
+        note = (entry / "note.txt").read_text()
     except (OSError, ValueError, EOFError, UserError):
         return None  # missing or damaged
-    _show(notes)
+    if note:
+        logger.warning("%s", note)
     return episodes
 
 
@@ -188,7 +189,7 @@ def _map(entry: Path, attributes: dict[str, Any], *, check: bool) -> Episodes:
 def _write(directory: Path, name: str, reading: Reading) -> None:
     directory.mkdir()
     np.save(directory / "lengths.npy", reading.lengths.astype(np.int64))
-    (directory / "notes.txt").write_text("\n".join(reading.notes))
+    (directory / "note.txt").write_text(reading.note)
     with ExitStack() as stack:
         files = {key: stack.enter_context((directory / f"{key}.npy").open("wb")) for key in TYPES}
         for key, shape in reading.shapes.items():
@@ -208,13 +209,9 @@ def _in_memory(reading: Reading, attributes: dict[str, Any], *, check: bool) -> 
         begin, filled = filled, filled + len(rows["rewards"])
         for key, values in rows.items():
             arrays[key][begin:filled] = values
-    _show(reading.notes)
+    if reading.note:
+        logger.warning("%s", reading.note)
     return Episodes(**arrays, lengths=reading.lengths, **attributes, check=check)
-
-
-def _show(notes: Iterable[str]) -> None:
-    for note in notes:
-        logger.warning("%s", note)
 
 
 def _warn(name: str, error: OSError) -> None:

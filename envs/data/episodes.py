@@ -69,9 +69,6 @@ class Episodes:
         starts: (episodes,) int64, ascending, the first row of each episode; by default the
             episodes are contiguous and cover all rows.
         check: Whether the values are validated; arrays from the cache already were.
-
-    Raises:
-        UserError: The arrays do not hold valid episodes.
     """
 
     observations: np.ndarray
@@ -123,9 +120,6 @@ class Episodes:
         The arrays are those of the class; rewards and flags may be (rows, 1). A truncation ends an
         episode for another reason than termination, such as a time limit. The last row must end
         an episode. `others` are further arguments of the class.
-
-        Raises:
-            UserError: The arrays do not hold valid episodes, or the last one has no end.
         """
         rewards = column(dataset_id, "rewards", rewards)
         terminations = flags(dataset_id, "terminations", terminations)

@@ -78,11 +78,7 @@ DATASETS = {
 
 
 def load_episodes(config: DatasetConfig) -> Episodes:
-    """Loads a data set; a built-in one is made first if it is not there yet.
-
-    Raises:
-        UserError: There is no such source or data set, or it cannot be made, read or used.
-    """
+    """Loads a data set, or raises UserError; makes a built-in one, downloads others if need be."""
     episodes = _load(config)
     if config.top_fraction is not None:
         episodes = best(episodes, config.top_fraction)
@@ -95,7 +91,7 @@ def load_named(name: str, environment: str | None = None) -> Episodes:
     """Loads a data set by one word, to evaluate in its own environment or in another.
 
     The word is a built-in data set, a Minari id, a D4RL file (.hdf5, .h5) or the name of one, or
-    several of these joined by +. Raises UserError like `load_episodes`.
+    several of these joined by +.
     """
     return load_episodes(replace(_config_of(name), environment=environment))
 

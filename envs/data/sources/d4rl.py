@@ -139,12 +139,12 @@ def _read(path: Path) -> Reading:
             if name in ("observations", "actions") and array.ndim != 2:
                 raise UserError(f"{path}: {name} has shape {array.shape}, not (steps, dimensions)")
         dimensions = file["observations"].shape[1], file["actions"].shape[1]
-        terminals = flags(str(path), "terminals", whole(file["terminals"]))
-        truncations = (
-            flags(str(path), "timeouts", whole(file["timeouts"]))
-            if "timeouts" in file
-            else _truncations(terminals)
-        )
+        where = str(path)
+        terminals = flags(where, "terminals", whole(file["terminals"]))
+        if "timeouts" in file:
+            truncations = flags(where, "timeouts", whole(file["timeouts"]))
+        else:
+            truncations = _truncations(terminals)
     ends = np.flatnonzero(terminals | truncations) + 1
     if not len(ends):
         raise UserError(
@@ -158,7 +158,7 @@ def _read(path: Path) -> Reading:
         np.diff(ends, prepend=0),
         *dimensions,
         rows=_rows(path, terminals[: ends[-1]], truncations[: ends[-1]]),
-        notes=(tail,) if ends[-1] < steps else (),
+        note=tail if ends[-1] < steps else "",
     )
 
 
