@@ -7,22 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agents.acting import make_actor
-    from agents.backbones import MIXERS, build_backbone
-    from agents.checkpoint import load_policy
-    from agents.policy import PolicyConfig, ReturnConditionedPolicy
-    from agents.trainer import Trainer, TrainerConfig
-
-__all__ = [
-    "MIXERS",
-    "PolicyConfig",
-    "ReturnConditionedPolicy",
-    "Trainer",
-    "TrainerConfig",
-    "build_backbone",
-    "load_policy",
-    "make_actor",
-]
+    from agents.acting import make_actor as make_actor
+    from agents.backbones import MIXERS as MIXERS
+    from agents.backbones import build_backbone as build_backbone
+    from agents.checkpoint import load_policy as load_policy
+    from agents.policy import PolicyConfig as PolicyConfig
+    from agents.policy import ReturnConditionedPolicy as ReturnConditionedPolicy
+    from agents.trainer import Trainer as Trainer
+    from agents.trainer import TrainerConfig as TrainerConfig
 
 _MODULES = {
     "MIXERS": "backbones",
@@ -34,6 +26,7 @@ _MODULES = {
     "load_policy": "checkpoint",
     "make_actor": "acting",
 }
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

@@ -11,14 +11,29 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from agents.backbones.state import State
 from agents.policy import PolicyState, ReturnConditionedPolicy
 from agents.step.fused import FusedPolicy, fuse
 
 ROLLOUTS = ("carried", "rolling", "window")
 
 
-class RollingActor:
+class _BoundedActor:
+    """What both actors with a bounded past have in common."""
+
+    rollout: str
+    shortest: int  # context_length
+
+    def __init__(self, policy: ReturnConditionedPolicy, context_length: int) -> None:
+        if context_length < self.shortest:
+            raise ValueError(
+                f"rollout '{self.rollout}' needs a context_length of at least {self.shortest}, "
+                f"not {context_length}."
+            )
+        self.policy, self.context_length = policy, context_length
+        self.observation_dim, self.action_dim = policy.observation_dim, policy.action_dim
+
+
+class RollingActor(_BoundedActor):
     """Keeps two states of each environment, reset half a period apart; acts with the older.
 
     Each is reset every context_length steps. So the past of an action is never longer than
@@ -26,16 +41,11 @@ class RollingActor:
     that. A step costs twice that of `carried`, at any time.
     """
 
+    rollout, shortest = "rolling", 2
+
     def __init__(self, policy: ReturnConditionedPolicy, context_length: int) -> None:
-        if context_length < 2:
-            raise ValueError(
-                f"rollout 'rolling' needs a context_length of at least 2, not {context_length}."
-            )
-        self.policy = policy
+        super().__init__(policy, context_length)
         self.step = fuse(policy).step
-        self.context_length = context_length
-        self.observation_dim = policy.observation_dim
-        self.action_dim = policy.action_dim
 
     def initial_state(
         self, batch_size: int, target_return: float | Tensor | None = None
@@ -67,37 +77,20 @@ class RollingActor:
 
 
 class WindowState(NamedTuple):
-    """The last context_length steps, the newest at the end, and how many of them are real.
+    """The inputs (batch, context_length, ...) of the last steps, the newest at the end."""
 
-    Attributes:
-        past: The policy's own state, without its backbone part.
-        observations: (batch, context_length, observation_dim).
-        returns_to_go: (batch, context_length).
-        previous_actions: (batch, context_length, action_dim).
-        timesteps: (batch, context_length).
-        length: (batch,), real steps in each window.
-    """
-
-    past: PolicyState
+    past: PolicyState  # without its backbone part
     observations: Tensor
     returns_to_go: Tensor
     previous_actions: Tensor
     timesteps: Tensor
-    length: Tensor
+    length: Tensor  # (batch,), real steps in each window
 
 
-class WindowActor:
+class WindowActor(_BoundedActor):
     """Runs the last context_length steps at every step, from the initial state."""
 
-    def __init__(self, policy: ReturnConditionedPolicy, context_length: int) -> None:
-        if context_length < 1:
-            raise ValueError(
-                f"rollout 'window' needs a context_length of at least 1, not {context_length}."
-            )
-        self.policy = policy
-        self.context_length = context_length
-        self.observation_dim = policy.observation_dim
-        self.action_dim = policy.action_dim
+    rollout, shortest = "window", 1
 
     def initial_state(
         self, batch_size: int, target_return: float | Tensor | None = None
@@ -125,22 +118,18 @@ class WindowActor:
         def push(window: Tensor, newest: Tensor) -> Tensor:
             return torch.cat([window[:, 1:], newest.unsqueeze(1)], dim=1)
 
+        newest = (observation, return_to_go, state.past.action, timestep)
+        pairs = zip(state[1:5], newest, strict=True)
+        observations, returns_to_go, previous_actions, timesteps = (push(*pair) for pair in pairs)
+        inputs = observations, returns_to_go, previous_actions, timesteps
         length = torch.where(is_first, 1, (state.length + 1).clamp(max=self.context_length))
-        observations = push(state.observations, observation)
-        returns_to_go = push(state.returns_to_go, return_to_go)
-        previous_actions = push(state.previous_actions, state.past.action)
-        timesteps = push(state.timesteps, timestep)
         # The window's first real step resets, as in training.
         position = torch.arange(self.context_length, device=length.device)
         begins = position == (self.context_length - length).unsqueeze(1)
-        blank: State = self.policy.backbone.initial_state(len(length))
-        actions, _ = self.policy(
-            observations, returns_to_go, previous_actions, timesteps, begins, blank
-        )
-        past = PolicyState((), actions[:, -1], return_to_go, timestep, state.past.target_return)
-        return actions[:, -1], WindowState(
-            past, observations, returns_to_go, previous_actions, timesteps, length
-        )
+        blank = self.policy.backbone.initial_state(len(length))
+        action = self.policy(*inputs, begins, blank)[0][:, -1]
+        past = PolicyState((), action, return_to_go, timestep, state.past.target_return)
+        return action, WindowState(past, *inputs, length)
 
 
 def make_actor(
@@ -150,14 +139,10 @@ def make_actor(
 
     The step of `carried` and `rolling` is fused into one kernel where possible; see
     agents.step.fused. The actor then has a copy of the weights as they are now.
-
-    Raises:
-        ValueError: No rollout has this name, or the context is too short for it.
     """
     if rollout == "carried":
         return fuse(policy)
-    if rollout == "rolling":
-        return RollingActor(policy, context_length)
-    if rollout == "window":
-        return WindowActor(policy, context_length)
+    for actor in (RollingActor, WindowActor):
+        if rollout == actor.rollout:
+            return actor(policy, context_length)
     raise ValueError(f"rollout '{rollout}' does not exist; there are: {', '.join(ROLLOUTS)}.")

@@ -61,31 +61,21 @@ class PolicyConfig:
 class PolicyState(NamedTuple):
     """What the policy carries from step to step while it acts, one row for each environment.
 
-    Attributes:
-        backbone: The backbone's state.
-        action: The last action (batch, action_dim).
-        return_to_go: Return still to be collected at the last step (batch,), in units of return.
-        timestep: Steps since the episode began, at the last step (batch,).
-        target_return: Return to collect in each episode of the row (batch,), in units of return.
+    All but the backbone's state are those of the last step; returns are in units of return.
     """
 
     backbone: State
-    action: Tensor
-    return_to_go: Tensor
-    timestep: Tensor
-    target_return: Tensor
+    action: Tensor  # (batch, action_dim)
+    return_to_go: Tensor  # (batch,), still to be collected
+    timestep: Tensor  # (batch,), since the episode began
+    target_return: Tensor  # (batch,), to be collected in each episode of the row
 
 
 class TrainingState(NamedTuple):
-    """What `streamed` training carries from batch to batch, one row for each stream.
-
-    Attributes:
-        backbone: The backbone's state, detached.
-        action: The last action (batch, action_dim).
-    """
+    """What `streamed` training carries from batch to batch, detached, one row for each stream."""
 
     backbone: State
-    action: Tensor
+    action: Tensor  # (batch, action_dim)
 
 
 class ReturnConditionedPolicy(nn.Module):
@@ -107,8 +97,7 @@ class ReturnConditionedPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.observation_dim = observation_dim
-        self.action_dim = action_dim
+        self.observation_dim, self.action_dim = observation_dim, action_dim
         self.register_buffer("observation_mean", torch.zeros(observation_dim))
         self.register_buffer("observation_std", torch.ones(observation_dim))
         self.register_buffer("action_low", -torch.ones(action_dim))
@@ -187,14 +176,11 @@ class ReturnConditionedPolicy(nn.Module):
         return tokens
 
     def _first_token(self, resets: Tensor) -> Tensor:
-        """Maps resets (...) to those of each of a step's tokens (..., tokens).
-
-        With three tokens the reset is at the return's token, after the previous action's: so the
-        previous action's token is forgotten too, because a first step has no previous action.
-        """
+        """Maps resets (...) to those of each of a step's tokens (..., tokens)."""
         if self.config.tokens == 1:
             return resets.unsqueeze(-1)
         others = torch.zeros_like(resets)
+        # At the return's token, because a first step has no previous action: forget its token too.
         return torch.stack([others, resets, others], dim=-1)
 
     def _action(self, features: Tensor, returns: Tensor) -> Tensor:
@@ -213,7 +199,7 @@ class ReturnConditionedPolicy(nn.Module):
         resets: Tensor,
         state: State,
     ) -> tuple[Tensor, State]:
-        """Maps a whole sequence in parallel.
+        """Maps a whole sequence in parallel to actions (batch, time, action_dim), and the state.
 
         Args:
             observations: (batch, time, observation_dim), in the environment's units.
@@ -222,9 +208,6 @@ class ReturnConditionedPolicy(nn.Module):
             timesteps: (batch, time) integers, steps since the episode began.
             resets: (batch, time) bool; true where the row restarts from the initial state.
             state: The backbone's state before the first step.
-
-        Returns:
-            Actions (batch, time, action_dim) and the backbone's state after the last step.
         """
         batch, time = resets.shape
         returns = self._returns(returns_to_go)
@@ -266,21 +249,14 @@ class ReturnConditionedPolicy(nn.Module):
         mask: Tensor,
         state: TrainingState | None = None,
     ) -> tuple[Tensor, TrainingState]:
-        """Returns the mean squared error of the actions over real steps.
+        """Returns the mean squared error of the actions over real steps, and the last state.
 
-        Args:
-            observations: (batch, time, observation_dim).
+        Args as in `forward`, and:
             actions: (batch, time, action_dim), the data's; each is also the previous action of the
                 step after it.
-            returns_to_go: (batch, time), in units of return.
-            timesteps: (batch, time) integers.
-            resets: (batch, time) bool.
             mask: (batch, time) bool, true on real steps; padding may only follow real steps.
             state: The state after the previous batch, for `streamed` training; None starts from
                 the initial state.
-
-        Returns:
-            The loss, a scalar, and the state after the last step, detached.
         """
         if state is None:
             batch = resets.shape[0]
@@ -303,19 +279,11 @@ class ReturnConditionedPolicy(nn.Module):
     ) -> PolicyState:
         """Returns the state of environments that are about to begin an episode.
 
-        Args:
-            batch_size: Rows, one for each environment.
-            target_return: Return to ask for, in units of return: one for all rows, or a tensor
-                (batch_size,) with one for each row. None asks for the policy's own default.
-
-        Raises:
-            ValueError: The target has another shape.
+        The target is in units of return: one for all rows, or a tensor (batch_size,) with one for
+        each row. None asks for the policy's own default.
         """
         default = self.target_return
-        if target_return is None:
-            target = default
-        else:
-            target = torch.as_tensor(target_return, dtype=default.dtype, device=default.device)
+        target = default if target_return is None else torch.as_tensor(target_return).to(default)
         if target.shape not in ((), (batch_size,)):
             raise ValueError(
                 f"target_return has the shape {tuple(target.shape)}; expected one number, or a "
@@ -337,10 +305,7 @@ class ReturnConditionedPolicy(nn.Module):
     def observe(
         self, reward: Tensor, state: PolicyState, is_first: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Returns return-to-go and timestep (batch,) of the step that follows a reward.
-
-        The return-to-go begins at the row's target and loses each reward as it is received.
-        """
+        """Returns return-to-go, the target less the rewards received, and timestep, (batch,)."""
         return_to_go = torch.where(is_first, state.target_return, state.return_to_go - reward)
         timestep = torch.where(is_first, 0, state.timestep + 1)
         return return_to_go, timestep
@@ -355,9 +320,6 @@ class ReturnConditionedPolicy(nn.Module):
             reward: (batch,), the reward of the previous action; ignored where is_first is true.
             state: From the previous step, or `initial_state`.
             is_first: (batch,) bool; true on the observation that begins an episode.
-
-        Returns:
-            The action (batch, action_dim) and the state for the next step.
         """
         observation, reward, is_first = self.on_device(observation, reward, is_first)
         return_to_go, timestep = self.observe(reward, state, is_first)

@@ -1,4 +1,9 @@
-"""The sequence mixers, by name. A new one is one file here and one line in MIXERS."""
+"""The backbones, by name. A new mixer is one file here and one line in MIXERS.
+
+`mixer.py` is the contract of a mixer and the settings that all share, `block.py` the residual block
+around a mixer and the stack of blocks, `state.py` the operations on states. Each mixer has a file;
+`minimal.py` is what minGRU and minLSTM share. `convolution.py` and `dropout.py` are layers.
+"""
 
 from agents.backbones.aaren import Aaren, AarenConfig
 from agents.backbones.attention import Attention, AttentionConfig
@@ -25,11 +30,7 @@ MIXERS: dict[str, tuple[type[BackboneConfig], type[Mixer]]] = {
 
 
 def mixer_entry(name: str) -> tuple[type[BackboneConfig], type[Mixer]]:
-    """Returns the configuration class and the mixer class of a backbone.
-
-    Raises:
-        UserError: No backbone has this name.
-    """
+    """Returns the configuration class and the mixer class of a backbone."""
     check_choice("backbone", name, MIXERS)
     return MIXERS[name]
 

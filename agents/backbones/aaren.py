@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from agents.backbones.attention import HeadsConfig
 from agents.backbones.mixer import Mixer
+from agents.backbones.state import run_pieces
 from agents.scan import linear_scan
 
 _EMPTY = float("-inf")  # the maximum over no scores
@@ -24,6 +25,12 @@ class AarenConfig(HeadsConfig):
     """Aaren's settings; each head has its own query."""
 
     name: str = "aaren"
+
+
+def _running_maximum(scores: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the largest score so far at each step, (batch, time, n_head), and at the last."""
+    maxima = torch.maximum(scores.cummax(dim=1).values, before.unsqueeze(1))
+    return maxima, maxima[:, -1]
 
 
 class Aaren(Mixer):
@@ -45,12 +52,12 @@ class Aaren(Mixer):
 
     def initial_state(self, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Returns m (batch, n_head), c (batch, n_head, d_head), u (batch, n_head) of no step."""
-        token = self.query_token
-        return (
-            token.new_full((batch_size, self.n_head), _EMPTY),
-            token.new_zeros(batch_size, self.n_head, self.d_head),
-            token.new_zeros(batch_size, self.n_head),
-        )
+        maximum = self._no_maximum(batch_size)
+        zeros = torch.zeros_like(maximum)
+        return maximum, zeros.unsqueeze(-1).repeat(1, 1, self.d_head), zeros
+
+    def _no_maximum(self, batch_size: int) -> Tensor:
+        return self.query_token.new_full((batch_size, self.n_head), _EMPTY)
 
     def _scores_and_values(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Maps x (..., d_model) to scores (..., n_head) and values (..., n_head, d_head)."""
@@ -71,7 +78,9 @@ class Aaren(Mixer):
         maximum, numerator, denominator = state
         scores, values = self._scores_and_values(x, numerator.dtype)
         # c / u does not depend on m, which only keeps the exponentials in range: no gradient.
-        maxima = _running_maximum(scores.detach(), maximum.detach(), resets)
+        maxima, _ = run_pieces(
+            _running_maximum, self._no_maximum, scores.detach(), maximum.detach(), resets
+        )
         before = torch.cat([maximum.unsqueeze(1), maxima[:, :-1]], dim=1)
         # Masked before the exponential, where a larger score of another episode could overflow.
         decay = (before - maxima).masked_fill(resets.unsqueeze(-1), _EMPTY).exp()
@@ -97,27 +106,3 @@ class Aaren(Mixer):
         numerator = decay.unsqueeze(-1) * numerator + weight.unsqueeze(-1) * values
         mixed = self.output((numerator / denominator.unsqueeze(-1)).flatten(1))
         return mixed, (maximum, numerator, denominator)
-
-
-def _running_maximum(scores: Tensor, before: Tensor, resets: Tensor) -> Tensor:
-    """Returns the largest score so far in the episode of each step, (batch, time, n_head).
-
-    It takes log2(time) passes, of which the k-th looks 2^k steps back.
-
-    Args:
-        scores: (batch, time, n_head).
-        before: (batch, n_head), the maximum over the steps before the first.
-        resets: (batch, time) bool.
-    """
-    time = scores.shape[1]
-    steps = torch.arange(time, device=scores.device)
-    begin = torch.where(resets, steps, 0).cummax(dim=1).values
-    before = before.masked_fill(resets[:, :1], _EMPTY)
-    maxima = torch.cat([torch.maximum(scores[:, :1], before.unsqueeze(1)), scores[:, 1:]], dim=1)
-    shift = 1
-    while shift < time:
-        same_episode = (steps[shift:] - shift >= begin[:, shift:]).unsqueeze(-1)
-        earlier = maxima[:, :-shift].masked_fill(~same_episode, _EMPTY)
-        maxima = torch.cat([maxima[:, :shift], torch.maximum(maxima[:, shift:], earlier)], dim=1)
-        shift *= 2
-    return maxima

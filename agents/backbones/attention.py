@@ -79,7 +79,7 @@ class Attention(Mixer):
     ) -> tuple[Tensor, AttentionState]:
         """Maps x (batch, time, d_model); run time and memory are linear in time."""
         time, context = resets.shape[1], self.context_length
-        query, keys, values = self._project(x)
+        query, keys, values = self.projection(x).chunk(3, dim=-1)
         keys, values, length = _append(state[0], keys), _append(state[1], values), state[2]
         # Positions count from the state's oldest key; the sequence begins at `context`. `oldest` is
         # the first key that each token sees: its episode's begin, or context_length tokens back.
@@ -102,16 +102,11 @@ class Attention(Mixer):
 
     def step(self, x: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
         """Maps x (batch, d_model) in constant time."""
-        query, keys, values = self._project(x.unsqueeze(1))
+        query, keys, values = self.projection(x.unsqueeze(1)).chunk(3, dim=-1)
         keys, values = _append(state[0][:, 1:], keys), _append(state[1][:, 1:], values)
         length = (state[2] + 1).clamp(max=self.context_length)
         y = self._attend(query, keys, values, self._held(length).unsqueeze(1))
         return self.output(y.squeeze(1)), (keys, values, length)
-
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the queries, keys and values of x, (batch, time, d_model) each."""
-        query, keys, values = self.projection(x).chunk(3, dim=-1)
-        return query, keys, values
 
     def _held(self, length: Tensor) -> Tensor:
         """Returns which of the state's keys belong to the episode, (batch, context_length) bool."""
@@ -156,10 +151,9 @@ def _append(past: Tensor, new: Tensor) -> Tensor:
 
 
 def _visible(oldest: Tensor, past: int) -> Tensor:
-    """Returns which keys a query sees: from position `oldest` (batch, queries) up to its own.
+    """Returns which keys a query sees, from position `oldest` (batch, queries) up to its own.
 
-    Returns:
-        (batch, queries, past + queries) bool; there are `past` keys before the first query's.
+    (batch, queries, past + queries) bool; there are `past` keys before the first query's.
     """
     position = torch.arange(past + oldest.shape[1], device=oldest.device)
     return (position >= oldest.unsqueeze(-1)) & (position <= position[past:].unsqueeze(1))

@@ -1,8 +1,9 @@
 """The residual block around a mixer, and the stack of blocks: the backbone."""
 
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from agents.backbones.convolution import CausalConvolution
@@ -43,7 +44,6 @@ class Block(nn.Module):
         return self.convolution.initial_state(batch_size), state
 
     def _mixer_state(self, batch_size: int) -> State:
-        """Returns the mixer's part of the initial state: learned, or the mixer's own."""
         state = self.mixer.initial_state(batch_size)
         if self.start is None:
             return state
@@ -51,7 +51,6 @@ class Block(nn.Module):
         return map_state(lambda zeros: next(learned).expand_as(zeros), state)
 
     def _mix(self, x: Tensor, state: State, resets: Tensor) -> tuple[Tensor, State]:
-        """Runs the mixer over x (batch, time, d_model)."""
         if self.start is None:
             return self.mixer(x, state, resets)
 
@@ -100,45 +99,31 @@ class Backbone(nn.Module):
         # Shapes without numbers.
         self.expected = map_state(lambda t: t.detach().to("meta"), self.initial_state(1))
 
-    def _blocks(self) -> Iterator[Block]:
-        yield from cast("Iterator[Block]", self.blocks)
-
     def initial_state(self, batch_size: int) -> State:
         """Returns the state before an episode begins, one entry for each block."""
-        return tuple(block.initial_state(batch_size) for block in self._blocks())
+        return tuple(cast("Block", block).initial_state(batch_size) for block in self.blocks)
 
     def forward(self, x: Tensor, state: State, resets: Tensor) -> tuple[Tensor, State]:
-        """Maps a sequence in parallel.
+        """Maps a sequence x (batch, time, d_model) to outputs of x's shape, in parallel.
 
-        Args:
-            x: (batch, time, d_model).
-            state: The state before the first step.
-            resets: (batch, time) bool; where true, the row restarts from the initial state.
-
-        Returns:
-            The outputs (batch, time, d_model) and the state after the last step.
-
-        Raises:
-            ValueError: The state is of another batch size or of another backbone.
+        Where resets (batch, time) is true, the row restarts from the initial state. Returns also
+        the state after the last step.
         """
         check_state(state, self.expected, x.shape[0], self.owner)
-        states = []
-        for block, block_state in zip(self._blocks(), state, strict=True):
-            x, block_state = block(x, block_state, resets)
-            states.append(block_state)
-        return self.norm(x), tuple(states)
+        return self._run(x, state, lambda block, *inputs: block(*inputs, resets))
 
     def step(self, x: Tensor, state: State, resets: Tensor) -> tuple[Tensor, State]:
-        """Maps one step, x (batch, d_model) and resets (batch,), in constant time and memory.
-
-        Raises:
-            ValueError: The state is of another batch size or of another backbone.
-        """
+        """Maps one step, x (batch, d_model) and resets (batch,), in constant time and memory."""
         check_state(state, self.expected, x.shape[0], self.owner)
-        # The one place where a step resets: blocks and mixers need not know of it.
-        state = restart(state, self.initial_state(1), resets)
+        # The one place where a step resets: blocks and mixers need not know of it. It copies the
+        # whole state, so only where a row resets.
+        if torch.compiler.is_compiling() or resets.any():
+            state = restart(state, self.initial_state(1), resets)
+        return self._run(x, state, Block.step)
+
+    def _run(self, x: Tensor, state: State, run: Callable[..., Any]) -> tuple[Tensor, State]:
         states = []
-        for block, block_state in zip(self._blocks(), state, strict=True):
-            x, block_state = block.step(x, block_state)
+        for block, block_state in zip(self.blocks, state, strict=True):
+            x, block_state = run(block, x, block_state)
             states.append(block_state)
         return self.norm(x), tuple(states)

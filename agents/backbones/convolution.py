@@ -13,11 +13,8 @@ from torch import Tensor, nn
 class CausalConvolution(nn.Module):
     """y_t = bias + sum_k weight_k x_{t-k}, with zeros for the steps before the episode.
 
-    Parameters and their initialisation are those of torch.nn.Conv1d with one group per channel.
-
-    Args:
-        channels: Channels of x and y.
-        size: Steps that an output sees, its own included.
+    An output sees `size` steps, its own included. Parameters and their initialisation are those of
+    torch.nn.Conv1d with one group per channel.
     """
 
     def __init__(self, channels: int, size: int) -> None:
@@ -36,11 +33,7 @@ class CausalConvolution(nn.Module):
         return self.weight.squeeze(1).t()
 
     def forward(self, x: Tensor, window: Tensor, resets: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps x (batch, time, channels), window (batch, size - 1, channels), resets (batch, time).
-
-        Returns:
-            The outputs in the shape of x, and the next window, zero before the last reset.
-        """
+        """Maps x (batch, time, channels); the next window is zero before the last reset."""
         time, reach = x.shape[1], window.shape[1]
         steps = torch.arange(-reach, time, device=x.device)
         begin = torch.where(resets, steps[reach:], -reach).cummax(dim=1).values

@@ -21,22 +21,16 @@ class GRUConfig(BackboneConfig):
 
 
 class RecurrentLayer(Mixer):
-    """One layer of torch.nn.GRU or torch.nn.LSTM, with resets.
+    """One layer, batch first, of torch.nn.GRU or torch.nn.LSTM, with resets."""
 
-    Args:
-        rnn: One layer, batch first, with input and hidden size d_model.
-        parts: Number of tensors in its state, each (batch, d_model).
-    """
-
-    def __init__(self, rnn: nn.GRU | nn.LSTM, parts: int) -> None:
+    def __init__(self, rnn: nn.GRU | nn.LSTM) -> None:
         super().__init__()
         self.rnn = rnn
-        self.parts = parts
 
     def initial_state(self, batch_size: int) -> State:
         """Returns zeros (batch, d_model): one tensor for the GRU, the tuple (h, c) for the LSTM."""
         zeros = self.rnn.all_weights[0][0].new_zeros(batch_size, self.rnn.hidden_size)
-        return zeros if self.parts == 1 else (zeros,) * self.parts
+        return zeros if isinstance(self.rnn, nn.GRU) else (zeros, zeros)
 
     def forward(self, x: Tensor, state: State, resets: Tensor) -> tuple[Tensor, State]:
         """Maps x (batch, time, d_model) by PyTorch's kernels."""
@@ -57,7 +51,7 @@ class GRU(RecurrentLayer):
     """
 
     def __init__(self, config: GRUConfig) -> None:
-        super().__init__(nn.GRU(config.d_model, config.d_model, batch_first=True), parts=1)
+        super().__init__(nn.GRU(config.d_model, config.d_model, batch_first=True))
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Maps x (batch, d_model) by the cell with the same weights."""

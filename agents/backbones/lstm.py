@@ -23,7 +23,7 @@ class LSTM(RecurrentLayer):
     """
 
     def __init__(self, config: LSTMConfig) -> None:
-        super().__init__(nn.LSTM(config.d_model, config.d_model, batch_first=True), parts=2)
+        super().__init__(nn.LSTM(config.d_model, config.d_model, batch_first=True))
 
     def step(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Maps x (batch, d_model) by the cell with the same weights."""

@@ -30,9 +30,7 @@ class MinimalConfig(BackboneConfig):
 class MinimalRNN(Mixer):
     """A recurrence whose gates depend on the input alone; the output is the state h_t.
 
-    Args:
-        config: The settings.
-        gate_biases: Initial bias of each gate: one for minGRU, two for minLSTM.
+    `gate_biases` has the initial bias of each gate: one for minGRU, two for minLSTM.
     """
 
     def __init__(self, config: MinimalConfig, *, gate_biases: tuple[float, ...]) -> None:

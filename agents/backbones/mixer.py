@@ -21,7 +21,7 @@ class BackboneConfig:
     Attributes:
         name: The mixer's name in the registry.
         d_model: Channels of the residual stream.
-        n_layer: Blocks.
+        n_layer: Number of blocks.
         mlp_ratio: Width of the MLP, in units of d_model.
         dropout: Probability of dropping a mixer's or an MLP's output channel in training.
         convolution: Steps that a causal convolution before each mixer sees (where minGRU's paper
@@ -76,16 +76,13 @@ class Mixer(nn.Module):
     def forward(self, x: Tensor, state: State, resets: Tensor) -> tuple[Tensor, State]:
         """Maps x (batch, time, d_model) to outputs of the same shape and the last state.
 
-        Where resets (batch, time) is true, the row goes on from the initial state: the state given
+        Where resets (batch, time) is true, the row restarts from the initial state: the state given
         and all earlier steps of the row must not matter.
         """
         raise NotImplementedError
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Maps x (batch, d_model) to outputs of the same shape and the next state.
-
-        There are no resets here: the backbone restarts the state before the step.
-        """
+        """Maps x (batch, d_model) and the state, which the backbone has reset, to the next."""
         raise NotImplementedError
 
 

@@ -118,15 +118,8 @@ def _recurrence(
 ) -> tuple[Tensor, Tensor]:
     """Computes Re(readout . x_t) with x_t = decay x_{t-1} + u_t, x_{t-1} = 0 where resets.
 
-    Args:
-        u: (d_model, batch, time).
-        state: x_{-1}, (batch, d_model, d_state / 2, 2).
-        resets: (batch, time) bool.
-        decay: Complex (d_model, d_state / 2).
-        readout: Complex (d_model, d_state / 2).
-
-    Returns:
-        The outputs, in the shape of u, and the state after the last step.
+    u and the outputs are (d_model, batch, time), the state x_{-1} (batch, d_model, d_state / 2, 2),
+    decay and readout complex (d_model, d_state / 2).
     """
     channels, batch, time = u.shape
     pairs = decay.shape[1]
@@ -177,9 +170,8 @@ class _Carry(torch.autograd.Function):
     """Chains the chunks: the states at their starts, from their ends as if begun from zero.
 
     starts_0 is given and starts_{c+1} = decay starts_c + ends_c, without the first term where
-    goes_on_c is false. Shapes: decay over a whole chunk, complex (d_model, d_state / 2); starts_0,
-    complex (d_model, batch, d_state / 2); ends, complex (d_model, batch, chunks - 1, d_state / 2);
-    goes_on, (batch, chunks - 1, 1) bool; starts, complex (d_model, batch, chunks, d_state / 2).
+    goes_on_c is false. decay, over a whole chunk, is (d_model, d_state / 2), goes_on (batch,
+    chunks - 1, 1), starts (d_model, batch, chunks, d_state / 2), of which ends has chunks - 1.
     """
 
     @staticmethod

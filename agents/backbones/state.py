@@ -13,12 +13,7 @@ State = Any
 
 
 def map_state(function: Callable[..., Any], *states: State) -> State:
-    """Applies a function to every tensor of a state, keeping its structure.
-
-    Args:
-        function: Takes one tensor of each state.
-        states: One, or several of the same structure.
-    """
+    """Applies a function of one tensor of each state to all their tensors, in their structure."""
     if isinstance(states[0], Tensor):
         return function(*states)
     return tuple(map_state(function, *parts) for parts in zip(*states, strict=True))
@@ -30,17 +25,7 @@ def tensors_of(state: State) -> list[Tensor]:
 
 
 def check_state(state: State, expected: State, batch_size: int, owner: str) -> None:
-    """Checks that a state has the structure and shapes of another, and the batch size given.
-
-    Args:
-        state: The state to check.
-        expected: A state of the right structure, of any batch size.
-        batch_size: Rows that the state must have.
-        owner: Name of the module that expects the state, for the error.
-
-    Raises:
-        ValueError: The state has another structure or other shapes.
-    """
+    """Raises a ValueError unless a state has the expected structure and shapes, and batch size."""
     right = map_state(lambda tensor: (batch_size, *tensor.shape[1:]), expected)
     found = _shapes(state)
     if found != right:
@@ -58,10 +43,7 @@ def _shapes(state: State) -> tuple[object, ...] | None:
 
 
 def restart(state: State, initial: State, resets: Tensor) -> State:
-    """Returns the state with the rows where resets (batch,) is true taken from the initial one.
-
-    The initial state may have a single row, for all.
-    """
+    """Takes the rows where resets (batch,) is true from the initial state, of `batch` rows or 1."""
 
     def choose(past: Tensor, new: Tensor) -> Tensor:
         return torch.where(resets.view(-1, *[1] * (past.dim() - 1)), new, past)
@@ -89,9 +71,6 @@ def run_pieces(
         x: (batch, time, channels).
         state: The state before the first step.
         resets: (batch, time) bool; where true, the row restarts from the initial state.
-
-    Returns:
-        The outputs (batch, time, channels) and the state after the last step.
     """
     batch, time, channels = x.shape
     state = restart(state, initial_state(batch), resets[:, 0])

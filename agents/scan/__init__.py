@@ -5,7 +5,8 @@ One signature, several forms, all tested against `reference` for values and grad
 - `cpu`: fused kernels (Numba) for CPUs, the default there
 - `triton`: fused kernels for CUDA, the default there
 - `two_level`: plain PyTorch on any device, accurate; the default on all other devices
-- `log_space`: the paper's parallel scan in logarithms; portable, loses precision with time
+- `log_space`: the paper's parallel scan in logarithms, of `minimal_scan` only; portable, loses
+  precision with time
 - `reference`: the loop over time
 
 The states have the dtype of `initial_state`. With bfloat16 or float16 pre-activations the initial
@@ -27,8 +28,9 @@ FORMS = ("auto", "reference", "log_space", "two_level", "cpu", "triton")
 
 logger = logging.getLogger(__name__)
 
-_PLAIN = {"reference": reference, "log_space": log_space, "two_level": two_level}
-_MODULES: dict[str, ModuleType] = {**_PLAIN, "cpu": cpu}
+_MODULES: dict[str, ModuleType] = {
+    "reference": reference, "log_space": log_space, "two_level": two_level, "cpu": cpu
+}  # fmt: skip
 _FUSED = {"cpu": "cpu", "cuda": "triton"}  # device -> form
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -50,18 +52,8 @@ def linear_scan(
 ) -> Tensor:
     """Returns the states h_t = decay_t * h_{t-1} + input_t.
 
-    Args:
-        decay: (batch, time, channels).
-        input: (batch, time, channels).
-        initial_state: h_{-1}, (batch, channels).
-        resets: (batch, time) bool; where true, the previous state counts as zero. None: nowhere.
-        form: One of `FORMS`; `auto` takes the fastest accurate one for the device.
-
-    Returns:
-        h_0 .. h_{time-1}, (batch, time, channels), in the dtype of `initial_state`.
-
-    Raises:
-        ValueError: Shapes or dtypes disagree, or the form does not exist or cannot run here.
+    `decay`, `input` and the states are (batch, time, channels), `initial_state` = h_{-1} is
+    (batch, channels). Where `resets` (batch, time) is true, the previous state counts as zero.
 
     Example:
         >>> decay, input = torch.full((1, 4, 1), 0.5), torch.ones(1, 4, 1)
@@ -69,8 +61,7 @@ def linear_scan(
         >>> linear_scan(decay, input, torch.zeros(1, 1), resets).flatten().tolist()
         [1.0, 1.5, 1.0, 1.5]
     """
-    _check("decay", decay, initial_state, resets, gates=(1,))
-    _check("input", input, initial_state, resets, gates=(1,))
+    check("decay", decay, initial_state, resets, gates=(1,))
     if decay.shape != input.shape or decay.dtype != input.dtype:
         raise ValueError(
             f"decay is {_describe(decay)} and input is {_describe(input)}; "
@@ -102,22 +93,14 @@ def minimal_scan(
         form: One of `FORMS`; `auto` takes the fastest accurate one for the device.
 
     Returns:
-        h_0 .. h_{time-1}, (batch, time, channels), in the dtype of `initial_state`.
-
-    Raises:
-        ValueError: Shapes or dtypes disagree, or the form does not exist or cannot run here.
+        The states (batch, time, channels).
     """
-    _check("preactivations", preactivations, initial_state, resets, gates=(2, 3))
+    check("preactivations", preactivations, initial_state, resets, gates=(2, 3))
     return _scan("minimal_scan", form, (preactivations,), initial_state, resets)
 
 
 def minimal_step(preactivations: Tensor, state: Tensor) -> Tensor:
-    """Returns h_t of `minimal_scan`, from one step's pre-activations and h_{t-1} (batch, channels).
-
-    Raises:
-        ValueError: Shapes or dtypes disagree.
-    """
-    _check("preactivations", preactivations, state, None, gates=(2, 3), time=False)
+    """Returns h_t of `minimal_scan`, from the pre-activations of step t and h_{t-1}."""
     if preactivations.dtype not in _HALF:
         return reference.minimal_step(preactivations, state)
     return reference.minimal_step(preactivations.float(), state.float()).to(state.dtype)
@@ -130,18 +113,10 @@ def _scan(
     initial_state: Tensor,
     resets: Tensor | None,
 ) -> Tensor:
-    module = _module(form, initial_state.device.type)
-    scan = getattr(module, name)
-    if module in _PLAIN.values() and sequences[0].dtype in _HALF:
-        wide = [sequence.float() for sequence in sequences]
-        return scan(*wide, initial_state.float(), resets).to(initial_state.dtype)
-    return scan(*sequences, initial_state, resets)
-
-
-def _module(form: str, device: str) -> ModuleType:
     if form == "auto":
-        return _MODULES.get(_FUSED.get(device, "two_level"), two_level)
-    if form not in FORMS:
+        form = _FUSED.get(initial_state.device.type, "two_level")
+        form = form if form in _MODULES else "two_level"
+    elif form not in FORMS:
         raise ValueError(f"form is {form!r}; expected one of {', '.join(map(repr, FORMS))}.")
     if form not in _MODULES:  # triton without a CUDA device: for its interpreter
         try:
@@ -151,33 +126,37 @@ def _module(form: str, device: str) -> ModuleType:
                 f"form {form!r} cannot be imported ({error}); "
                 "install what it needs or leave form at 'auto'."
             ) from error
-    return _MODULES[form]
+    scan = getattr(_MODULES[form], name, None)
+    if scan is None:
+        raise ValueError(f"form {form!r} has no {name}; use form 'two_level' or 'reference'.")
+    if form not in _FUSED.values() and sequences[0].dtype in _HALF:
+        wide = [sequence.float() for sequence in sequences]
+        return scan(*wide, initial_state.float(), resets).to(initial_state.dtype)
+    return scan(*sequences, initial_state, resets)
 
 
 def _describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
 
 
-def _check(
+def check(
     name: str,
     sequence: Tensor,
     state: Tensor,
     resets: Tensor | None,
     gates: tuple[int, ...],
-    time: bool = True,
 ) -> None:
     """Checks shapes and dtypes; `gates` are the possible numbers of pre-activations a channel."""
-    axes = "(batch, time" if time else "(batch"
     if (
         state.dim() != 2
-        or sequence.dim() != (3 if time else 2)
+        or sequence.dim() != 3
         or sequence.shape[0] != state.shape[0]
         or sequence.shape[-1] not in [n * state.shape[1] for n in gates]
     ):
         last = " or ".join(f"{n} * channels" if n > 1 else "channels" for n in gates)
         raise ValueError(
             f"{name} is {_describe(sequence)} and the state is {_describe(state)}; "
-            f"expected {axes}, {last}) and (batch, channels)."
+            f"expected (batch, time, {last}) and (batch, channels)."
         )
     same = sequence.dtype == state.dtype and sequence.is_floating_point()
     if not same and not (sequence.dtype in _HALF and state.dtype == torch.float32):

@@ -9,9 +9,8 @@ OpenMP pool would compete with PyTorch's for the cores and does not survive a fo
 import logging
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -32,47 +31,34 @@ _SHARED_FROM = 400_000
 # Channels are split in multiples of this: one cache line of float32.
 _LANES = 16
 
-_pool: ThreadPoolExecutor | None = None
-_pool_size = 0
-_pool_lock = threading.Lock()
+# The threads of this process that run kernels; each starts when it is first needed.
+_MOST_THREADS = 256
+_pool = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="scan")
 _compiled: set[tuple[str, torch.dtype]] = set()
 
 
 def _forget_pool() -> None:
     """Makes a forked child, which has none of its parent's threads, start its own."""
-    global _pool, _pool_size, _pool_lock
-    _pool, _pool_size, _pool_lock = None, 0, threading.Lock()
+    global _pool
+    _pool = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="scan")
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
 
 
-def thread_pool(count: int) -> ThreadPoolExecutor:
-    """Returns the threads of this process that run kernels, at least `count` of them."""
-    global _pool, _pool_size
-    with _pool_lock:
-        if _pool is None or _pool_size < count:
-            if _pool is not None:
-                _pool.shutdown(wait=False)
-            _pool, _pool_size = ThreadPoolExecutor(count, thread_name_prefix="scan"), count
-        return _pool
+def submit(work: Callable[..., T], *arguments: Any) -> Future[T]:
+    """Starts a call on one of the threads that run kernels."""
+    return _pool.submit(work, *arguments)
 
 
 def share_rows(work: Callable[[slice], T], batch: int, states: int) -> list[T]:
     """Splits the rows of a batch among as many threads as PyTorch would use.
 
     Each thread computes its matrix products alone and waits for the others only at the end, while
-    PyTorch's threads wait for each other at every product, which is slow on a busy machine.
-
-    Args:
-        work: Called with a range of rows, under no_grad.
-        batch: Number of rows.
-        states: Number of states in them; for few of them no thread is woken.
-
-    Returns:
-        The results of the calls in the order of the rows. The split depends on the arguments and
-        the number of threads alone, so that sums over it repeat to the bit.
+    PyTorch's threads wait for each other at every product, which is slow on a busy machine. No
+    thread is woken for few states. Returns what `work` returned, in the order of the rows; the
+    split depends on the arguments and the number of threads alone, so sums repeat to the bit.
     """
     threads = torch.get_num_threads()
     if threads == 1 or batch < threads or states < _SHARED_FROM:
@@ -86,8 +72,7 @@ def share_rows(work: Callable[[slice], T], batch: int, states: int) -> list[T]:
 
     cuts = [batch * i // threads for i in range(threads + 1)]
     own, *others = (slice(*cut) for cut in pairwise(cuts))
-    pool = thread_pool(threads - 1)
-    shares = [pool.submit(alone, rows) for rows in others]
+    shares = [submit(alone, rows) for rows in others]
     try:
         result = alone(own)
     finally:  # no thread may still write into the caller's tensors
@@ -125,18 +110,14 @@ def run_kernel(kernel: Any, tensors: list[Tensor], states: Tensor) -> None:
     if threads == 1 or batch * time * channels < _SHARED_FROM:
         kernel(*arrays, 0, batch, 0, channels)
         return
-    queue = deque(_pieces(batch, channels, threads))
+    pieces = _pieces(batch, channels, threads)
+    queue = iter(pieces)
 
     def work() -> None:
-        while queue:
-            try:
-                piece = queue.popleft()
-            except IndexError:  # another thread took the last one
-                return
+        for piece in queue:  # the GIL gives each piece to one thread
             kernel(*arrays, *piece)
 
-    pool = thread_pool(threads - 1)
-    helpers = [pool.submit(work) for _ in range(min(threads, len(queue)) - 1)]
+    helpers = [submit(work) for _ in range(min(threads, len(pieces)) - 1)]
     work()
     for helper in helpers:
         if not helper.cancel():  # a thread that did not start in time is not waited for
@@ -146,8 +127,8 @@ def run_kernel(kernel: Any, tensors: list[Tensor], states: Tensor) -> None:
 @contextmanager
 def announced(what: str) -> Iterator[None]:
     """Logs that `what` is being compiled if that takes over a second."""
-    message = "Compiling %s for this CPU; later runs find the machine code on disk."
-    notice = threading.Timer(1.0, logger.info, (message, what))
+    message = f"Compiling {what} for this CPU; later runs find the machine code on disk."
+    notice = threading.Timer(1.0, logger.info, (message,))
     notice.daemon = True
     notice.start()
     try:
@@ -156,11 +137,9 @@ def announced(what: str) -> Iterator[None]:
         notice.cancel()
 
 
-def _working_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
-def _ready(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+def _ready(tensors: list[Tensor]) -> list[Tensor]:
+    """Returns contiguous tensors of the last one's dtype, or of float32 where that is shorter."""
+    dtype = torch.promote_types(tensors[-1].dtype, torch.float32)
     return [tensor.to(dtype).contiguous() for tensor in tensors]
 
 
@@ -170,32 +149,25 @@ def resets_or_none(resets: Tensor | None) -> Tensor:
 
 
 def _forward(sequences: list[Tensor], state: Tensor, resets: Tensor | None) -> Tensor:
-    dtype = _working_dtype(state)
-    states = state.new_empty((*sequences[0].shape[:2], state.shape[1]), dtype=dtype)
+    inputs = _ready([*sequences, state])
+    states = inputs[-1].new_empty(*sequences[0].shape[:2], state.shape[1])
     if states.numel():
-        inputs = _ready([*sequences, state], dtype)
         kernel = kernels.FORWARD[sequences[0].shape[2] // state.shape[1]]
         run_kernel(kernel, [*inputs, resets_or_none(resets), states], states)
     return states.to(state.dtype)
 
 
 def _backward(
-    sequence: Tensor,
-    state: Tensor,
-    resets: Tensor | None,
-    states: Tensor,
-    grad: Tensor,
-    count: int,
+    sequence: Tensor, state: Tensor, resets: Tensor | None, states: Tensor, grad: Tensor, count: int
 ) -> list[Tensor]:
     """Returns `count` gradients shaped like `sequence`, and the initial state's."""
-    dtype = _working_dtype(state)
-    gradients = [torch.empty(sequence.shape, dtype=dtype) for _ in range(count)]
-    d_state = torch.zeros(state.shape, dtype=dtype)
+    first, out, d_out, initial = _ready([sequence, states, grad, state])
+    gradients = [first.new_empty(first.shape) for _ in range(count)]
+    d_state = initial.new_zeros(initial.shape)
     if states.numel():
-        first, *others = _ready([sequence, state, states, grad], dtype)
-        inputs = [first, others[0], resets_or_none(resets), *others[1:]]
         kernel = kernels.BACKWARD[sequence.shape[2] // state.shape[1]]
-        run_kernel(kernel, [*inputs, *gradients, d_state], others[1])
+        inputs = [first, initial, resets_or_none(resets), out, d_out]
+        run_kernel(kernel, [*inputs, *gradients, d_state], out)
     return [*(g.to(sequence.dtype) for g in gradients), d_state.to(state.dtype)]
 
 

@@ -31,12 +31,9 @@ SUM_OPTIONS = {**OPTIONS, "fastmath": OPTIONS["fastmath"] | {"reassoc"}}
 def kernel(*inlined: ModuleType) -> Callable[[Callable[..., Any]], Any]:
     """Returns a decorator: compiles on the first call, and caches the machine code on disk.
 
-    Numba recompiles a function when its own file changes, but not when a function that is inlined
-    into it from another file does. So a hash of those files becomes part of the qualified name,
-    which Numba uses to name the files of its cache.
-
-    Args:
-        inlined: The other modules whose functions the kernel calls.
+    `inlined` are the other modules whose functions the kernel calls: Numba recompiles it when its
+    own file changes, but not when theirs do. So a hash of them becomes part of the qualified name,
+    by which Numba names the files of its cache.
     """
     sources = b"".join(Path(str(module.__file__)).read_bytes() for module in inlined)
 

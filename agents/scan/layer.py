@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agents.scan import cpu, minimal_scan
+from agents.scan import check, cpu, minimal_scan
 from agents.scan.kernels import BACKWARD, FORWARD
+from agents.scan.operations import NO_SECOND_DERIVATIVE
 
 _ROWS = 2048  # steps of a piece: with 128 channels, two megabytes of pre-activations
 
@@ -22,7 +23,7 @@ _ROWS = 2048  # steps of a piece: with 128 channels, two megabytes of pre-activa
 def minimal_layer(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
+    bias: Tensor,
     initial_state: Tensor,
     resets: Tensor | None = None,
     *,
@@ -34,32 +35,25 @@ def minimal_layer(
     Args:
         x: (batch, time, features).
         weight: (2 * channels, features) for minGRU, (3 * channels, features) for minLSTM.
-        bias: (2 * channels,) or (3 * channels,), or None.
+        bias: (2 * channels,) or (3 * channels,).
         initial_state: (batch, channels).
         resets: (batch, time) bool or None.
         form: As for `minimal_scan`; all but `auto` and `cpu` multiply once for all steps.
         recompute: Multiply again in the backward pass instead of keeping the pre-activations.
-
-    Raises:
-        ValueError: As `minimal_scan`.
     """
-    bias_like = weight.new_zeros(weight.shape[0]) if bias is None else bias
-    tensors = (x, weight, bias_like, initial_state)
+    tensors = (x, weight, bias, initial_state)
     fused = (
         form in ("auto", "cpu")
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and all(y.device.type == "cpu" and y.dtype == torch.float32 for y in tensors)
-        and x.dim() == 3
         and x.numel() > 0
-        and initial_state.shape[:-1] == x.shape[:1]
-        and weight.shape[1:] == x.shape[2:]
-        and weight.shape[0] in (2 * initial_state.shape[-1], 3 * initial_state.shape[-1])
-        and (resets is None or (resets.dtype, resets.shape) == (torch.bool, x.shape[:2]))
     )
-    if not fused:  # and if the arguments are wrong, the scan's error says how
+    if not fused:
         return minimal_scan(F.linear(x, weight, bias), initial_state, resets, form=form)
-    states: Tensor = _Layer.apply(recompute, x, weight, bias_like, initial_state, resets)
+    preactivations = x.new_empty(1).expand(*x.shape[:-1], len(weight))  # only their shape
+    check("preactivations", preactivations, initial_state, resets, gates=(2, 3))
+    states: Tensor = _Layer.apply(recompute, x, weight, bias, initial_state, resets)
     return states
 
 
@@ -79,14 +73,9 @@ def _before(states: Tensor, state: Tensor, b: slice, t: slice) -> Tensor:
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        recompute: bool,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        state: Tensor,
+        ctx: Any, recompute: bool, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor,
         resets: Tensor | None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         x, state = x.contiguous(), state.contiguous()
         batch, time, _ = x.shape
         states = x.new_empty(batch, time, state.shape[1])
@@ -111,10 +100,7 @@ class _Layer(torch.autograd.Function):
         # Enabled only under create_graph=True. PyTorch's once_differentiable does not notice that
         # where grad itself needs no gradient, and then drops the second derivative silently.
         if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the layer in pieces has no second derivative; pass form='two_level' or "
-                "form='reference', which have derivatives of any order."
-            )
+            raise RuntimeError(NO_SECOND_DERIVATIVE)
         x, weight, bias, state, resets, states, kept = ctx.saved_tensors
         grad = grad.contiguous()
         batch, time, features = x.shape

@@ -6,6 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+NO_SECOND_DERIVATIVE = (
+    "the fused scan has no second derivative; pass form='two_level', 'reference' or, for Mamba's "
+    "scan, 'chunks', which have derivatives of any order."
+)
 Forward = Callable[[list[Tensor], Tensor, Tensor | None], Tensor]
 Backward = Callable[..., list[Tensor]]
 
@@ -13,10 +17,10 @@ Backward = Callable[..., list[Tensor]]
 def operation(
     name: str, inputs: tuple[str, ...], forward: Forward, backward: Backward, device: str | None
 ) -> Any:
-    """Returns the operation (*inputs, initial_state, resets) -> states.
+    """Returns the operation torch.ops.decision_minrnn.name(*inputs, initial_state, resets).
 
     Args:
-        name: Its name in torch.ops.decision_minrnn.
+        name: As above.
         inputs: Names of the sequences that it scans.
         forward: (sequences, initial_state, resets) -> states.
         backward: (first sequence, initial_state, resets, states, gradient of the states, number of
@@ -66,10 +70,7 @@ def operation(
         return (*backward_op(*ctx.saved_tensors, grad), None)
 
     def refuse(ctx: Any, *grads: Any) -> None:
-        raise RuntimeError(
-            f"the fused {name} has no second derivative; "
-            "pass form='two_level' or form='reference', which have derivatives of any order."
-        )
+        raise RuntimeError(NO_SECOND_DERIVATIVE)
 
     op.register_fake(fake)
     backward_op.register_fake(fake_backward)

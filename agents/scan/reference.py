@@ -10,14 +10,14 @@ from agents.scan.gates import gate_and_candidate, positive
 
 
 def minimal_step(preactivations: Tensor, state: Tensor) -> Tensor:
-    """The step behind `agents.scan.minimal_step`."""
+    """Returns h_t from the pre-activations of step t and h_{t-1}."""
     return _step(*gate_and_candidate(preactivations, state.shape[-1]), state)
 
 
 def linear_scan(
     decay: Tensor, input: Tensor, initial_state: Tensor, resets: Tensor | None
 ) -> Tensor:
-    """The loop behind `agents.scan.linear_scan`."""
+    """The loop of `agents.scan.linear_scan`."""
     states, state = [], initial_state
     for t in range(decay.shape[1]):
         state = decay[:, t] * _previous(state, resets, t) + input[:, t]
@@ -26,7 +26,7 @@ def linear_scan(
 
 
 def minimal_scan(preactivations: Tensor, initial_state: Tensor, resets: Tensor | None) -> Tensor:
-    """The loop behind `agents.scan.minimal_scan`."""
+    """The loop of `agents.scan.minimal_scan`."""
     gate, candidate = gate_and_candidate(preactivations, initial_state.shape[-1])
     states, state = [], initial_state
     for t in range(gate.shape[1]):

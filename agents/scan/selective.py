@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from agents.scan import cpu, linear_scan
+from agents.scan.operations import NO_SECOND_DERIVATIVE
 from agents.scan.selective_kernels import STRETCH, selective_backward, selective_forward
 
 # Numbers in the states of one chunk, where there is no kernel.
@@ -19,16 +20,9 @@ _CHUNK = 2**20
 
 
 def selective_scan(
-    dt: Tensor,
-    dt_x: Tensor,
-    b: Tensor,
-    c: Tensor,
-    a: Tensor,
-    h: Tensor,
-    resets: Tensor,
-    *,
-    form: str = "auto",
-) -> tuple[Tensor, Tensor]:
+    dt: Tensor, dt_x: Tensor, b: Tensor, c: Tensor, a: Tensor, h: Tensor, resets: Tensor,
+    *, form: str = "auto",
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Returns y_t = C_t h_t with h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t.
 
     Args:
@@ -76,10 +70,7 @@ class _Selective(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_y: Tensor, d_h: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # under create_graph=True
-            raise RuntimeError(
-                "the fused selective scan has no second derivative; pass form='chunks', which has "
-                "derivatives of any order."
-            )
+            raise RuntimeError(NO_SECOND_DERIVATIVE)
         dt, dt_x, b, c, a, resets, befores = ctx.saved_tensors
         d_dt, d_dt_x = torch.zeros_like(dt), torch.zeros_like(dt_x)
         d_b, d_c = torch.empty_like(b), torch.empty_like(c)

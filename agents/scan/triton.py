@@ -138,12 +138,7 @@ def _forward(sequences: list[Tensor], state: Tensor, resets: Tensor | None) -> T
 
 
 def _backward(
-    sequence: Tensor,
-    state: Tensor,
-    resets: Tensor | None,
-    states: Tensor,
-    grad: Tensor,
-    count: int,
+    sequence: Tensor, state: Tensor, resets: Tensor | None, states: Tensor, grad: Tensor, count: int
 ) -> list[Tensor]:
     """Returns `count` gradients shaped like `sequence`, and the initial state's."""
     gradients = [sequence.new_empty(sequence.shape) for _ in range(count)]

@@ -56,7 +56,7 @@ class _LinearScan(torch.autograd.Function):
 def linear_scan(
     decay: Tensor, input: Tensor, initial_state: Tensor, resets: Tensor | None
 ) -> Tensor:
-    """The block scan behind `agents.scan.linear_scan`."""
+    """The block form of `agents.scan.linear_scan`."""
     if input.shape[1] == 0:
         return input.clone()
     if resets is not None:
@@ -67,7 +67,7 @@ def linear_scan(
 
 
 def minimal_scan(preactivations: Tensor, initial_state: Tensor, resets: Tensor | None) -> Tensor:
-    """The block scan behind `agents.scan.minimal_scan`."""
+    """The block form of `agents.scan.minimal_scan`."""
     gate, candidate = gate_and_candidate(preactivations, initial_state.shape[-1])
     # sigmoid(-x) and not 1 - sigmoid(x), which loses the digits of a small decay.
     decay, weight = (-gate).sigmoid(), gate.sigmoid()

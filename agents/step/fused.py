@@ -7,7 +7,7 @@ serves every batch size and needs none of PyTorch's matrix products.
 
 import logging
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,14 +19,14 @@ from agents.backbones.min_gru import MinGRU
 from agents.backbones.min_lstm import MinLSTM
 from agents.backbones.state import State
 from agents.policy import PolicyState, ReturnConditionedPolicy
-from agents.scan.cpu import announced, thread_pool
-from agents.step.kernel import observe, policy_step
+from agents.scan.cpu import announced, submit
+from agents.step.kernel import policy_step
 from agents.step.products import BLOCK
 
 logger = logging.getLogger(__name__)
 
-_GATES = {MinGRU: 2, MinLSTM: 3}  # pre-activations a channel
-_MODULES = {ReturnConditionedPolicy, Backbone, Block, *_GATES} | {
+_MIXERS = {MinGRU, MinLSTM}
+_MODULES = {ReturnConditionedPolicy, Backbone, Block, *_MIXERS} | {
     Dropout, nn.Embedding, nn.Identity, nn.LayerNorm, nn.Linear, nn.ModuleList, nn.ReLU,
     nn.ParameterList, nn.Sequential,
 }  # fmt: skip
@@ -48,22 +48,19 @@ class FusedPolicy:
     def __init__(self, policy: ReturnConditionedPolicy) -> None:
         """Copies the weights, compiles the kernel on its first use, and tests it.
 
-        Args:
-            policy: On the CPU, in float32, in evaluation mode, with one token for each step, minGRU
-                or minLSTM.
-
         Raises:
-            NotFusableError: The policy is of another kind.
+            NotFusableError: The policy is not on the CPU, in float32, in evaluation mode, with one
+                token for each step and minGRU or minLSTM.
         """
         reason = obstacle(policy)
         if reason is not None:
             raise NotFusableError(reason)
-        self.observation_dim = policy.observation_dim
-        self.action_dim = policy.action_dim
+        self.observation_dim, self.action_dim = policy.observation_dim, policy.action_dim
         self._policy = policy
-        self._layers = len(policy.backbone.blocks)
-        self._channels = _channels(policy)
-        self._kernel = policy_step
+        self._layers, self._channels = (
+            len(policy.backbone.blocks),
+            _first_block(policy).mixer.channels,
+        )
         self._constants = _pack(policy)
         with announced("the policy's step"):
             agrees = _agrees(self, policy)
@@ -79,25 +76,20 @@ class FusedPolicy:
     def act(
         self, observation: Tensor, reward: Tensor, state: PolicyState, is_first: Tensor
     ) -> tuple[Tensor, PolicyState]:
-        """Acts as `ReturnConditionedPolicy.act` does, in float32.
-
-        Raises:
-            ValueError: An argument has another shape or dtype.
-        """
-        first = _array("is_first", is_first, is_first.shape, _BOOL)
-        left, time = observe(
-            _array("reward", reward, first.shape, _FLOAT),
-            first,
-            _array("state.return_to_go", state.return_to_go, first.shape, _FLOAT),
-            _array("state.timestep", state.timestep, first.shape, _INT),
-            _array("state.target_return", state.target_return, first.shape, _FLOAT),
+        """Acts as `ReturnConditionedPolicy.act` does, in float32."""
+        shape = (len(observation),)
+        first = _array("is_first", is_first, shape, _BOOL)
+        left = _array("state.return_to_go", state.return_to_go, shape, _FLOAT)
+        left = left - _array("reward", reward, shape, _FLOAT)
+        target = _array("state.target_return", state.target_return, shape, _FLOAT)
+        time = _array("state.timestep", state.timestep, shape, _INT) + 1
+        # As `ReturnConditionedPolicy.observe`, in NumPy, whose calls on a few numbers are shorter.
+        return_to_go = torch.from_numpy(np.where(first, target, left))
+        timestep = torch.from_numpy(np.where(first, 0, time))
+        action, backbone = self.step(
+            observation, return_to_go, state.action, timestep, is_first, state.backbone
         )
-        action, backbone = self._answer(
-            observation, left, state.action, time, first, state.backbone
-        )
-        return action, PolicyState(
-            backbone, action, torch.from_numpy(left), torch.from_numpy(time), state.target_return
-        )
+        return action, PolicyState(backbone, action, return_to_go, timestep, state.target_return)
 
     def step(
         self,
@@ -108,36 +100,16 @@ class FusedPolicy:
         resets: Tensor,
         state: State,
     ) -> tuple[Tensor, State]:
-        """Maps one step as `ReturnConditionedPolicy.step` does.
-
-        Raises:
-            ValueError: An argument has another shape or dtype.
-        """
-        first = _array("resets", resets, resets.shape, _BOOL)
-        left = _array("return_to_go", return_to_go, first.shape, _FLOAT)
-        time = _array("timestep", timestep, first.shape, _INT)
-        return self._answer(observation, left, previous_action, time, first, state)
-
-    def _answer(
-        self,
-        observation: Tensor,
-        return_to_go: np.ndarray,
-        previous_action: Tensor,
-        timestep: np.ndarray,
-        resets: np.ndarray,
-        state: State,
-    ) -> tuple[Tensor, State]:
+        """Maps one step as `ReturnConditionedPolicy.step` does, in float32."""
         batch = len(observation)
-        if resets.shape != (batch,):
-            raise ValueError(f"resets has the shape {resets.shape}; expected ({batch},).")
         backbone = torch.stack(cast("tuple[Tensor, ...]", state))
         shape = (self._layers, batch, self._channels)
         inputs = (
             _array("observation", observation, (batch, self.observation_dim), _FLOAT),
-            return_to_go,
+            _array("return_to_go", return_to_go, (batch,), _FLOAT),
             _array("previous_action", previous_action, (batch, self.action_dim), _FLOAT),
-            timestep,
-            resets,
+            _array("timestep", timestep, (batch,), _INT),
+            _array("resets", resets, (batch,), _BOOL),
             _array("state", backbone, shape, _FLOAT),
         )
         # New arrays at each step, because the caller may keep the results.
@@ -147,13 +119,10 @@ class FusedPolicy:
 
     def _run(self, batch: int, arguments: tuple[Any, ...]) -> None:
         """Calls the kernel; each of PyTorch's threads computes whole blocks of rows."""
-        run = partial(self._kernel, *arguments)
+        run = partial(policy_step, *arguments)
         threads = max(1, min(torch.get_num_threads(), batch // _ROWS_OF_A_THREAD))
         rows = max(1, -(-batch // (threads * BLOCK))) * BLOCK
-        helpers = [
-            thread_pool(threads - 1).submit(run, b, min(b + rows, batch))
-            for b in range(rows, batch, rows)
-        ]
+        helpers = [submit(run, b, min(b + rows, batch)) for b in range(rows, batch, rows)]
         run(0, min(rows, batch))
         for helper in helpers:
             helper.result()
@@ -192,7 +161,7 @@ def obstacle(policy: nn.Module) -> str | None:
     if policy.config.tokens != 1:
         return f"it has {policy.config.tokens} tokens a step; the kernel knows one."
     mixers = {type(block.mixer) for block in policy.backbone.blocks}
-    if len(mixers) != 1 or not mixers <= _GATES.keys():
+    if len(mixers) != 1 or not mixers <= _MIXERS:
         names = ", ".join(sorted(mixer.__name__ for mixer in mixers))
         return f"its mixers are {names or 'none'}; the kernel knows MinGRU or MinLSTM throughout."
     for name, module in policy.named_modules():
@@ -206,51 +175,32 @@ def obstacle(policy: nn.Module) -> str | None:
             return f"its {name or 'forward'} has hooks, which the kernel would not call."
     if len({norm.eps for norm in policy.modules() if isinstance(norm, nn.LayerNorm)}) > 1:
         return "its layer norms differ in eps."
-    tensors = _tensors(policy)
+    tensors = {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             return f"its {name} is {tensor.dtype} on {tensor.device}; the kernel is float32 on CPU."
     found = {(name, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    known = {(name, part.shape) for part in _parts(policy) for name in part.names}
+    known = {(name, shape) for names, shape, _ in _parts(policy) for name in names}
     for name, shape in sorted(found ^ (known | {("target_return", ())})):
         return f"its {name} (shape {shape}) is unknown to the kernel, or missing for it."
     return None
 
 
-def _tensors(policy: nn.Module) -> dict[str, Tensor]:
-    return {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
+def _first_block(policy: ReturnConditionedPolicy) -> Any:
+    return policy.backbone.blocks[0]
 
 
-def _channels(policy: ReturnConditionedPolicy) -> int:
-    """Returns the channels of the state of each layer."""
-    mixer: Any = cast("Any", policy.backbone.blocks[0]).mixer
-    return mixer.projection.out_features // _GATES[type(mixer)]
+def _parts(policy: ReturnConditionedPolicy) -> list[tuple[list[str], tuple[int, ...], bool]]:
+    """Returns the table of all tensors that the kernel knows, in the order of its arguments.
 
-
-class _Part(NamedTuple):
-    """How an argument of `policy_step` is packed from tensors of the policy.
-
-    Attributes:
-        names: The tensors, stacked in this order; none where an option is off.
-        shape: The shape of each.
-        packed: The shape of the argument, which is zeros where there are no tensors.
-        transposed: Whether the stack's last two axes are swapped first.
+    Each argument is a stack of the tensors with these names, each of this shape, with its last two
+    axes swapped where the third entry is true. Without names, where an option is off, it is empty.
     """
-
-    names: list[str]
-    shape: tuple[int, ...]
-    packed: tuple[int, ...]
-    transposed: bool = False
-
-
-def _parts(policy: ReturnConditionedPolicy) -> list[_Part]:
-    """Returns the table of all tensors that the kernel knows, in the order of its arguments."""
-    config, first = policy.config, cast("Any", policy.backbone.blocks[0])
+    config, first = policy.config, _first_block(policy)
     blocks = [f"backbone.blocks.{i}" for i in range(len(policy.backbone.blocks))]
-    layers, d, width = len(blocks), policy.head.in_features, first.mlp[0].out_features
+    d, width = policy.head.in_features, first.mlp[0].out_features
     observed, acted = policy.observation_dim, policy.action_dim
-    gates, channels = first.mixer.projection.out_features, _channels(policy)
-    inputs = 1 + observed + acted
+    gates, channels = first.mixer.projection.out_features, first.mixer.channels
     norms = [f"{block}.{norm}" for block in blocks for norm in ("mixer_norm", "mlp_norm")]
 
     def each(name: str) -> list[str]:
@@ -259,47 +209,35 @@ def _parts(policy: ReturnConditionedPolicy) -> list[_Part]:
     def both(*modules: str) -> list[str]:
         return [f"{module}.{name}" for module in modules for name in ("weight", "bias")]
 
-    def given(names: list[str], here: bool) -> list[str]:
-        return names if here else []
-
-    # An option that is off leaves zeros, or no rows where the kernel then skips something.
-    times = config.max_timestep if config.timestep_embedding else 1
-    expanded, normed = channels != d, config.token_norm
+    # A list times false is empty.
+    learned, expanded, timed = first.start is not None, channels != d, config.timestep_embedding
+    returned = config.return_before_head
     return [
-        _Part(["observation_mean", "observation_std"], (observed,), (2, observed)),
-        _Part(["action_low", "action_high"], (acted,), (2, acted)),
-        _Part(["embedding.weight"], (d, inputs), (inputs, d), transposed=True),
-        _Part(["embedding.bias"], (d,), (d,)),
-        _Part(
-            given(["timestep_embedding.weight"], config.timestep_embedding), (times, d), (times, d)
-        ),
-        _Part(given(both("token_norm.0"), normed), (d,), (int(normed), 2, d)),
-        _Part(both(*norms, "backbone.norm"), (d,), (2 * layers + 1, 2, d)),
-        _Part(
-            given(each("start.0"), first.start is not None), (1, channels), (layers, 1, channels)
-        ),
-        _Part(each("mixer.projection.weight"), (gates, d), (layers, d, gates), transposed=True),
-        _Part(each("mixer.projection.bias"), (gates,), (layers, gates)),
-        _Part(
-            given(each("mixer.output.weight"), expanded),
-            (d, channels),
-            (layers * expanded, channels, d),
-            transposed=True,
-        ),
-        _Part(given(each("mixer.output.bias"), expanded), (d,), (layers * expanded, d)),
-        _Part(each("mlp.0.weight"), (width, d), (layers, d, width), transposed=True),
-        _Part(each("mlp.0.bias"), (width,), (layers, width)),
-        _Part(each("mlp.2.weight"), (d, width), (layers, width, d), transposed=True),
-        _Part(each("mlp.2.bias"), (d,), (layers, d)),
-        _Part(given(["head_return_embedding.weight"], config.return_before_head), (d, 1), (d,)),
-        _Part(["head.weight"], (acted, d), (acted, d)),
-        _Part(["head.bias"], (acted,), (acted,)),
+        (["observation_mean", "observation_std"], (observed,), False),
+        (["action_low", "action_high"], (acted,), False),
+        (["embedding.weight"], (d, 1 + observed + acted), True),
+        (["embedding.bias"], (d,), False),
+        (["timestep_embedding.weight"] * timed, (config.max_timestep, d), False),
+        (both("token_norm.0") * config.token_norm, (d,), False),
+        (both(*norms, "backbone.norm"), (d,), False),
+        (each("start.0") * learned, (1, channels), False),
+        (each("mixer.projection.weight"), (gates, d), True),
+        (each("mixer.projection.bias"), (gates,), False),
+        (each("mixer.output.weight") * expanded, (d, channels), True),
+        (each("mixer.output.bias") * expanded, (d,), False),
+        (each("mlp.0.weight"), (width, d), True),
+        (each("mlp.0.bias"), (width,), False),
+        (each("mlp.2.weight"), (d, width), True),
+        (each("mlp.2.bias"), (d,), False),
+        (["head_return_embedding.weight"] * returned, (d, 1), False),
+        (["head.weight"], (acted, d), False),
+        (["head.bias"], (acted,), False),
     ]
 
 
 def _pack(policy: ReturnConditionedPolicy) -> tuple[Any, ...]:
     """Returns the arguments of `policy_step` between the state and its outputs, as copies."""
-    tensors = {name: tensor.detach() for name, tensor in _tensors(policy).items()}
+    tensors = {**policy.state_dict()}
     # Inputs that the policy does not see have no weight.
     embedding = tensors["embedding.weight"] = tensors["embedding.weight"].clone()
     if not policy.config.return_to_go:
@@ -307,13 +245,10 @@ def _pack(policy: ReturnConditionedPolicy) -> tuple[Any, ...]:
     if not policy.config.previous_action:
         embedding[:, 1 + policy.observation_dim :] = 0.0
     arrays = []
-    for part in _parts(policy):
+    for names, shape, transposed in _parts(policy):
         # In PyTorch's memory, which is aligned to cache lines; NumPy's need not be.
-        packed = torch.zeros(part.packed)
-        if part.names:
-            stack = torch.stack([tensors[name] for name in part.names])
-            packed.copy_((stack.mT if part.transposed else stack).reshape(part.packed))
-        arrays.append(packed.numpy())
+        stack = torch.stack([tensors[name] for name in names]) if names else torch.empty(0, *shape)
+        arrays.append((stack.mT if transposed else stack).contiguous().numpy())
     epsilon = np.float32(policy.backbone.norm.eps)
     return np.float32(policy.config.return_scale), epsilon, *arrays
 

@@ -33,7 +33,7 @@ def _add(x, y):
 
 @njit(**SUM_OPTIONS)
 def _layer_norm(x, norm, epsilon, y):
-    """Layer norm (Ba et al. 2016, arXiv 1607.06450) of one row; norm is (2, channels)."""
+    """Layer norm (Ba et al. 2016, arXiv 1607.06450) of one row; norm[:2] are scale and shift."""
     scale, shift = norm[0], norm[1]
     total = x.dtype.type(0.0)
     for c in range(x.shape[0]):
@@ -46,16 +46,6 @@ def _layer_norm(x, norm, epsilon, y):
     inverse = x.dtype.type(1.0) / np.sqrt(variance + epsilon)
     for c in range(x.shape[0]):
         y[c] = (x[c] - mean) * inverse * scale[c] + shift[c]
-
-
-@kernel(kernels, products)
-def observe(reward, is_first, return_to_go, timestep, target_return):
-    """Returns what `agents.policy.ReturnConditionedPolicy.observe` does."""
-    next_return_to_go, next_timestep = np.empty_like(return_to_go), np.empty_like(timestep)
-    for b in range(reward.shape[0]):
-        next_return_to_go[b] = target_return[b] if is_first[b] else return_to_go[b] - reward[b]
-        next_timestep[b] = 0 if is_first[b] else timestep[b] + 1
-    return next_return_to_go, next_timestep
 
 
 @kernel(kernels, products)
@@ -78,11 +68,11 @@ def policy_step(
     observation, return_to_go = observation[begin:end], return_to_go[begin:end]
     action, timestep, resets = action[begin:end], timestep[begin:end], resets[begin:end]
     next_action = next_action[begin:end]
-    d, width, gates = embedding.shape[1], up.shape[2], projection.shape[2]
+    d, width, gates = embedding.shape[2], up.shape[2], projection.shape[2]
     observed = observation.shape[1]
     zero = np.float32(0.0)
     room = -(-batch // BLOCK) * BLOCK
-    inputs = np.empty((room, embedding.shape[0]), np.float32)
+    inputs = np.empty((room, embedding.shape[1]), np.float32)
     x = np.empty((room, d), np.float32)
     normed = np.empty((room, d), np.float32)
     preactivations = np.empty((room, gates), np.float32)
@@ -92,30 +82,35 @@ def policy_step(
         for b in range(batch, room):  # rows that complete the last block
             for c in range(rows.shape[1]):
                 rows[b, c] = zero
-    nonzero = np.empty(max(width, channels, d, embedding.shape[0]), np.int64)
+    nonzero = np.empty(max(width, channels, d, inputs.shape[1]), np.int64)
     no_resets = np.empty((0, 0), np.bool_)  # the states are reset here, not by the recurrence
 
     # The token: resets, scaled inputs, one Linear over them, timestep embedding, norm.
     for b in range(batch):
         first = resets[b]
         for layer in range(layers if first else 0):
-            _copy(start[layer, 0], state[layer, begin + b])
+            if start.shape[0] > 0:
+                _copy(start[layer, 0], state[layer, begin + b])
+            else:
+                for c in range(channels):
+                    state[layer, begin + b, c] = zero
         inputs[b, 0] = return_to_go[b] / return_scale
         for c in range(observed):
             inputs[b, 1 + c] = (observation[b, c] - normaliser[0, c]) / normaliser[1, c]
         for c in range(action.shape[1]):
             inputs[b, 1 + observed + c] = zero if first else action[b, c]
-        _copy(embedding_bias, x[b])
-        _add(time_embedding[min(timestep[b], time_embedding.shape[0] - 1)], x[b])
-    add_product(inputs, embedding, x, batch, nonzero)
+        _copy(embedding_bias[0], x[b])
+        if time_embedding.shape[0] > 0:
+            _add(time_embedding[0, min(timestep[b], time_embedding.shape[1] - 1)], x[b])
+    add_product(inputs, embedding[0], x, batch, nonzero)
     if token_norm.shape[0] > 0:
         for b in range(batch):
-            _layer_norm(x[b], token_norm[0], epsilon, x[b])
+            _layer_norm(x[b], token_norm, epsilon, x[b])
 
     for layer in range(layers):
         # Norm and the pre-activations of gates and candidate.
         for b in range(batch):
-            _layer_norm(x[b], norms[2 * layer], epsilon, normed[b])
+            _layer_norm(x[b], norms[4 * layer :], epsilon, normed[b])
             _copy(projection_bias[layer], preactivations[b])
         add_product(normed, projection[layer], preactivations, batch, nonzero)
         # The recurrence, a scan over one step.
@@ -138,7 +133,7 @@ def policy_step(
 
         # Norm, MLP and its residual connection.
         for b in range(batch):
-            _layer_norm(x[b], norms[2 * layer + 1], epsilon, normed[b])
+            _layer_norm(x[b], norms[4 * layer + 2 :], epsilon, normed[b])
             _copy(up_bias[layer], hidden[b])
             _add(down_bias[layer], x[b])
         add_product(normed, up[layer], hidden, batch, nonzero)
@@ -150,10 +145,10 @@ def policy_step(
     # Final norm, head, and the action within its bounds.
     for b in range(batch):
         features = normed[b]
-        _layer_norm(x[b], norms[2 * layers], epsilon, features)
-        for c in range(d):
-            features[c] += inputs[b, 0] * head_return[c]
-        for c in range(head.shape[0]):
-            unit = math.tanh(dot(features, head[c]) + head_bias[c])
+        _layer_norm(x[b], norms[4 * layers :], epsilon, features)
+        for c in range(d if head_return.shape[0] > 0 else 0):
+            features[c] += inputs[b, 0] * head_return[0, c, 0]
+        for c in range(head.shape[1]):
+            unit = math.tanh(dot(features, head[0, c]) + head_bias[0, c])
             low, high = bounds[0, c], bounds[1, c]
             next_action[b, c] = (high + low) / 2 + unit * (high - low) / 2

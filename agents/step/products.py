@@ -75,14 +75,10 @@ def _add_product_of_block(x, weight, y):
 
 @njit(**OPTIONS)
 def add_product(x, weight, y, rows, nonzero):
-    """Adds x[:rows] @ weight to y[:rows].
+    """Adds x[:rows] @ weight (inputs, outputs) to y[:rows].
 
-    Args:
-        x: (room, inputs), float32, where room is rows rounded up to whole blocks.
-        weight: (inputs, outputs), float32.
-        y: (room, outputs), float32; the rows from `rows` on are overwritten.
-        rows: Number of rows to compute.
-        nonzero: (inputs,), int64, scratch memory.
+    x (room, inputs) and y (room, outputs) have rows for whole blocks; those of y from `rows` on are
+    overwritten. `nonzero` (inputs,), int64, is scratch memory.
     """
     blocks = rows // BLOCK + (rows % BLOCK > 1)  # half a block is no slower than its rows alone
     for b in range(0, blocks * BLOCK, BLOCK):

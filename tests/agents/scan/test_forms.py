@@ -66,7 +66,7 @@ def test_agrees_with_the_loop(form, name, batch, time, channels):
             assert relative_error(actual, wanted) < 2e-6
 
 
-@pytest.mark.parametrize("name", SCANS)
+@pytest.mark.parametrize("name", ["min_gru", "min_lstm"])
 def test_log_space_agrees_as_far_as_logarithms_can(name):
     inputs, _ = make_inputs(name, 3, 33, 5, scale=1.0)
     resets = torch.zeros(3, 33, dtype=torch.bool)
@@ -85,6 +85,8 @@ def test_log_space_agrees_as_far_as_logarithms_can(name):
 @pytest.mark.parametrize("form", ["reference", "log_space", *ACCURATE])
 @pytest.mark.parametrize("name", SCANS)
 def test_pieces_with_a_carried_state_equal_the_whole(form, name):
+    if (form, name) == ("log_space", "linear"):
+        pytest.skip("the paper's form is that of the gates")
     (*sequences, state), resets = make_inputs(name, 2, 12, 6, scale=1.0)
     scan = SCANS[name][0]
     whole = scan(*sequences, state, resets, form=form)

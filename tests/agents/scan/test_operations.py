@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from agents.scan import cpu, linear_scan, minimal_scan, minimal_step
+from agents.scan import cpu, linear_scan, minimal_scan
 
 SCANS = {
     "linear": (linear_scan, 1, 2),
@@ -233,7 +233,5 @@ def test_bad_input_is_named():
         minimal_scan(p, state, form="fast")
     with pytest.raises(ValueError, match="give both the same shape"):
         linear_scan(torch.zeros(2, 3, 4), torch.zeros(2, 5, 4), state)
-    with pytest.raises(ValueError, match="negative decay"):
-        linear_scan(-torch.ones(2, 3, 4), torch.zeros(2, 3, 4), state, form="log_space")
-    with pytest.raises(ValueError, match=r"expected \(batch, 2 \* channels or 3 \* channels\)"):
-        minimal_step(p[:, 0, :6], state)
+    with pytest.raises(ValueError, match="form 'log_space' has no linear_scan"):
+        linear_scan(torch.ones(2, 3, 4), torch.zeros(2, 3, 4), state, form="log_space")

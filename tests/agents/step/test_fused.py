@@ -57,7 +57,7 @@ def tensors(action: torch.Tensor, state: PolicyState) -> list[torch.Tensor]:
 
 
 def assert_same_actions(
-    found_actor, expected_actor, batch: int, time: int, seed: int = 1, tolerance: float = 1e-5
+    found_actor, expected_actor, batch: int, time: int, seed: int = 1, relative: float = 1e-5
 ):
     observations, rewards, is_first = episodes(batch, time, seed)
     expected_state = expected_actor.initial_state(batch)
@@ -69,7 +69,8 @@ def assert_same_actions(
             found, found_state = found_actor.act(*step, found_state, is_first[:, t])
             pairs = zip(tensors(found, found_state), tensors(expected, expected_state), strict=True)
             for left, right in pairs:
-                torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance)
+                scale = max(1.0, right.abs().max().item()) if right.is_floating_point() else 0.0
+                torch.testing.assert_close(left, right, rtol=0, atol=relative * scale)
 
 
 def assert_same_episodes(policy: ReturnConditionedPolicy, batch: int, time: int, seed: int = 1):
@@ -107,8 +108,10 @@ def test_two_states_restarted_in_turn_are_those_of_the_policy(backbone):
 )
 def test_every_variation_of_one_token(batch, seed, returns, **config):
     policy = make_policy(max_timestep=8, **config, **returns)
-    # Narrow layer norms magnify the rounding of either form to about 5e-5.
-    assert_same_actions(FusedPolicy(policy), policy, batch, 20, seed, tolerance=2e-4)
+    # Relative to the largest number of each tensor. A layer norm multiplies what it normalises, and
+    # so its rounding of 6e-8, by 1 / std: up to about a hundred in a row of nine channels that
+    # happen to be alike, and there are five norms in a row.
+    assert_same_actions(FusedPolicy(policy), policy, batch, 20, seed, relative=1e-4)
 
 
 @pytest.mark.parametrize("batch", [31, 32, 50, 100])
