@@ -61,7 +61,7 @@ class FusedPolicy:
             len(policy.backbone.blocks),
             _first_block(policy).mixer.channels,
         )
-        self._constants = _pack(policy)
+        self._kernel, self._constants = policy_step, _pack(policy)
         with announced("the policy's step"):
             agrees = _agrees(self, policy)
         if not agrees:
@@ -119,7 +119,7 @@ class FusedPolicy:
 
     def _run(self, batch: int, arguments: tuple[Any, ...]) -> None:
         """Calls the kernel; each of PyTorch's threads computes whole blocks of rows."""
-        run = partial(policy_step, *arguments)
+        run = partial(self._kernel, *arguments)
         threads = max(1, min(torch.get_num_threads(), batch // _ROWS_OF_A_THREAD))
         rows = max(1, -(-batch // (threads * BLOCK))) * BLOCK
         helpers = [submit(run, b, min(b + rows, batch)) for b in range(rows, batch, rows)]
