@@ -6,15 +6,15 @@
     python eval.py run=PATH target_fraction=[0.25,0.5,0.75,1,1.5,2]
     python eval.py run=PATH observation_noise=0.1 action_delay=1 horizon=5000
 
-Needs nothing but the run folder. scores.json in it holds the run's own evaluation, as train.py made
-it: its own target, rollout, environment, episodes and seed. Any other is written beside it, into a
-file named after what differs: scores-horizon-5000.json. configs/schema.py has every key.
+scores.json in the run folder holds the run's own evaluation; another is written into a file named
+after what differs, such as scores-horizon-5000.json. configs/schema.py has every key.
 """
 
 from __future__ import annotations
 
 import common.interrupt  # isort: skip  # noqa: F401
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -23,7 +23,7 @@ from rich.progress import Progress
 from agents.acting import ROLLOUTS, make_actor
 from agents.checkpoint import RunDescription, load_policy
 from agents.policy import ReturnConditionedPolicy
-from common.checks import require_extra
+from common.checks import check_choice, require_extra
 from common.errors import UserError
 from configs.launch import command
 from configs.schema import EvalConfig, resolve_device
@@ -37,6 +37,7 @@ from reports.scores import Score, make_scores, print_scores, scores_file, write_
 def main(config: EvalConfig, overrides: list[str]) -> None:
     """Scores one run folder."""
     console, folder = Console(), Path(config.run)
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     device = resolve_device(config.device)
     if config.video is not None:
         require_extra("imageio_ffmpeg", "video", "video")
@@ -49,33 +50,24 @@ def main(config: EvalConfig, overrides: list[str]) -> None:
     scores = score_policy(policy, evaluation, dataset, step, console=console)
     write_scores(path, scores)
     print_scores(scores, dataset, console)
-    console.print(f"Written to {path}", highlight=False, markup=False, soft_wrap=True)
+    say(f"Written to {path}")
     if config.video is not None:
         shown = replace(evaluation, target_returns=evaluation.target_returns[:1])
-        played = record_episodes(
-            perturbed_actor(policy, shown), shown, config.video, episodes=config.video_episodes
-        )
-        console.print(
+        actor = perturbed_actor(policy, shown)
+        played = record_episodes(actor, shown, config.video, episodes=config.video_episodes)
+        say(
             f"Video of {config.video_episodes} episode{'s' * (config.video_episodes != 1)}, mean "
             f"return {played.episode_returns.mean():,.1f} in {played.episode_lengths.mean():,.0f} "
-            f"steps: {config.video}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+            f"steps: {config.video}"
         )
 
 
 def read_description(folder: Path, description: RunDescription) -> tuple[DatasetInfo, Evaluation]:
-    """Returns what a run was trained on, and its own evaluation.
-
-    Raises:
-        UserError: config.json is damaged or of another version.
-    """
+    """Returns what a run was trained on, and its own evaluation."""
     try:
         dataset = from_plain(DatasetInfo, description.dataset)
         own = from_plain(Evaluation, description.evaluation)
-        if own.rollout not in ROLLOUTS:
-            raise UserError(f"rollout is '{own.rollout}'")
+        check_choice("rollout", own.rollout, ROLLOUTS)
     except UserError as error:
         raise UserError(
             f"{folder / 'config.json'} is damaged or of another version of this project "
@@ -85,11 +77,7 @@ def read_description(folder: Path, description: RunDescription) -> tuple[Dataset
 
 
 def resolve(config: EvalConfig, dataset: DatasetInfo, own: Evaluation) -> Evaluation:
-    """Returns the evaluation that is asked for: the run's own, but for the keys that are given.
-
-    Raises:
-        UserError: A number is out of range, or the environment would import a module.
-    """
+    """Returns the run's own evaluation, with the keys that are given in its place."""
     targets = config.target_return or own.target_returns
     if config.target_fraction is not None:
         targets = [dataset.return_max * fraction for fraction in config.target_fraction]
@@ -111,12 +99,8 @@ def perturbed_actor(policy: ReturnConditionedPolicy, evaluation: Evaluation) -> 
     actor: Actor = make_actor(policy, evaluation.rollout, evaluation.context_length)
     if not (evaluation.observation_noise or evaluation.action_delay):
         return actor
-    return PerturbedActor(
-        actor,
-        evaluation,
-        observation_std=policy.observation_std,
-        action_dim=policy.action_dim,
-    )
+    std, width = policy.observation_std, policy.action_dim
+    return PerturbedActor(actor, evaluation, observation_std=std, action_dim=width)
 
 
 def score_policy(
@@ -127,25 +111,18 @@ def score_policy(
     *,
     console: Console | None = None,
 ) -> list[Score]:
-    """Plays an evaluation.
-
-    Args:
-        policy: In evaluation mode.
-        evaluation: What to play.
-        dataset: What the policy was trained on.
-        step: Updates that it was trained for.
-        console: Where a progress bar goes, if any.
+    """Plays an evaluation of a policy in evaluation mode; `console` gets a progress bar.
 
     Returns:
         One score for each target return.
     """
     with Progress(console=console, transient=True, disable=console is None) as progress:
         bar = progress.add_task("evaluating")
-        result = rollout(
-            perturbed_actor(policy, evaluation),
-            evaluation,
-            progress=lambda done, total: progress.update(bar, completed=done, total=total),
-        )
+
+        def show(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        result = rollout(perturbed_actor(policy, evaluation), evaluation, progress=show)
     return make_scores(result, evaluation, dataset, step)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import common.interrupt  # isort: skip  # noqa: F401
 import hashlib
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -79,7 +79,7 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
     if ranks.leads:
         text = config_text(config)
         claim_run_folder(folder, text, resume=config.resume, overwrite=config.overwrite)
-        description = RunDescription(dataset.to_dict(), evaluation.to_dict())
+        description = RunDescription(asdict(dataset), asdict(evaluation))
         save_description(folder, policy, config.backbone, description)
 
     # Train.

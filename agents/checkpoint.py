@@ -54,8 +54,8 @@ class RunDescription:
     """What config.json holds besides the policy's shape; plain values.
 
     Attributes:
-        dataset: The data: `envs.tasks.DatasetInfo.to_dict()`.
-        evaluation: The run's own evaluation: `envs.tasks.Evaluation.to_dict()`.
+        dataset: The data: `envs.tasks.DatasetInfo` as plain values.
+        evaluation: The run's own evaluation: `envs.tasks.Evaluation` as plain values.
     """
 
     dataset: dict[str, Any]

@@ -1,30 +1,26 @@
-"""What a policy acts in, and what was recorded there.
+"""Tasks, simulators, data sets and behaviour policies.
 
-Importing this package costs nothing: each name below is loaded when it is first used.
+The names here are the public API. Each is imported on first use, so `import envs` costs nothing.
 """
 
 from importlib import import_module
 from typing import Any
 
-_PUBLIC = {
-    "Evaluation": "envs.tasks",
-    "Reference": "envs.tasks",
-    "TASKS": "envs.tasks",
-    "make_environment": "envs.simulation.simulators",
-    "rollout": "envs.simulation.rollout",
-    "record_episodes": "envs.simulation.video",
-    "Episodes": "envs.data.episodes",
-    "load_named": "envs.data.sources",
-    "store_episodes": "envs.data.store",
+_MODULES = {
+    "Episodes": "data.episodes",
+    "Evaluation": "tasks",
+    "Reference": "tasks",
+    "TASKS": "tasks",
+    "load_named": "data.sources",
+    "make_environment": "simulation.simulators",
+    "record_episodes": "simulation.video",
+    "rollout": "simulation.rollout",
+    "store_episodes": "data.store",
 }
-__all__ = list(_PUBLIC)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'envs' has no attribute '{name}'")
-    return getattr(import_module(_PUBLIC[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,12 +1,11 @@
-"""Environments and evaluations in plain values: tasks, reference returns, how a policy is scored.
+"""Tasks, reference returns and evaluations, without torch or a simulator.
 
-What `agents` write down, `simulation` carries out and `reports` read must not need torch or a
-simulator, so it stands here: `Evaluation` too, which the rollout takes whole and scores.json keeps.
+Run folders keep them as plain values; `envs.simulation` plays them and `reports` reads them.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -26,9 +25,7 @@ Plain = TypeVar("Plain")
 
 
 def from_plain(cls: type[Plain], values: Any) -> Plain:
-    """Builds a dataclass, and those nested in it, from the plain values of a JSON file.
-
-    The inverse of `dataclasses.asdict`. Every key and every type is checked.
+    """Builds a dataclass from the plain values of a JSON file: the inverse of `asdict`.
 
     >>> from_plain(Reference, {"minimum": 0, "maximum": 200.0, "source": "mine"})
     Reference(minimum=0.0, maximum=200.0, source='mine')
@@ -64,13 +61,7 @@ def _from_plain(key: str, hint: Any, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Reference:
-    """The two returns that turn a return into a normalised score.
-
-    Attributes:
-        minimum: Return of a random policy, which scores 0.
-        maximum: Return of an expert, which scores 100.
-        source: Where the pair comes from.
-    """
+    """The returns of a random policy and of an expert, and the publication that gives them."""
 
     minimum: float
     maximum: float
@@ -84,9 +75,7 @@ class Reference:
             )
 
     def score(self, returns: Any) -> Any:
-        """Returns normalised scores, 0 to 100 between the two, of the shape of `returns`.
-
-        ``100 * (return - minimum) / (maximum - minimum)``, as D4RL (arXiv 2004.07219, section 4).
+        """Returns normalised scores: 0 for the minimum, 100 for the maximum (D4RL, section 4).
 
         >>> Reference(0.0, 200.0).score(50.0)
         25.0
@@ -98,17 +87,8 @@ class Reference:
 class DatasetInfo:
     """What config.json keeps of the data that a policy was trained on.
 
-    Attributes:
-        id: Of the data set.
-        environment_id: Gymnasium id of the environment that it was recorded in; None if unknown.
-        environment_kwargs: Keyword arguments of `gymnasium.make` for that environment.
-        reference: Reference returns; None if none are known.
-        episodes: Number of episodes.
-        steps: Number of steps.
-        return_mean: Mean return.
-        return_top10: Mean return of the best 10 % of the episodes.
-        return_max: The best return.
-        sha256: Hash of the arrays.
+    `return_top10` is the mean return of the best 10 % of the episodes, `sha256` hashes the arrays;
+    `environment_id` and `reference` are None where the data does not give them.
     """
 
     id: str
@@ -122,14 +102,10 @@ class DatasetInfo:
     return_max: float
     sha256: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain values, for config.json; `from_plain` reads them."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a policy is scored: one object, resolved once, written beside every score.
+    """How a policy is scored; each score keeps a copy.
 
     Attributes:
         environment_id: Gymnasium id.
@@ -138,19 +114,14 @@ class Evaluation:
         target_returns: Returns to ask for, each in episodes of its own, in units of return.
         environment_kwargs: Keyword arguments of `gymnasium.make`.
         episodes: Episodes for each target return.
-        seed: Of the start states and of the observation noise.
-        horizon: Steps after which an episode is truncated, also past the environment's own limit,
-            which is the default.
-        engine: ``gymnasium``, the reference, or ``envpool``, faster, with other start states.
-        start_noise: How far start states scatter, the ``reset_noise_scale`` of Gymnasium's MuJoCo
-            tasks; by default the environment's own.
+        seed: Seed of the start states and of the observation noise.
+        horizon: Steps after which an episode is truncated; None is the environment's own limit.
+        engine: ``gymnasium``, or ``envpool``: faster, with other start states.
+        start_noise: ``reset_noise_scale`` of Gymnasium's MuJoCo tasks; None is their own.
         observation_noise: Standard deviation of noise on the observations, in units of the data's.
         action_delay: Steps by which actions arrive late.
         n_envs: Environments at once for each target return; by default at most 100. It does not
             change the result, up to the rounding of batched matrix products.
-
-    Raises:
-        UserError: A number is not finite or out of range.
     """
 
     environment_id: str
@@ -176,23 +147,14 @@ class Evaluation:
             )
 
     @property
-    def perturbations(self) -> dict[str, float]:
-        """What makes the environment harder than in training, by name."""
-        names = ("horizon", "start_noise", "observation_noise", "action_delay")
-        default = Evaluation.__dataclass_fields__
-        return {n: v for n in names if (v := getattr(self, n)) != default[n].default}
-
-    @property
     def conditions(self) -> str:
-        """The perturbations in words; empty where there are none."""
-        return ", ".join(f"{name} {value:g}" for name, value in self.perturbations.items())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain values, for config.json; `from_plain` reads them."""
-        return asdict(self)
+        """What makes the environment harder than in training, in words; may be empty."""
+        names = ("horizon", "start_noise", "observation_noise", "action_delay")
+        declared, values = Evaluation.__dataclass_fields__, {n: getattr(self, n) for n in names}
+        return ", ".join(f"{n} {v:g}" for n, v in values.items() if v != declared[n].default)
 
     def differences(self, other: "Evaluation") -> dict[str, Any]:
-        """Returns by name what this evaluation does not share with another; n_envs is ignored.
+        """Returns the values that differ from another evaluation's, by name, without n_envs.
 
         >>> own = Evaluation("Hopper-v5", "carried", 20, (3600.0,))
         >>> Evaluation("Hopper-v5", "carried", 20, (1800.0,), n_envs=3).differences(own)
@@ -204,14 +166,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Task:
-    """One locomotion task.
-
-    Attributes:
-        name: Short name, as in data set ids: ``hopper``.
-        environment_id: Gymnasium id of the environment that this project simulates.
-        reference: Reference returns.
-        target_return: Decision Transformer's first target (arXiv 2106.01345, table 8).
-    """
+    """A locomotion task; its target is Decision Transformer's first (arXiv 2106.01345, table 8)."""
 
     name: str
     environment_id: str
@@ -234,10 +189,9 @@ TASKS = {
 
 
 def task_of_environment(environment_id: str | None) -> Task | None:
-    """Returns the task whose environment this is, any version; None for an unknown one.
+    """Returns the task of an environment, whatever its version; None for an unknown one.
 
     >>> task_of_environment("Hopper-v4").name
     'hopper'
     """
-    stem = (environment_id or "").rsplit("-v", 1)[0].lower()
-    return TASKS.get(stem)
+    return TASKS.get((environment_id or "").rsplit("-v", 1)[0].lower())

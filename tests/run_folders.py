@@ -1,6 +1,6 @@
 """Run folders for tests, written by the project's own writers; only the returns are made up."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 
@@ -64,7 +64,7 @@ def make_run(
     )
     own = train.resolve_evaluation(config, dataset)
     own = replace(own, target_returns=targets[:1], episodes=episodes)
-    described = RunDescription(dataset.to_dict(), own.to_dict())
+    described = RunDescription(asdict(dataset), asdict(own))
     policy = ReturnConditionedPolicy(
         config.policy, config.backbone, observation_dim=2, action_dim=1
     )

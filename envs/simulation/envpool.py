@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from common.checks import require_extra
 from common.errors import UserError
 
 # What the horizon of an environment without a time limit is set to: EnvPool always has one.
@@ -32,23 +33,12 @@ class EnvPoolSimulators:
         horizon: Steps after which an episode is truncated; None is the environment's own limit.
         options: Further settings of the environment, such as ``reset_noise_scale``.
 
-    Attributes:
-        n: Number of slots.
-        environment_id: Gymnasium id.
-        version: Version of EnvPool.
-        mujoco_version: None: EnvPool brings a MuJoCo of its own and does not tell its version.
-        observation_dim: Length of an observation.
-        action_dim: Length of an action.
-        action_low: (action_dim,) float32, lower bounds of the actions.
-        action_high: (action_dim,) float32, upper bounds of the actions.
-        reports_success: False: its tasks have none.
-
     Raises:
         UserError: EnvPool is not installed, does not have this environment or not this option.
     """
 
-    mujoco_version = None
-    reports_success = False
+    mujoco_version = None  # EnvPool brings a MuJoCo of its own and does not tell its version
+    reports_success = False  # nor does it tell of a success
 
     def __init__(
         self,
@@ -59,13 +49,8 @@ class EnvPoolSimulators:
         horizon: int | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
-        try:
-            envpool: Any = importlib.import_module("envpool")
-        except ImportError as error:
-            raise UserError(
-                "engine 'envpool' needs the extra 'envpool', which cannot be imported "
-                f'({error}): pip install -e ".[envpool]", or use engine=gymnasium.'
-            ) from error
+        require_extra("envpool", "engine=envpool", "envpool")
+        envpool: Any = importlib.import_module("envpool")
         if environment_id not in envpool.list_all_envs():
             raise UserError(
                 f"EnvPool {envpool.__version__} has no environment '{environment_id}'; use "

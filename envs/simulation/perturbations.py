@@ -1,8 +1,4 @@
-"""Harder conditions for a policy: noisy observations, actions that arrive late.
-
-They stand between a policy and its environment; neither is told. A policy with a delay still takes
-its last action for the one that was carried out.
-"""
+"""Harder conditions for a policy: noisy observations, and actions that arrive late."""
 
 from __future__ import annotations
 
@@ -16,16 +12,10 @@ from envs.tasks import Evaluation
 
 
 class PerturbedActor:
-    """An actor that sees noise and acts late.
+    """An actor that sees noise, in units of `observation_std`, and acts late.
 
-    Every target return of an evaluation meets the same noise, the one that it would meet alone.
-
-    Args:
-        actor: The policy.
-        evaluation: `observation_noise`, in units of `observation_std`; `action_delay`, in steps;
-            before the first action arrives, the action is zero; `seed`, of the noise.
-        observation_std: (observation_dim,), of the policy's data.
-        action_dim: Length of an action.
+    Every target return of an evaluation meets the same noise. Until the first action arrives, the
+    action is zero; the policy takes its last action for the one that was carried out.
     """
 
     def __init__(

@@ -25,17 +25,12 @@ DEFAULT_N_ENVS = 100
 class Actor(Protocol):
     """What a rollout needs of a policy, which is expected in evaluation mode (no dropout).
 
-    An actor may also have the attributes ``observation_dim`` and ``action_dim``; they are then
-    checked against the environment before the first step.
+    The attributes ``observation_dim`` and ``action_dim``, where an actor has them, are checked
+    against the environment before the first step.
     """
 
     def initial_state(self, batch_size: int, target_return: torch.Tensor) -> Any:
-        """Returns the state before the first step; the rollout never looks into it.
-
-        Args:
-            batch_size: Rows.
-            target_return: (batch,), float32, what every episode of a row is asked for.
-        """
+        """Returns the state before the first step, for target returns (batch,) float32."""
 
     def act(
         self, observation: torch.Tensor, reward: torch.Tensor, state: Any, is_first: torch.Tensor
@@ -64,10 +59,8 @@ class RolloutResult:
         episode_lengths: Steps, (targets, episodes), int64.
         successes: Whether ``info["success"]`` was true at a step, (targets, episodes), bool; None
             if the environment does not report it.
-        environment_id: Gymnasium id of the environment, with its version.
         engine_version: Version of Gymnasium or EnvPool.
-        mujoco_version: Version of MuJoCo; None if unknown, or if another engine ran.
-        seconds: Wall time of the whole rollout.
+        mujoco_version: None if unknown, or if the environment does not use MuJoCo.
     """
 
     episode_returns: np.ndarray
@@ -82,11 +75,8 @@ class RolloutResult:
 class Scene(NamedTuple):
     """What an observer of a rollout sees before each step, and once after the last.
 
-    Attributes:
-        simulators: The environments; slot i is row i of the rest.
-        playing: (slots,) bool, false where the last episode of a slot has ended.
-        returns: (slots,), sum of the rewards of the episode so far.
-        lengths: (slots,), steps of the episode so far.
+    For each slot, `playing` is false once its last episode has ended; `returns` and `lengths` are
+    those of its episode so far.
     """
 
     simulators: Simulators | EnvPoolSimulators
@@ -104,11 +94,10 @@ def rollout(
 ) -> RolloutResult:
     """Plays whole episodes and returns what each of them earned.
 
-    Episodes are dealt out before the start: slot ``j`` of a target plays the episodes ``j``,
-    ``j + n_envs``, ... Taking the first that end would count short ones too often. An episode
-    starts from a state fixed by the seed and its index alone, so its result does not depend on
-    ``n_envs`` or on the other targets, up to the rounding of the policy's batched matrix products:
-    MuJoCo's contacts can amplify a last-bit difference in an action into another trajectory.
+    Slot ``j`` of a target plays the episodes ``j``, ``j + n_envs``, ...: to take the first that end
+    would count short ones too often. An episode starts from a state fixed by the seed and its index
+    alone, so its result does not depend on ``n_envs`` or on the other targets, up to the rounding
+    of batched matrix products, which MuJoCo's contacts can amplify into another trajectory.
 
     Args:
         actor: The policy.
@@ -117,8 +106,8 @@ def rollout(
         on_step: Called before each step, and after the last.
 
     Raises:
-        UserError: The environment does not exist or cannot be made, the policy does not fit it
-            or chose an action that is not finite.
+        UserError: The environment cannot be made, or the policy does not fit it or chose an action
+            that is not finite.
     """
     started = time.perf_counter()
     episodes, targets = evaluation.episodes, len(evaluation.target_returns)
@@ -191,50 +180,28 @@ def rollout(
 
 
 def make_simulators(evaluation: Evaluation, slots: int) -> Simulators | EnvPoolSimulators:
-    """Makes the environments of an evaluation.
-
-    Raises:
-        UserError: They cannot be made.
-    """
+    """Makes the environments of an evaluation."""
+    name, horizon = evaluation.environment_id, evaluation.horizon
     options = dict(evaluation.environment_kwargs)
     if evaluation.start_noise is not None:
         options["reset_noise_scale"] = evaluation.start_noise
     if evaluation.engine == "gymnasium":
-        return Simulators(
-            evaluation.environment_id, slots, horizon=evaluation.horizon, options=options
-        )
+        return Simulators(name, slots, horizon=horizon, options=options)
     seeds = start_seeds(evaluation.seed, np.arange(evaluation.episodes))
-    return EnvPoolSimulators(
-        evaluation.environment_id,
-        slots,
-        np.tile(seeds, len(evaluation.target_returns)),
-        horizon=evaluation.horizon,
-        options=options,
-    )
+    seeds = np.tile(seeds, len(evaluation.target_returns))
+    return EnvPoolSimulators(name, slots, seeds, horizon=horizon, options=options)
 
 
 def start_seeds(seed: int, episodes: np.ndarray) -> np.ndarray:
-    """Returns the seed of each episode's start state, (len(episodes),), int64 below 2**32.
-
-    Each depends on ``seed`` and the episode's index only.
-    """
-    return np.array(
-        [
-            np.random.SeedSequence(seed, spawn_key=(int(i),)).generate_state(1)[0]
-            for i in np.atleast_1d(episodes)
-        ],
-        np.int64,
-    )
+    """Returns the seed of each episode's start state, from `seed` and its index: int64 < 2**32."""
+    sequences = [np.random.SeedSequence(seed, spawn_key=(int(i),)) for i in episodes]
+    return np.array([sequence.generate_state(1)[0] for sequence in sequences], np.int64)
 
 
 def bounded_actions(
     actions: torch.Tensor, simulators: Simulators | EnvPoolSimulators
 ) -> np.ndarray:
-    """Returns a policy's actions as the environment takes them: (batch, action_dim), in bounds.
-
-    Raises:
-        UserError: An action is not finite, or the shape is not the environment's.
-    """
+    """Returns a policy's actions as the environment takes them: (batch, action_dim), in bounds."""
     array = actions.detach().float().cpu().numpy()
     if array.ndim != 2 or array.shape[1] != simulators.action_dim:
         raise UserError(
@@ -250,11 +217,7 @@ def bounded_actions(
 
 
 def check_dimensions(actor: Any, simulators: Simulators | EnvPoolSimulators) -> None:
-    """Compares the dimensions that an actor declares, if it does, with the environment's.
-
-    Raises:
-        UserError: They differ.
-    """
+    """Compares the dimensions that an actor declares, if it does, with the environment's."""
     for kind in ("observation", "action"):
         found = getattr(simulators, f"{kind}_dim")
         expected = getattr(actor, f"{kind}_dim", found)

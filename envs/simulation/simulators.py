@@ -1,8 +1,6 @@
 """Many environments, stepped together, without automatic resets."""
 
 import contextlib
-import difflib
-import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.wrappers import FlattenObservation, OrderEnforcing, PassiveEnvChecker, TimeLimit
 
+from common.checks import nearest
 from common.errors import UserError
 
 # MuJoCo loads the OpenGL that MUJOCO_GL names when it is imported, and fails with it; only a video
@@ -36,9 +35,8 @@ _MOST_WORKERS = 2
 def quiet_model_files() -> Iterator[None]:
     """Silences deprecation warnings while environments are made.
 
-    MuJoCo warns of Gymnasium's own HalfCheetah model, on standard error and in a file in the
-    working directory, once for each environment; Gymnasium warns of v4, asked for on purpose.
-    MuJoCo's other messages become Python warnings.
+    MuJoCo warns of Gymnasium's HalfCheetah model, once for each environment, on standard error and
+    in a file; Gymnasium warns of v4. MuJoCo's other messages become Python warnings.
     """
 
     def warn(message: str) -> None:
@@ -63,19 +61,20 @@ def make_environment(environment_id: str, *, bare: bool = False, **kwargs: Any) 
 
     Args:
         environment_id: Gymnasium id, such as ``Hopper-v5``.
-        bare: Without the time limit and the checks that ``gymnasium.make`` wraps around it.
+        bare: Omits the time limit and the checks of ``gymnasium.make``.
         **kwargs: Passed to ``gymnasium.make``.
 
     Raises:
-        UserError: There is none of that id, it cannot be made here, or its spaces don't fit.
+        UserError: The environment does not exist, cannot be made or has other spaces.
     """
     try:
         with quiet_model_files():
             environment = gym.make(environment_id, disable_env_checker=True, **kwargs)
     except gym.error.UnregisteredEnv as error:
-        near = difflib.get_close_matches(environment_id, list(gym.registry), n=2, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "install the package that has it."
-        raise UserError(f"environment '{environment_id}' does not exist; {hint}") from error
+        raise UserError(
+            f"environment '{environment_id}' does not exist"
+            f"{nearest(environment_id, list(gym.registry))}; install the package that registers it."
+        ) from error
     # An environment's own code can fail in any way on keyword arguments that it does not take.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
@@ -86,48 +85,39 @@ def make_environment(environment_id: str, *, bare: bool = False, **kwargs: Any) 
         ) from error
     while bare and isinstance(environment, _REPLACED_WRAPPERS):
         environment = environment.env
+    space, actions = environment.observation_space, environment.action_space
     try:
-        space = environment.observation_space
-        require_vectors(environment_id, space, environment.action_space)
-        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
-            environment = FlattenObservation(environment)
-        if len(environment.action_space.shape) != 1:
+        require_vectors(environment_id, space, actions)
+        if len(actions.shape) != 1:
             raise UserError(
-                f"environment '{environment_id}' has the action space {environment.action_space}, "
+                f"environment '{environment_id}' has the action space {actions}, "
                 "but a policy here gives vectors: a Box of one dimension."
             )
     except UserError:
         environment.close()
         raise
-    return environment
+    flat = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
+    return environment if flat else FlattenObservation(environment)
 
 
 def require_vectors(name: str, observations: gym.Space, actions: gym.Space) -> None:
     """Checks that observations are boxes of numbers, or a Dict of such, and actions one box.
 
-    Args:
-        name: Of the data set or environment, for the message.
-        observations: The observation space.
-        actions: The action space.
-
     Raises:
-        UserError: They are images, discrete or of another kind.
+        UserError: They are images, discrete or of another kind; names the data or environment.
     """
-    for kind, space in (("observations", observations), ("actions", actions)):
-        parts = [space]
-        if isinstance(space, gym.spaces.Dict) and kind == "observations":
-            parts = _leaves(space)
-        for part in parts:
-            if not isinstance(part, gym.spaces.Box):
-                raise UserError(
-                    f"{name}: the {kind} are {space}, not boxes of numbers; a policy here sees "
-                    "and gives vectors of real numbers"
-                )
-            if part.dtype == np.uint8 and len(part.shape) > 1:
-                raise UserError(
-                    f"{name}: the {kind} hold images ({part}); there is no encoder for images "
-                    "here, only vectors of real numbers can be used"
-                )
+    parts = [("observations", part) for part in _leaves(observations)]
+    for kind, part in (*parts, ("actions", actions)):
+        if not isinstance(part, gym.spaces.Box):
+            raise UserError(
+                f"{name}: the {kind} are {part}, not boxes of numbers; a policy here sees and "
+                "gives vectors of real numbers."
+            )
+        if part.dtype == np.uint8 and len(part.shape) > 1:
+            raise UserError(
+                f"{name}: the {kind} hold images ({part}); there is no encoder for images here, "
+                "only vectors of real numbers can be used."
+            )
 
 
 def _leaves(space: gym.Space) -> list[gym.Space]:
@@ -151,21 +141,12 @@ class Simulators:
         options: Passed to ``gymnasium.make``.
 
     Attributes:
-        n: Number of environments.
-        environment_id: Gymnasium id, with its version.
-        version: Version of Gymnasium.
-        mujoco_version: Version of MuJoCo; None if another engine runs the environment.
-        horizon: Steps after which an episode is truncated; None without a time limit.
-        observation_dim: Length of an observation.
-        action_dim: Length of an action.
-        action_low: (action_dim,) float32, lower bounds of the actions.
-        action_high: (action_dim,) float32, upper bounds of the actions.
-        environments: The environments themselves, without the outer wrappers of gymnasium.make.
-        success: (n,) bool, whether ``info["success"]`` was true at a step of the episode.
+        mujoco_version: None if another engine runs the environment.
+        action_low: (action_dim,) float32, lower bounds of the actions; `action_high` likewise.
+        environments: The environments, without the outer wrappers of gymnasium.make.
+        success: (n,) bool, whether ``info["success"]`` was true at a step of the episode, as
+            Gymnasium-Robotics' mazes and hands report it.
         reports_success: Whether any environment has reported a success or its absence.
-
-    Raises:
-        UserError: The environment cannot be made, see `make_environment`.
     """
 
     def __init__(
@@ -204,11 +185,7 @@ class Simulators:
         self._pool = ThreadPoolExecutor(self._workers) if self._workers > 1 else None
 
     def reset(self, index: np.ndarray, seeds: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Starts a new episode in each environment of `index`.
-
-        Args:
-            index: (k,) int, environments, each at most once.
-            seeds: (k,) int, what ``reset(seed=...)`` of each gets.
+        """Starts an episode in each environment of `index`, (k,), with its seed of `seeds`, (k,).
 
         Returns:
             (k, observation_dim) float32, the first observations.
@@ -227,37 +204,30 @@ class Simulators:
     def step(
         self, index: np.ndarray, actions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Takes one step in each environment of `index`.
+        """Takes one step in each environment of `index`, (k,) int, each there at most once.
 
         Args:
-            index: (k,) int, environments, each at most once.
+            index: Environments whose episode has begun and not ended.
             actions: (k, action_dim) float32.
 
         Returns:
             observations (k, observation_dim) float32, rewards (k,) float64, terminations (k,) bool
             and truncations (k,) bool.
-
-        Raises:
-            RuntimeError: An environment in `index` has ended its episode, or has not begun one.
         """
         self._require_running(index)
         count = len(index)
         observations = np.empty((count, self.observation_dim), np.float32)
         rewards = np.empty(count, np.float64)
-        terminations = np.empty(count, bool)
-        truncations = np.empty(count, bool)
+        terminations, truncations = np.empty((2, count), bool)
 
         def step_one(row: int) -> None:
-            observation, reward, terminated, truncated, info = self.environments[index[row]].step(
-                actions[row]
+            environment = self.environments[index[row]]
+            observations[row], rewards[row], terminations[row], truncations[row], info = (
+                environment.step(actions[row])
             )
             if "success" in info:
                 self.reports_success = True
                 self.success[index[row]] |= bool(info["success"])
-            observations[row] = observation
-            rewards[row] = reward
-            terminations[row] = terminated
-            truncations[row] = truncated
 
         self._for_each(count, step_one)
         truncations |= self._count_step(index, terminations | truncations)
@@ -271,9 +241,7 @@ class Simulators:
     def _count_step(self, index: np.ndarray, ended: np.ndarray) -> np.ndarray:
         """Counts a step of each environment; returns (k,) bool, those that reach the horizon."""
         self._elapsed[index] += 1
-        timed_out = np.zeros(len(index), bool)
-        if self.horizon is not None:
-            timed_out = self._elapsed[index] >= self.horizon
+        timed_out: np.ndarray = self._elapsed[index] >= (self.horizon or np.inf)
         self._running[index] = ~(ended | timed_out)
         return timed_out
 
@@ -286,9 +254,7 @@ class Simulators:
             run(0, count)
             return
         borders = np.linspace(0, count, self._workers + 1).astype(int)
-        jobs = [self._pool.submit(run, *pair) for pair in itertools.pairwise(borders)]
-        for job in jobs:
-            job.result()
+        list(self._pool.map(run, borders[:-1], borders[1:]))  # raises what a thread raised
 
     def close(self) -> None:
         """Ends the threads and closes every environment."""

@@ -1,7 +1,6 @@
 """A video of episodes, one or a grid: the policy at work, drawn off screen by MuJoCo."""
 
 import functools
-import importlib
 import math
 import os
 import subprocess
@@ -10,13 +9,13 @@ import tempfile
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import gymnasium
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from common.checks import require_extra
 from common.errors import UserError
 from common.files import unfinished_file
 from envs.simulation.rollout import Actor, RolloutResult, Scene, rollout
@@ -41,31 +40,25 @@ def record_episodes(
 ) -> RolloutResult:
     """Plays the first episodes of an evaluation and writes them as an mp4, in real time.
 
-    A single episode fills the picture. Several stand side by side, each with its return so far and
-    its steps; one that has ended stands still and dark. They are the first episodes of
-    ``rollout(actor, evaluation)`` at its first target return. With a network they can drift apart
-    from those that were played in a larger batch, whose matrix products round otherwise.
-
-    Environments that step faster than 32 times a second are drawn at every second, third, ...
-    step. If ``MUJOCO_GL`` is not set, it is set to the first of egl, osmesa and glfw that works.
+    Several episodes stand side by side, each with its return so far; one that has ended is still
+    and dark. They are the first of ``rollout(actor, evaluation)`` at its first target return, up to
+    the rounding of batched matrix products. If ``MUJOCO_GL`` is not set, it is set to the first of
+    egl, osmesa and glfw that works.
 
     Args:
         actor: The policy.
-        evaluation: In an environment that can draw itself, stepped by Gymnasium.
-        path: Where to write; ends in ``.mp4``. The file appears only when it is complete.
-        episodes: How many.
-
-    Returns:
-        What `rollout` returns of these episodes.
+        evaluation: Is played by Gymnasium, whatever its engine.
+        path: Ends in ``.mp4``. The file appears only when it is complete.
+        episodes: Number of episodes.
 
     Raises:
-        UserError: The environment or the policy is at fault as in ``rollout``, this machine
-            cannot draw, the extra ``video`` is missing, or the file cannot be written.
+        UserError: As in `rollout`, or this machine cannot draw, the extra ``video`` is missing, or
+            the file cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() != ".mp4":
         raise UserError(f"The video '{path}' must have a name that ends in .mp4.")
-    ffmpeg = _import_ffmpeg()
+    require_extra("imageio_ffmpeg", "a video", "video")
     os.environ["MUJOCO_GL"] = offscreen_backend(os.environ.get("MUJOCO_GL"))
     shown = replace(
         evaluation,
@@ -79,7 +72,7 @@ def record_episodes(
         path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished_file(path) as unfinished:  # ffmpeg takes the format from the ending
             unfinished.touch()
-            with closing(_Film(unfinished, ffmpeg)) as film:
+            with closing(_Film(unfinished)) as film:
                 played = rollout(actor, shown, on_step=film.show)
                 film.finish()
     except OSError as error:
@@ -91,65 +84,43 @@ def record_episodes(
 def offscreen_backend(chosen: str | None = None) -> str:
     """Returns the OpenGL backend that draws on this machine: egl, osmesa or glfw.
 
-    Args:
-        chosen: The value of ``MUJOCO_GL``; if given, no other one is tried.
+    Only ``chosen``, the value of ``MUJOCO_GL``, is tried if it is given.
 
     Raises:
         UserError: None works; says what to install or set.
     """
     backends = ("egl", "osmesa", "glfw") if sys.platform == "linux" else ("glfw",)
-    if not chosen:
-        for backend in backends:
-            if _draws(backend):
-                return backend
-        raise UserError(
-            f"MuJoCo cannot draw on this machine (tried {', '.join(backends)}): install an"
-            " off-screen OpenGL, for example `apt-get install libegl1 libgl1-mesa-dri`"
-            " or `apt-get install libosmesa6`."
-        )
-    if chosen not in backends:
+    if chosen and chosen not in backends:
         raise UserError(
             f"The environment variable MUJOCO_GL is '{chosen}', but a video needs"
             f" {' or '.join(backends)}: set one of them, or unset it."
         )
-    if not _draws(chosen):
-        package = {"egl": "libegl1", "osmesa": "libosmesa6"}.get(chosen)
-        remedy = f"install it (`apt-get install {package}`) or " if package else ""
-        raise UserError(
-            f"MuJoCo cannot draw with MUJOCO_GL={chosen} on this machine: {remedy}unset"
-            " MUJOCO_GL to have the others tried."
-        )
-    return chosen
+    tried = (chosen,) if chosen else backends
+    for backend in tried:
+        if _draws(backend):
+            return backend
+    raise UserError(
+        f"MuJoCo cannot draw on this machine (tried {', '.join(tried)}): install an off-screen "
+        "OpenGL, for example `apt-get install libegl1 libgl1-mesa-dri` or `apt-get install "
+        f"libosmesa6`{', or unset MUJOCO_GL to have the others tried' if chosen else ''}."
+    )
 
 
 @functools.cache
 def _draws(backend: str) -> bool:
-    with tempfile.TemporaryDirectory() as folder:  # MuJoCo logs a failure into its work folder
-        try:
-            probe = subprocess.run(
-                [sys.executable, "-c", _PROBE, backend],
-                cwd=folder,
-                env={**os.environ, "MUJOCO_GL": backend},
-                capture_output=True,
-                timeout=60,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return False
-    return probe.returncode == 0
-
-
-def _import_ffmpeg() -> ModuleType:
-    try:
-        return importlib.import_module("imageio_ffmpeg")
-    except ImportError as error:
-        raise UserError(
-            "A video needs the extra 'video', which is not installed: pip install -e \".[video]\""
-        ) from error
+    command = [sys.executable, "-c", _PROBE, backend]
+    variables = {**os.environ, "MUJOCO_GL": backend}
+    # MuJoCo logs a failure into its working folder.
+    with tempfile.TemporaryDirectory() as folder, suppress(subprocess.SubprocessError):
+        subprocess.run(
+            command, cwd=folder, env=variables, capture_output=True, timeout=60, check=True
+        )
+        return True
+    return False
 
 
 def _set_camera(environment: gymnasium.Env, *, small: bool) -> None:
-    """Makes MuJoCo's camera follow the body, and draw tiles fast, without shadows."""
+    """Makes MuJoCo's camera follow the body, and draw tiles (`small`) without shadows."""
     simulator = environment.unwrapped
     model, renderer = getattr(simulator, "model", None), getattr(simulator, "mujoco_renderer", None)
     if not isinstance(model, mujoco.MjModel) or renderer is None:
@@ -165,8 +136,10 @@ def _set_camera(environment: gymnasium.Env, *, small: bool) -> None:
 class _Film:
     """Writes what `rollout` shows; the first scene opens the file."""
 
-    def __init__(self, path: Path, ffmpeg: ModuleType) -> None:
-        self.path, self.ffmpeg = path, ffmpeg
+    def __init__(self, path: Path) -> None:
+        import imageio_ffmpeg
+
+        self.path, self.ffmpeg = path, imageio_ffmpeg
         self.writer: Any = None
         self.step = self.frames = 0
         self.playing: np.ndarray
@@ -184,7 +157,7 @@ class _Film:
             self.views[i] = environments[i].render()
         self.playing = scene.playing
         if shown:
-            self.writer.send(_frame(self.views, scene.returns, scene.lengths, scene.playing))
+            self.writer.send(_frame(self.views, scene))
             self.frames += 1
         self.step += 1
 
@@ -195,18 +168,14 @@ class _Film:
         self.stride = math.ceil(step_fps / MAX_FPS)
         self.playing = scene.playing
         self.views = [environment.render() for environment in environments]
-        size = _frame(self.views, scene.returns, scene.lengths, scene.playing).shape[1::-1]
+        size = _frame(self.views, scene).shape[1::-1]
         self.writer = self.ffmpeg.write_frames(
             str(self.path), size, fps=step_fps / self.stride, quality=7, ffmpeg_log_level="error"
         )
         self.writer.send(None)
 
     def finish(self) -> None:
-        """Completes the file.
-
-        Raises:
-            OSError: ffmpeg could not write all of it, which the writer itself does not tell.
-        """
+        """Completes the file; raises OSError if ffmpeg, which does not tell, has failed."""
         self.close()
         with suppress(RuntimeError):  # raised for a file that cannot be read at all
             if self.ffmpeg.count_frames_and_secs(str(self.path))[0] == self.frames:
@@ -219,9 +188,7 @@ class _Film:
             self.writer.close()
 
 
-def _frame(
-    views: list[np.ndarray], returns: np.ndarray, lengths: np.ndarray, playing: np.ndarray
-) -> np.ndarray:
+def _frame(views: list[np.ndarray], scene: Scene) -> np.ndarray:
     """Returns a frame (height, width, 3): the only view, or all as tiles with their returns."""
     if len(views) == 1:
         return np.ascontiguousarray(views[0])
@@ -229,8 +196,9 @@ def _frame(
     columns = math.ceil(math.sqrt(len(views)))
     page = Image.new("RGB", (columns * TILE, math.ceil(len(views) / columns) * height))
     for i, view in enumerate(views):
-        tile = Image.fromarray(view if playing[i] else view // 3).resize((TILE, height))
-        words = f"{returns[i]:,.0f}" + ("" if playing[i] else f" in {lengths[i]:,} steps")
+        tile = Image.fromarray(view if scene.playing[i] else view // 3).resize((TILE, height))
+        words = f"{scene.returns[i]:,.0f}"
+        words += "" if scene.playing[i] else f" in {scene.lengths[i]:,} steps"
         font = ImageFont.load_default(size=18)
         ImageDraw.Draw(tile).text((8, 5), words, "white", font, stroke_width=2, stroke_fill="black")
         page.paste(tile, (i % columns * TILE, i // columns * height))
