@@ -25,13 +25,10 @@ Plain = TypeVar("Plain")
 
 
 def from_plain(cls: type[Plain], values: Any) -> Plain:
-    """Builds a dataclass from the plain values of a JSON file: the inverse of `asdict`.
+    """Builds a dataclass from the plain values of a JSON file, checked: the inverse of `asdict`.
 
     >>> from_plain(Reference, {"minimum": 0, "maximum": 200.0, "source": "mine"})
     Reference(minimum=0.0, maximum=200.0, source='mine')
-
-    Raises:
-        UserError: A key is missing or unknown, or its value is of another type or not finite.
     """
     hints, known = get_type_hints(cls), fields(cls)  # type: ignore[arg-type]
     required = {f.name for f in known if f.default is MISSING and f.default_factory is MISSING}
@@ -111,9 +108,8 @@ class Evaluation:
         environment_id: Gymnasium id.
         rollout: How the policy acts: ``carried``, ``rolling`` or ``window``; see agents.acting.
         context_length: Steps of the past that ``rolling`` and ``window`` keep.
-        target_returns: Returns to ask for, each in episodes of its own, in units of return.
+        target_returns: Returns to ask for, each in `episodes` episodes of its own.
         environment_kwargs: Keyword arguments of `gymnasium.make`.
-        episodes: Episodes for each target return.
         seed: Seed of the start states and of the observation noise.
         horizon: Steps after which an episode is truncated; None is the environment's own limit.
         engine: ``gymnasium``, or ``envpool``: faster, with other start states.
@@ -174,16 +170,12 @@ class Task:
     target_return: float
 
 
-def _d4rl(minimum: float, maximum: float) -> Reference:
-    return Reference(minimum, maximum, D4RL_REFERENCE_SOURCE)
-
-
 TASKS = {
-    task.name: task
-    for task in (
-        Task("hopper", "Hopper-v5", _d4rl(-20.272305, 3234.3), 3600.0),
-        Task("halfcheetah", "HalfCheetah-v5", _d4rl(-280.178953, 12135.0), 12000.0),
-        Task("walker2d", "Walker2d-v5", _d4rl(1.629008, 4592.3), 5000.0),
+    name: Task(name, environment_id, Reference(*returns, D4RL_REFERENCE_SOURCE), target)
+    for name, environment_id, returns, target in (
+        ("hopper", "Hopper-v5", (-20.272305, 3234.3), 3600.0),
+        ("halfcheetah", "HalfCheetah-v5", (-280.178953, 12135.0), 12000.0),
+        ("walker2d", "Walker2d-v5", (1.629008, 4592.3), 5000.0),
     )
 }
 

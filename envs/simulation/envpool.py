@@ -32,9 +32,6 @@ class EnvPoolSimulators:
         seeds: (episodes,) int, every seed that `reset` will be given, as often as it will be.
         horizon: Steps after which an episode is truncated; None is the environment's own limit.
         options: Further settings of the environment, such as ``reset_noise_scale``.
-
-    Raises:
-        UserError: EnvPool is not installed, does not have this environment or not this option.
     """
 
     mujoco_version = None  # EnvPool brings a MuJoCo of its own and does not tell its version
@@ -88,10 +85,9 @@ class EnvPoolSimulators:
 
     def reset(self, index: np.ndarray, seeds: Sequence[int] | np.ndarray) -> np.ndarray:
         """Starts the episode of each seed in a slot: (k, observation_dim) float32."""
-        chosen = np.array([self._waiting[int(seed)].pop() for seed in seeds])
-        self._slots[index] = chosen
+        self._slots[index] = chosen = np.array([self._waiting[int(seed)].pop() for seed in seeds])
         observations, info = self._pool.reset(chosen.astype(np.int32))
-        return self._in_order(chosen, info, observations).astype(np.float32)
+        return observations[self._order(chosen, info)].astype(np.float32)
 
     def step(
         self, index: np.ndarray, actions: np.ndarray
@@ -101,18 +97,16 @@ class EnvPoolSimulators:
         observations, rewards, terminations, truncations, info = self._pool.step(
             actions.astype(np.float64), chosen.astype(np.int32)
         )
-        return (
-            self._in_order(chosen, info, observations).astype(np.float32),
-            self._in_order(chosen, info, rewards).astype(np.float64),
-            self._in_order(chosen, info, terminations),
-            self._in_order(chosen, info, truncations),
-        )
+        order = self._order(chosen, info)
+        rewards = rewards[order].astype(np.float64)
+        observations = observations[order].astype(np.float32)
+        return observations, rewards, terminations[order], truncations[order]
 
     @staticmethod
-    def _in_order(chosen: np.ndarray, info: dict[str, Any], values: np.ndarray) -> np.ndarray:
-        """Sorts results, which come in the order in which the threads finished, as `chosen`."""
+    def _order(chosen: np.ndarray, info: dict[str, Any]) -> np.ndarray:
+        """Returns where each environment of `chosen` stands in results, which come unordered."""
         came = np.argsort(info["env_id"])
-        return values[came[np.argsort(np.argsort(chosen))]]
+        return came[np.argsort(np.argsort(chosen))]
 
     def close(self) -> None:
         """Ends the threads."""

@@ -19,8 +19,6 @@ from envs.simulation.envpool import EnvPoolSimulators
 from envs.simulation.simulators import Simulators
 from envs.tasks import Evaluation
 
-DEFAULT_N_ENVS = 100
-
 
 class Actor(Protocol):
     """What a rollout needs of a policy, which is expected in evaluation mode (no dropout).
@@ -111,7 +109,7 @@ def rollout(
     """
     started = time.perf_counter()
     episodes, targets = evaluation.episodes, len(evaluation.target_returns)
-    n_envs = min(evaluation.n_envs or DEFAULT_N_ENVS, episodes)
+    n_envs = min(evaluation.n_envs or 100, episodes)
     slots = targets * n_envs
     target_of_slot = np.repeat(np.arange(targets), n_envs)
     returns = np.zeros((targets, episodes), np.float64)

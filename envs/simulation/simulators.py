@@ -126,7 +126,7 @@ def _leaves(space: gym.Space) -> list[gym.Space]:
     return [leaf for part in space.spaces.values() for leaf in _leaves(part)]
 
 
-class Simulators:
+class Simulators(contextlib.AbstractContextManager):
     """`n` environments of one kind; any subset of them can be reset or stepped.
 
     Observations, rewards and ends of an episode are those of ``gymnasium.make(environment_id)``,
@@ -135,7 +135,6 @@ class Simulators:
 
     Args:
         environment_id: Gymnasium id; see `make_environment`.
-        n: Number of environments.
         workers: Threads that step; by default one or two, as the machine allows.
         horizon: Steps after which an episode is truncated; None is the environment's own limit.
         options: Passed to ``gymnasium.make``.
@@ -262,9 +261,6 @@ class Simulators:
             self._pool.shutdown()
         for environment in self.environments:
             environment.close()
-
-    def __enter__(self) -> "Simulators":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

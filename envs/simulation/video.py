@@ -85,9 +85,6 @@ def offscreen_backend(chosen: str | None = None) -> str:
     """Returns the OpenGL backend that draws on this machine: egl, osmesa or glfw.
 
     Only ``chosen``, the value of ``MUJOCO_GL``, is tried if it is given.
-
-    Raises:
-        UserError: None works; says what to install or set.
     """
     backends = ("egl", "osmesa", "glfw") if sys.platform == "linux" else ("glfw",)
     if chosen and chosen not in backends:
