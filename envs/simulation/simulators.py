@@ -157,8 +157,6 @@ class Simulators(contextlib.AbstractContextManager):
         horizon: int | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
-        if n < 1:
-            raise ValueError(f"n is {n}; at least one environment is needed")
         options = options or {}
         self.environments = [
             make_environment(environment_id, bare=True, **options) for _ in range(n)

@@ -98,8 +98,6 @@ def test_subsets_step_alone_and_ended_episodes_must_be_reset():
 def test_says_what_it_needs_of_an_environment():
     with pytest.raises(UserError, match="CartPole-v1: the actions are Discrete"):
         Simulators("CartPole-v1", 1)
-    with pytest.raises(ValueError, match="n is 0"):
-        Simulators("Hopper-v5", 0)
 
 
 def test_an_error_in_a_thread_reaches_the_caller():
