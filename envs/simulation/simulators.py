@@ -143,8 +143,8 @@ class Simulators(contextlib.AbstractContextManager):
         mujoco_version: None if another engine runs the environment.
         action_low: (action_dim,) float32, lower bounds of the actions; `action_high` likewise.
         environments: The environments, without the outer wrappers of gymnasium.make.
-        success: (n,) bool, whether ``info["success"]`` was true at a step of the episode, as
-            Gymnasium-Robotics' mazes and hands report it.
+        success: (n,) bool, whether ``info["success"]``, as Gymnasium-Robotics' mazes report it,
+            was true at a step of the episode.
         reports_success: Whether any environment has reported a success or its absence.
     """
 
