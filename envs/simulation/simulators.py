@@ -211,7 +211,9 @@ class Simulators(contextlib.AbstractContextManager):
             observations (k, observation_dim) float32, rewards (k,) float64, terminations (k,) bool
             and truncations (k,) bool.
         """
-        self._require_running(index)
+        if not self._running[index].all():
+            ended = index[~self._running[index]]
+            raise RuntimeError(f"environments {ended.tolist()} must be reset before the next step")
         count = len(index)
         observations = np.empty((count, self.observation_dim), np.float32)
         rewards = np.empty(count, np.float64)
@@ -227,20 +229,10 @@ class Simulators(contextlib.AbstractContextManager):
                 self.success[index[row]] |= bool(info["success"])
 
         self._for_each(count, step_one)
-        truncations |= self._count_step(index, terminations | truncations)
-        return observations, rewards, terminations, truncations
-
-    def _require_running(self, index: np.ndarray) -> None:
-        if not self._running[index].all():
-            ended = index[~self._running[index]]
-            raise RuntimeError(f"environments {ended.tolist()} must be reset before the next step")
-
-    def _count_step(self, index: np.ndarray, ended: np.ndarray) -> np.ndarray:
-        """Counts a step of each environment; returns (k,) bool, those that reach the horizon."""
         self._elapsed[index] += 1
-        timed_out: np.ndarray = self._elapsed[index] >= (self.horizon or np.inf)
-        self._running[index] = ~(ended | timed_out)
-        return timed_out
+        truncations |= self._elapsed[index] >= (self.horizon or np.inf)
+        self._running[index] = ~(terminations | truncations)
+        return observations, rewards, terminations, truncations
 
     def _for_each(self, count: int, function: Callable[[int], None]) -> None:
         def run(begin: int, end: int) -> None:
