@@ -125,7 +125,7 @@ def assert_damage_is_one_sentence(start, folder):
     for keys, value, words in (
         (["dataset"], {"id": "x"}, "environment_id"),
         (["dataset", "return_max"], "x", "return_max is 'x'"),
-        (["evaluation", "rollout"], "rolled", "rollout is 'rolled'"),
+        (["evaluation", "rollout"], "rolled", "rollout 'rolled' does not exist"),
         (["evaluation", "seed"], -1, "seed is -1"),
         (["evaluation", "environment_id"], "this:Hopper-v5", "give environment=this:Hopper-v5"),
     ):
