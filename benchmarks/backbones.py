@@ -5,34 +5,31 @@
 For every backbone of the registry (3 layers, d 128, one token a step unless it says otherwise):
 
 - one training update (forward, backward, clipping, AdamW) on 64 windows of 20 steps and on 2 rows
-  of 1000 steps, and the peak memory of the latter above what stood before
+  of 1000 steps, and the peak memory of the latter above its inputs
 - one step of the rollout at batch 1 and 100, after 10 to 10,000 steps of history
-- the bytes that it carries from step to step for one environment
+- the bytes of the state that one environment carries from step to step
 
-and Decision Transformer: ours (its published settings, the window run again at every
-step) and those of transformers and d3rlpy, as installed, on the same steps. d3rlpy pins an older
+and Decision Transformer on the same steps: ours (its published settings, the window run again at
+every step), that of transformers and that of d3rlpy, where they are installed. d3rlpy pins an older
 gymnasium, so it needs an environment of its own: `pip install d3rlpy -e . --no-deps`, and there
-`python benchmarks/backbones.py --only d3rlpy --append`. Peers that are not installed are left out.
-
-Interleaved rounds in one process, medians. Saved as benchmarks/results/backbones.csv and .png.
+`python benchmarks/backbones.py --only d3rlpy --append`. Saves backbones.csv and backbones.png.
 """
 
-import argparse
+import csv
 import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from timing import (
-    RESULTS,
     Row,
     Work,
     acting_step,
+    make_parser,
     medians,
-    peak_of_process,
-    print_peak,
+    peak_mebibytes,
     printed,
-    read_csv,
     write_csv,
 )
 from torch import Tensor, nn
@@ -92,35 +89,32 @@ def update_of(name: str, shape: tuple[int, int]) -> Callable[[], None]:
     """One training update on steps of a shape."""
     batch = make_batch(shape)
     if name == "transformers":
-        model = transformers_model()
-        inputs = transformers_inputs(batch)
-
-        def loss() -> Tensor:
-            predicted = model(**inputs).action_preds
-            return (predicted - batch["actions"]).square().mean()
-
-        return make_update(model, loss)
+        model, inputs = transformers_model(batch)
+        return make_update(
+            model, lambda: (model(**inputs).action_preds - batch["actions"]).square().mean()
+        )
     if name == "d3rlpy":
         return d3rlpy_update(batch)
     policy = make_policy(name).train()
     return make_update(policy, lambda: policy.loss(**batch)[0])
 
 
-def transformers_model() -> Any:
-    """Transformers' Decision Transformer with the published settings."""
+def compiled_update(name: str) -> Callable[[], None]:
+    """An update on rows of 1000 steps, after a short one that compiles."""
+    update_of(name, (1, 4))()
+    return update_of(name, PACKED)
+
+
+def transformers_model(batch: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
+    """Transformers' Decision Transformer with the published settings, and a batch as its input."""
     from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
     config = DecisionTransformerConfig(
         state_dim=OBSERVATION_DIM, act_dim=ACTION_DIM, hidden_size=128, n_layer=3, n_head=1,
         activation_function="relu", max_ep_len=10_001,
     )  # fmt: skip
-    return DecisionTransformerModel(config)
-
-
-def transformers_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A batch under transformers' names."""
     returns = batch["returns_to_go"].unsqueeze(-1)
-    return {
+    return DecisionTransformerModel(config), {
         "states": batch["observations"], "actions": batch["actions"], "rewards": returns,
         "returns_to_go": returns / 1000, "timesteps": batch["timesteps"],
         "attention_mask": batch["mask"].long(),
@@ -156,7 +150,8 @@ def d3rlpy_update(batch: dict[str, Tensor]) -> Callable[[], None]:
 def actor_of(name: str, batch: int) -> Work:
     """One step of the rollout, the state carried on from call to call."""
     if name == "transformers":
-        model, inputs = transformers_model().eval(), transformers_inputs(make_batch((batch, 20)))
+        model, inputs = transformers_model(make_batch((batch, 20)))
+        model.eval()
         return lambda: model(**inputs)  # the window that every step runs again
     rollout = "window" if name == TRANSFORMER else "carried"
     actor = make_actor(make_policy(name).eval(), rollout, 20)
@@ -197,13 +192,12 @@ def measure(names: list[str], threads: int, rounds: int) -> list[Row]:
     for name in acting:
         if name != "transformers":
             rows[name]["state bytes"] = state_bytes(name)
-        peak = peak_of_process("--peak", name, "--threads", threads) if name in MIXERS else None
-        if peak is not None:
-            rows[name]["peak MiB 2x1000"] = round(peak / 2**20, 1)
+        if name in MIXERS:
+            rows[name]["peak MiB 2x1000"] = peak_mebibytes(compiled_update, name)
     return list(rows.values())
 
 
-def plot(rows: list[Row]) -> None:
+def plot(rows: list[Row], path: Path) -> None:
     """Update time, and step time against history."""
     from matplotlib import pyplot
 
@@ -224,31 +218,27 @@ def plot(rows: list[Row]) -> None:
             steps.loglog(HISTORIES, line, "o-" if minimal else ".--", label=row["backbone"])
     steps.set(xlabel="steps of the episode so far", ylabel="us for one step, batch 1")
     steps.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(RESULTS / "backbones.png", dpi=120)
+    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
     """Measures, prints, saves and plots."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser = make_parser(__doc__, rounds=15)
     parser.add_argument("--only", nargs="+", choices=NAMES)
     parser.add_argument("--append", action="store_true", help="keep the other rows of the table")
-    parser.add_argument("--peak", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.peak:
-        update_of(arguments.peak, (1, 4))()  # compiles
-        return print_peak(update_of(arguments.peak, PACKED))
-    peers = {n for n in ("transformers", "d3rlpy") if importlib.util.find_spec(n) is None}
-    names = [name for name in arguments.only or NAMES if name not in peers]
+    missing = {n for n in ("transformers", "d3rlpy") if importlib.util.find_spec(n) is None}
+    names = [name for name in arguments.only or NAMES if name not in missing]
     rows = measure(names, arguments.threads, arguments.rounds)
-    before = read_csv("backbones.csv") if arguments.append else []
-    rows = [row for row in before if row["backbone"] not in names] + rows
-    write_csv("backbones.csv", rows)
-    printed(rows)
+    path = arguments.out / "backbones.csv"
+    if arguments.append:
+        with path.open(newline="", encoding="utf-8") as file:
+            before = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+        rows = [row for row in before if row["backbone"] not in names] + rows
+    write_csv(path, printed(rows))
     if importlib.util.find_spec("matplotlib") is not None:
-        plot(rows)
+        plot(rows, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -2,38 +2,45 @@
 
     python benchmarks/data.py
 
-Batches of 102 windows of 20 steps (Hopper's dimensions) from 1,000,000 synthetic steps, timed in
-interleaved rounds: this project's three samplers; a Python call for each sample, as in Decision
-Transformer's and CORL's loaders (written anew here, without worker processes); and d3rlpy's
-`sample_trajectory_batch`, if d3rlpy is installed. Then the share that sampling has in an update of
-the default policy, for each protocol. Prints both tables, and writes benchmarks/results/data.csv.
+Batches of 102 windows of 20 steps (Hopper's dimensions) from 1,000,000 synthetic steps: this
+project's three samplers; a Python call for each sample, as in Decision Transformer's and CORL's
+loaders (written anew here, without worker processes); and d3rlpy's `sample_trajectory_batch`, if
+d3rlpy is installed. Then the share that sampling has in an update of the default policy. Saves
+data.csv.
 
-    python benchmarks/data.py --reading
+    python benchmarks/data.py --reading 1000000
 
-compares the reading of a Minari set of 1,000,000 steps (HalfCheetah's dimensions) with that of the
-same arrays by h5py, and with opening the cached copy.
+compares the reading of a Minari set of so many steps (HalfCheetah's dimensions) with that of the
+same arrays by h5py, and with opening the cached copy. Saves data_reading.csv.
 
     python benchmarks/data.py --on-disk 1000000 50000000
 
 writes D4RL files of so many steps (62 bytes each, three times with the cached copy and a part), and
-shows time and memory of loading and training on them, for the first and for a later run (Linux).
-What these two print is written to benchmarks/results/data_reading.md and data_on_disk.md.
+measures time and memory of loading and training on them, in the first and in a later run (Linux).
+Saves data_on_disk.csv.
 """
 
-import argparse
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import torch
-from timing import RESULTS, Row, Work, machine, markdown, medians, memory, printed, timed, write_csv
+from timing import (
+    Row,
+    Work,
+    in_fresh_process,
+    make_parser,
+    medians,
+    memory,
+    printed,
+    timed,
+    write_csv,
+)
 
 from agents.backbones import mixer_entry
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
@@ -125,41 +132,34 @@ def trainer_of(episodes: Episodes, protocol: ProtocolConfig, folder: Path) -> Tr
     return Trainer(policy, batches, TrainerConfig(), steps=100_000, folder=folder)
 
 
-def reading(rounds: int = 3) -> None:
-    """Stores a Minari set, and prints how long reading it takes."""
+def reading(steps: int, rounds: int) -> Iterator[Row]:
+    """Stores a Minari set, and measures how long reading it takes."""
     generator = np.random.default_rng(0)
-    steps = 1_000_000
     arrays = {
         "observations": generator.standard_normal((steps, 17)),
         "actions": generator.uniform(-1, 1, (steps, 6)).astype(np.float32),
         "rewards": generator.standard_normal(steps),
         "terminations": np.zeros(steps, bool),
-        "truncations": np.arange(steps) % 1000 == 999,
+        "truncations": np.arange(1, steps + 1) % 1000 == 0,
     }
-    names = ("observations", "actions", "rewards", "terminations", "truncations")
-
-    def with_h5py() -> None:
-        with h5py.File(path) as file:
-            for i in range(1000):
-                for name in names:
-                    file[f"episode_{i}/{name}"][()]
-
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MINARI_DATASETS_PATH"] = folder
         store_episodes("speed/cheetah-v0", arrays, environment_id="HalfCheetah-v5")
-        path = Path(folder, "speed/cheetah-v0/data/main_data.hdf5")
+
+        def with_h5py() -> None:
+            with h5py.File(Path(folder, "speed/cheetah-v0/data/main_data.hdf5")) as file:
+                for i in range(steps // 1000):
+                    for name in arrays:
+                        file[f"episode_{i}/{name}"][()]
+
         load = timed(lambda: load_minari("speed/cheetah-v0"))
-        rows = []
         for _ in range(rounds):
             shutil.rmtree(cache_root(), ignore_errors=True)
             raw, first, later = timed(with_h5py)(), load(), load()
-            rows.append(
-                {
-                    "h5py, s": f"{raw:.2f}", "first, s": f"{first:.2f}",
-                    "times h5py": f"{first / raw:.2f}", "later, s": f"{later:.3f}",
-                }
-            )  # fmt: skip
-    report("data_reading.md", markdown(rows))
+            yield {
+                "h5py, s": f"{raw:.2f}", "first, s": f"{first:.2f}",
+                "times h5py": f"{first / raw:.2f}", "later, s": f"{later:.3f}",
+            }  # fmt: skip
 
 
 def write_d4rl(path: Path, steps: int) -> None:
@@ -179,69 +179,46 @@ def write_d4rl(path: Path, steps: int) -> None:
                 data[begin : begin + piece] = array[: steps - begin]
 
 
-def train_on_disk(path: Path) -> None:
-    """Loads a file, makes batches and updates, and prints time and resident memory of each."""
-    kept: dict[str, Any] = {}
+def train_on_disk(path: Path) -> list[Row]:
+    """Loads a file, makes batches and updates; time and resident memory of each."""
+    rows: list[Row] = []
 
-    def row(what: str, work: Work, calls: int = 1) -> None:
-        duration = timed(lambda: kept.update({what: work()}), calls)()
-        sizes = [memory(key) / 2**30 for key in ("RssAnon", "RssFile", "VmHWM")]
-        cells = " | ".join(f"{size:.2f}" for size in sizes)
-        print(f"| {what} | {duration:.4f} | {cells} |", flush=True)
+    def row(what: str, work: Callable[[], Any], calls: int = 1) -> Any:
+        kept: dict[str, Any] = {}
+        seconds = timed(lambda: kept.update(made=work()), calls)()
+        own, mapped, highest = (memory(n) / 2**30 for n in ("RssAnon", "RssFile", "VmHWM"))
+        rows.append(
+            {
+                "what": what, "s": f"{seconds:.4f}", "own memory, GiB": f"{own:.2f}",
+                "mapped files, GiB": f"{mapped:.2f}", "highest sum, GiB": f"{highest:.2f}",
+            }
+        )  # fmt: skip
+        return kept["made"]
 
-    print("| | s | own memory, GiB | mapped files, GiB | highest sum, GiB |")
-    print("|---|---:|---:|---:|---:|")
-    row("open", lambda: load_d4rl(path))
-    episodes = kept["open"]
+    episodes = row("open", lambda: load_d4rl(path))
     row("observation statistics", lambda: episodes.observation_std)
-    row("sampler", lambda: trainer_of(episodes, ProtocolConfig(), path.parent))
-    trainer = kept["sampler"]
+    trainer = row("sampler", lambda: trainer_of(episodes, ProtocolConfig(), path.parent))
     row("a batch, of 3,000", trainer.batches.next, 3000)
     row("an update, of 50", trainer.update, 50)
     row("half of it held out", lambda: hold_out(episodes, 0.5, seed=0))
+    return rows
 
 
-def on_disk(sizes: list[int]) -> None:
+def on_disk(sizes: list[int]) -> Iterator[Row]:
     """Runs `train_on_disk` twice for each number of steps, in a process each."""
-    lines = []
+    os.environ.pop("MINARI_DATASETS_PATH", None)
     for steps in sizes:
         with tempfile.TemporaryDirectory() as folder:
+            os.environ["XDG_CACHE_HOME"] = folder
             path = Path(folder) / "hopper-synthetic.hdf5"
             write_d4rl(path, steps)
-            environment = os.environ | {"XDG_CACHE_HOME": folder}
-            environment.pop("MINARI_DATASETS_PATH", None)
             for run in ("first", "later"):
-                command = [sys.executable, __file__, "--read", str(path)]
-                done = subprocess.run(
-                    command, env=environment, check=True, stdout=subprocess.PIPE, text=True
-                )
-                lines += [f"{steps:,} steps, {run} run:", "", done.stdout]
-    report("data_on_disk.md", "\n".join(lines))
+                for row in in_fresh_process(train_on_disk, path):
+                    yield {"steps": steps, "run": run, **row}
 
 
-def report(name: str, text: str) -> None:
-    """Prints a text, and writes it to a file of benchmarks/results with the machine's versions."""
-    text = f"{machine()}\n\n{text.rstrip()}\n"
-    print(text)
-    (RESULTS / name).write_text(text, encoding="utf-8")
-
-
-def main() -> None:
-    """Measures, prints and writes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--episodes", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--reading", action="store_true")
-    parser.add_argument("--on-disk", type=int, nargs="+", metavar="STEPS")
-    parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.read is not None:
-        return train_on_disk(arguments.read)
-    if arguments.reading:
-        return reading()
-    if arguments.on_disk is not None:
-        return on_disk(arguments.on_disk)
-    episodes = synthetic(arguments.episodes)
+def sampling(episodes: Episodes, rounds: int) -> Iterator[Row]:
+    """The time of a batch, then its share in an update."""
     protocols = {name: ProtocolConfig(name, context_length=CONTEXT[name]) for name in BATCHES}
     device = torch.device("cpu")
     ours = {n: make_batches(episodes, p, seed=0, device=device) for n, p in protocols.items()}
@@ -251,22 +228,34 @@ def main() -> None:
     d3rlpy = d3rlpy_batches(episodes, rows, length)
     if d3rlpy is not None:
         works["d3rlpy"] = d3rlpy
-    sampling = medians(works, arguments.rounds, calls=5)
-
-    print(f"\n{machine()}, {torch.get_num_threads()} threads")
-    print(f"{episodes.n_steps:,} steps, batches of about {rows * length:,} steps\n")
-    table: list[Row] = []
-    for name, value in sampling.items():
+    times = medians(works, rounds, calls=5)
+    for name, value in times.items():
         row = {"what": "sampling", "name": name, "ms": f"{1000 * value:.4f}"}
-        table.append(row | {"x_windowed": round(value / sampling["windowed"], 1)})
-    with tempfile.TemporaryDirectory() as folder:
-        for name, protocol in protocols.items():
+        yield row | {"x_windowed": round(value / times["windowed"], 1)}
+    for name, protocol in protocols.items():
+        with tempfile.TemporaryDirectory() as folder:
             trainer = trainer_of(episodes, protocol, Path(folder))
             parts = {"update": trainer.update, "sampling": trainer.batches.next}
-            update, batch = medians(parts, max(1, arguments.rounds // 4), calls=5).values()
-            row = {"what": "update", "name": name, "ms": f"{1000 * update:.4f}"}
-            table.append(row | {"sampling_share": f"{batch / update:.4f}"})
-    write_csv("data.csv", printed(table))
+            update, batch = medians(parts, max(1, rounds // 4), calls=5).values()
+        row = {"what": "update", "name": name, "ms": f"{1000 * update:.4f}"}
+        yield row | {"sampling_share": f"{batch / update:.4f}"}
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = make_parser(__doc__, rounds=20, threads=torch.get_num_threads())
+    parser.add_argument("--episodes", type=int, default=1000)
+    parser.add_argument("--reading", type=int, metavar="STEPS")
+    parser.add_argument("--on-disk", type=int, nargs="+", metavar="STEPS")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.reading is not None:
+        name, rows = "data_reading.csv", reading(arguments.reading, 3)
+    elif arguments.on_disk is not None:
+        name, rows = "data_on_disk.csv", on_disk(arguments.on_disk)
+    else:
+        name, rows = "data.csv", sampling(synthetic(arguments.episodes), arguments.rounds)
+    write_csv(arguments.out / name, printed(rows))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,9 @@ Measures, for each engine (Gymnasium, EnvPool where it is installed), environmen
 - ``one by one, window``: one Gymnasium environment at a time whose policy runs the last 20 steps
   again at every step (Decision Transformer's evaluation), on a few episodes
 
-In rounds of all of them, medians, HalfCheetah-v5 (every episode has all its steps). Saved as
-benchmarks/results/rollout.csv.
+Medians of interleaved rounds, HalfCheetah-v5 (every episode has all its steps). Saves rollout.csv.
 """
 
-import argparse
 import importlib.util
 from dataclasses import replace
 from functools import partial
@@ -21,7 +19,7 @@ from statistics import median
 
 import numpy as np
 import torch
-from timing import Measure, Row, interleaved, printed, timed, write_csv
+from timing import Measure, Row, interleaved, make_parser, printed, timed, write_csv
 
 from agents.acting import make_actor
 from agents.backbones import mixer_entry
@@ -56,11 +54,9 @@ def physics(engine: str, episodes: int, steps: int) -> float:
 
 def main() -> None:
     """Measures in rounds, prints and saves."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__, rounds=3, threads=2)
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--steps", type=int, default=1000, help="of an episode")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
@@ -102,7 +98,7 @@ def main() -> None:
             "threads": arguments.threads,
         }
 
-    write_csv("rollout.csv", printed(row(*item) for item in medians.items()))
+    write_csv(arguments.out / "rollout.csv", printed(row(*item) for item in medians.items()))
 
 
 if __name__ == "__main__":

@@ -3,36 +3,32 @@
 `python benchmarks/scan.py` measures forward + backward of a layer (gradients of input, weights):
 
 - ``layers``: every variant on every shape, in interleaved rounds, as a ratio to the Linear alone
-- ``memory``: peak memory of one step above what stood before it, one process a variant (Linux)
+- ``memory``: peak memory of one step above its inputs, one process a variant (Linux)
 - ``growth``: time and memory against time steps, 64 to 1,000,000
 - ``threads``: one thread against several, on an idle machine and with as many busy processes
 - ``headline``: minGRU against a GRU that goes step by step through autograd, as Feng et al. 2024
 
-Tables (Markdown and CSV) go to benchmarks/results. Packages of the extra ``bench`` that
-are not installed are left out, by name. `--quick` takes small sizes and few rounds, to see that the
-script works.
+Saves a CSV table for each. Packages of the extra ``bench`` that are not installed are left out, by
+name. `--quick` takes small sizes and few rounds, to see that the script works.
 """
 
 import argparse
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from statistics import median
 
 import torch
 from scan_layers import VARIANTS, StepwiseGRU, available
 from timing import (
-    RESULTS,
+    ROOT,
     Measure,
     Row,
     interleaved,
-    machine,
-    markdown,
     medians,
-    peak_of_process,
-    print_peak,
+    peak_mebibytes,
     printed,
-    read_csv,
     timed,
     write_csv,
 )
@@ -46,8 +42,7 @@ LONGEST = {
     "loop": 4096, "log-space": 100_000, "nn.GRU": 16_384, "nn.LSTM": 100_000, "attention": 4096,
     "mingru-pytorch": 100_000, "mingru-scans": 16_384,
 }  # fmt: skip
-TABLES = ["layers", "growth", "threads", "headline"]
-PARTS = [*TABLES, "memory"]  # a column of the first two
+PARTS = ["layers", "growth", "threads", "headline", "memory"]  # memory: a column of the first two
 STEPWISE = "GRU, step by step"
 GROWTH = ["minGRU", "minGRU recomputed", "minLSTM", "nn.GRU", "attention"]
 
@@ -79,10 +74,10 @@ def times_of(
     return medians(steps, rounds, slow=1.0)
 
 
-def peak_mebibytes(name: str, shape: Shape, threads: int) -> float | str:
-    """Peak memory of one step above its inputs, measured in a fresh process."""
-    peak = peak_of_process("--peak", name, *shape, "--threads", threads)
-    return "" if peak is None else round(peak / 2**20, 1)
+def variant_step(name: str, shape: Shape) -> Callable[[], None]:
+    """One step of a variant, after a short one that compiles and imports."""
+    make_step(VARIANTS[name], (1, 4, shape[2]))()
+    return make_step(VARIANTS[name], shape)
 
 
 def layers(quick: bool, threads: int, memory: bool) -> Iterator[Row]:
@@ -97,7 +92,7 @@ def layers(quick: bool, threads: int, memory: bool) -> Iterator[Row]:
                 "threads": threads, "batch": shape[0], "time": shape[1], "d": shape[2],
                 "layer": name, "ms": round(1e3 * value, 3),
                 "x its Linear": round(value / floor, 2),
-                "peak MiB": peak_mebibytes(name, shape, threads) if memory else "",
+                "peak MiB": peak_mebibytes(variant_step, name, shape) if memory else "",
             }  # fmt: skip
 
 
@@ -111,7 +106,7 @@ def growth(quick: bool, threads: int, memory: bool) -> Iterator[Row]:
             yield {
                 "threads": threads, "time": length, "layer": name, "ms": round(1e3 * value, 3),
                 "us a step": round(1e6 * value / length, 3),
-                "peak MiB": peak_mebibytes(name, shape, threads) if memory else "",
+                "peak MiB": peak_mebibytes(variant_step, name, shape) if memory else "",
             }  # fmt: skip
 
 
@@ -163,49 +158,31 @@ def speedup(quick: bool, threads: int) -> Iterator[Row]:
                 process.wait()
 
 
-def save(tables: dict[str, list[Row]], name: str) -> None:
-    """Write each table as CSV, and a Markdown page of these and of those measured before."""
-    page = [f"# {name}", f"`python benchmarks/scan.py`, {machine()}."]
-    page.append("Forward + backward of one layer, float32, CPU; medians of interleaved rounds.")
-    for title in TABLES:
-        table = f"{name}_{title}.csv"
-        if title in tables:
-            write_csv(table, tables[title])
-        if rows := read_csv(table):
-            page += [f"## {title}", markdown(rows)]
-    (RESULTS / f"{name}.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
-
-
 def main() -> None:
     """Parse the command line, measure, print and save."""
     parser = argparse.ArgumentParser(description="Benchmark the minimal-RNN layers on the CPU.")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--quick", action="store_true", help="small sizes, saved as scan_quick")
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
-    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
-    if arguments.peak:
-        torch.set_num_threads(arguments.threads[0])
-        name, batch, length, width = arguments.peak
-        make_step(VARIANTS[name], (1, 4, int(width)))()  # compiles and imports
-        return print_peak(make_step(VARIANTS[name], (int(batch), int(length), int(width))))
+    quick, parts = arguments.quick, arguments.parts
     tables: dict[str, list[Row]] = {}
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         # memory hardly depends on the threads: once is enough
-        memory = "memory" in arguments.parts and threads == arguments.threads[0]
+        memory = "memory" in parts and threads == arguments.threads[0]
         measured = {
-            "layers": layers(arguments.quick, threads, memory),
-            "growth": growth(arguments.quick, threads, memory),
-            "headline": headline(arguments.quick, threads),
+            "layers": layers(quick, threads, memory),
+            "growth": growth(quick, threads, memory),
+            "headline": headline(quick, threads),
         }
-        for part in (part for part in measured if part in arguments.parts):
+        for part in (part for part in measured if part in parts):
             tables.setdefault(part, []).extend(printed(measured[part]))
-    if "threads" in arguments.parts and max(arguments.threads) > 1:
-        tables["threads"] = printed(speedup(arguments.quick, max(arguments.threads)))
-    name = "scan_quick" if arguments.quick else "scan"
-    save(tables, name)
-    print(f"saved {RESULTS / name}.md and its tables")
+    if "threads" in parts and max(arguments.threads) > 1:
+        tables["threads"] = printed(speedup(quick, max(arguments.threads)))
+    for part, rows in tables.items():
+        write_csv(arguments.out / f"scan_{'quick_' * quick}{part}.csv", rows)
 
 
 if __name__ == "__main__":

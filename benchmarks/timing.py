@@ -1,13 +1,14 @@
 """What the benchmarks share: interleaved rounds, steps of an actor, peak memory, tables.
 
 Import it before the project's packages: it puts this checkout first on the path, so that
-`python benchmarks/scan.py` measures the code beside it and not another installation.
+`python benchmarks/scan.py` measures the code of this checkout and not of another installation.
 """
 
+import argparse
 import csv
 import itertools
+import multiprocessing
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -18,12 +19,22 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT))
 
 Work = Callable[[], object]
 Measure = Callable[[], float]  # does its work and returns the seconds of a call
 Row = dict[str, Any]
+
+
+def make_parser(description: str, rounds: int, threads: int = 1) -> argparse.ArgumentParser:
+    """A parser of the options that the benchmarks share, with their defaults."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=rounds, help="interleaved rounds")
+    parser.add_argument("--threads", type=int, default=threads, help="of PyTorch")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the tables"
+    )
+    return parser
 
 
 def timed(work: Work, calls: int = 1, clock: Callable[[], float] = time.perf_counter) -> Measure:
@@ -47,7 +58,7 @@ def interleaved(
         measures: What is measured, by name.
         rounds: Samples of each.
         warm_up: Further rounds before these whose samples are dropped: they compile and allocate.
-        slow: Whoever takes longer (seconds) is measured in the first three rounds only.
+        slow: A measure that takes longer (seconds) is taken in the first three rounds only.
 
     Returns:
         The samples of each measure in seconds, in the order of the rounds.
@@ -94,21 +105,26 @@ def memory(key: str) -> int:
     raise KeyError(key)
 
 
-def print_peak(work: Work) -> None:
-    """Prints by how many bytes the peak memory during a call exceeds what was held before."""
+def in_fresh_process(function: Callable[..., Any], *arguments: object) -> Any:
+    """Calls a function of a module in a new process: what was allocated here does not count."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def _peak(make: Callable[..., Work], arguments: tuple[object, ...], threads: int) -> float:
+    torch.set_num_threads(threads)
+    work = make(*arguments)
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = memory("VmRSS")
     work()
-    print(memory("VmHWM") - before)
+    return round((memory("VmHWM") - before) / 2**20, 1)
 
 
-def peak_of_process(*options: object) -> int | None:
-    """Runs this script again with options that print a peak; None where the system is not Linux."""
+def peak_mebibytes(make: Callable[..., Work], *arguments: object) -> float | str:
+    """MiB by which a call of make(*arguments) exceeds what was held before; "" unless on Linux."""
     if platform.system() != "Linux":
-        return None
-    command = [sys.executable, sys.argv[0], *map(str, options)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(result.stdout.split()[-1])
+        return ""
+    return float(in_fresh_process(_peak, make, arguments, torch.get_num_threads()))
 
 
 def machine() -> str:
@@ -127,27 +143,11 @@ def printed(rows: Iterable[Row]) -> list[Row]:
     return kept
 
 
-def write_csv(name: str, rows: list[Row]) -> Path:
-    """Writes benchmarks/results/NAME, a column for each key of any row; returns its path."""
-    path = RESULTS / name
-    path.parent.mkdir(exist_ok=True)
+def write_csv(path: Path, rows: list[Row]) -> None:
+    """Writes a table, a column for each key of any row."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(itertools.chain.from_iterable(rows))))
         writer.writeheader()
         writer.writerows(rows)
-    return path
-
-
-def read_csv(name: str) -> list[Row]:
-    """The rows of a table written before, without its empty cells; none if it does not exist."""
-    path = RESULTS / name
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
-
-
-def markdown(rows: list[Row]) -> str:
-    """Rows as a Markdown table."""
-    lines = [rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    print(f"saved {path} ({machine()})")
