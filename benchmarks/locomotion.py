@@ -225,7 +225,7 @@ def main() -> None:
         with ThreadPoolExecutor(given.jobs) as pool:
             if given.evaluate:
                 register()
-                list(pool.map(lambda asked: evaluate(asked[0], asked[1], known), evaluations(given.seeds)))
+                list(pool.map(lambda e: evaluate(e[0], e[1], known), evaluations(given.seeds)))
             else:
                 list(pool.map(lambda run: train(*run), missing))
     finally:
