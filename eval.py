@@ -81,8 +81,8 @@ def resolve(config: EvalConfig, dataset: DatasetInfo, own: Evaluation) -> Evalua
     targets = config.target_return or own.target_returns
     if config.target_fraction is not None:
         targets = [dataset.return_max * fraction for fraction in config.target_fraction]
-    keys = ("rollout", "episodes", "seed", "n_envs", "horizon", "start_noise")
-    keys += ("engine", "observation_noise", "action_delay")
+    keys = ["rollout", "episodes", "seed", "n_envs", "horizon", "start_noise"]
+    keys += ["engine", "observation_noise", "action_delay"]
     given = {key: value for key in keys if (value := getattr(config, key)) is not None}
     if config.environment is None and ":" in own.environment_id:
         raise UserError(
@@ -123,7 +123,7 @@ def score_policy(
             progress.update(bar, completed=done, total=total)
 
         result = rollout(perturbed_actor(policy, evaluation), evaluation, progress=show)
-    return make_scores(result, evaluation, dataset, step)
+    return make_scores(result, evaluation, dataset, step)  # type: ignore[arg-type] # read-only fields
 
 
 if __name__ == "__main__":
