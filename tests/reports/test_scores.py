@@ -224,7 +224,7 @@ def test_a_damaged_file_is_one_sentence(tmp_path, text, words):
         (["checkpoint_step"], 2.5, "checkpoint_step is 2.5"),
         (["checkpoint_step"], True, "checkpoint_step is True"),
         (["reference"], [], r"reference is \[\]"),
-        (["reference", "minimum"], 300, "must both be finite, and the expert's above"),
+        (["reference", "minimum"], 300, "both must be finite, and the second above"),
         (["evaluation", "episodes"], 0, "episodes is 0; it must be at least 1"),
         (["evaluation", "target_returns"], [], "target_returns is an empty list"),
         (["episode_returns"], [1, None], "episode_returns is None"),
