@@ -27,7 +27,8 @@ SMALL = [
     "evaluation.every=0",
     "steps=30",
 ]
-PROTOCOLS = ("windowed", "streamed", "whole_episodes")
+# `windowed` shares out its rows as `streamed` does.
+PROTOCOLS = [pytest.param("windowed", marks=pytest.mark.slow), "streamed", "whole_episodes"]
 
 
 def torchrun(processes: int) -> list[str]:

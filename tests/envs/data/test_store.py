@@ -152,7 +152,7 @@ def test_bad_arrays_are_one_sentence_and_nothing_is_stored(store, change, messag
     [
         (
             {"environment_id": "Hoper-v5"},
-            "environment 'Hoper-v5' does not exist; did you mean Hopper-v5",
+            "environment 'Hoper-v5' does not exist .did you mean 'Hopper-v5'",
         ),
         ({}, "the bounds of the actions are unknown; give action_low and action_high, or"),
         ({"environment_id": "CartPole-v1"}, r"the actions are Discrete\(2\), not boxes"),
