@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from reports.scores import read_scores
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -29,8 +31,8 @@ def test_two_minutes_of_training_beat_the_mean_of_their_data(backbone, tmp_path)
         env={**os.environ, "MINARI_DATASETS_PATH": str(tmp_path / "data")},
         check=True,
     )
-    (score,) = json.loads((tmp_path / "run" / "scores.json").read_text())
+    (score,) = read_scores(tmp_path / "run" / "scores.json")
     data = json.loads((tmp_path / "run" / "config.json").read_text())["dataset"]
     # Fewer updates are not enough to count on: the first policies fall over, all at the same step.
-    standard_error = score["return_std"] / score["episodes"] ** 0.5
-    assert score["return_mean"] - 2 * standard_error > data["return_mean"]
+    standard_error = score.return_std / score.evaluation.episodes**0.5
+    assert score.return_mean - 2 * standard_error > data["return_mean"]
