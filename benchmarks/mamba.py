@@ -9,6 +9,7 @@ mamba.csv.
 """
 
 import importlib
+import sys
 import time
 from collections.abc import Callable
 from statistics import median
@@ -56,7 +57,10 @@ def main() -> None:
     arguments = make_parser(__doc__, rounds=21).parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    theirs = importlib.import_module("mambapy.mamba")
+    try:
+        theirs = importlib.import_module("mambapy.mamba")
+    except ModuleNotFoundError:
+        sys.exit('error: mambapy is not installed; pip install -e ".[bench]"')
     rows: list[Row] = []
     for batch, steps, d_model in SHAPES:
         x = torch.randn(batch, steps, d_model)
