@@ -117,7 +117,7 @@ def test_a_second_derivative_is_refused_and_not_dropped():
     mixer = make()
     x = torch.randn(1, 3, D_MODEL, requires_grad=True)
     y, _ = mixer(x, mixer.initial_state(1), torch.zeros(1, 3, dtype=torch.bool))
-    with pytest.raises(RuntimeError, match="no second derivative; pass .*'chunks'"):
+    with pytest.raises(RuntimeError, match=r"no second derivative; pass .*'chunks'"):
         torch.autograd.grad(y.sum(), x, create_graph=True)
 
 
