@@ -32,8 +32,7 @@ from reports.comparison import Comparison, compare_runs, short
 from reports.page import Picture, print_tables, write_report
 from reports.pictures import draw_pictures
 from reports.progress import progress_table, read_all
-from reports.records import UnfinishedRun, read_records, write_tables
-from reports.runs import make_runs
+from reports.run_files import UnfinishedRun, read_runs, write_tables
 from reports.tables import (
     Table,
     conditions_table,
@@ -76,9 +75,7 @@ def main(
         OSError: The report cannot be written.
     """
     # Read the runs; name those that cannot be compared.
-    records, problems = read_records(folders)
-    runs, damaged = make_runs(records)
-    problems += damaged
+    runs, problems = read_runs(folders)
     left_out = list(map(str, problems))
     for reason in left_out:
         console.print(f"left out: {printable(reason)}", style="yellow", **PLAIN)
@@ -88,7 +85,7 @@ def main(
             "for the reasons above."
         )
     if table is not None:
-        write_tables(table, [run.record for run in runs])
+        write_tables(table, runs)
 
     # Make the tables and pictures, in the order of the report.
     comparison = compare_runs(runs)

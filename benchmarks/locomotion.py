@@ -32,7 +32,8 @@ from common.errors import UserError  # noqa: E402
 from configs.launch import command  # noqa: E402
 from configs.schema import register  # noqa: E402
 from eval import read_description, resolve  # noqa: E402
-from reports.records import Record, read_records, read_tables, write_tables  # noqa: E402
+from reports.run_files import read_runs, write_tables  # noqa: E402
+from reports.runs import Run  # noqa: E402
 from reports.scores import scores_file  # noqa: E402
 
 RUNS = Path("runs", "locomotion")
@@ -167,7 +168,7 @@ def train(name: str, overrides: list[str]) -> None:
         print(done.stdout.decode(errors="replace"), flush=True)
 
 
-def evaluate(name: str, arguments: list[str], known: dict[str, Record]) -> None:
+def evaluate(name: str, arguments: list[str], known: dict[str, Run]) -> None:
     """Makes one further evaluation of a trained policy, unless it has been made."""
     folder = RUNS / name
     if not (ROOT / folder / "scores.json").exists():
@@ -181,26 +182,25 @@ def evaluate(name: str, arguments: list[str], known: dict[str, Record]) -> None:
     subprocess.run([sys.executable, *asked[1:]], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
-def collect(runs: Path, results: Path) -> dict[str, Record]:
+def collect(runs: Path, results: Path) -> dict[str, Run]:
     """Takes finished runs over into the tables, and returns all that are there.
 
     A run folder replaces the row of its name, whose other evaluations are kept.
     """
-    records: dict[str, Record] = {}
+    known: dict[str, Run] = {}
     if (results / "runs.csv").exists():
-        found, problems = read_tables(results)
+        found, problems = read_runs([results])
         if problems:
             raise problems[0]
-        records = {record.name: record for record in found}
+        known = {run.name: run for run in found}
     if runs.is_dir() and any(runs.rglob("scores.json")):
-        for record in read_records([runs])[0]:
-            known = records.get(record.name)
-            if known is not None and known.scores[0].return_mean == record.scores[0].return_mean:
-                evaluations = known.evaluations | record.evaluations
-                record = replace(record, evaluations=evaluations)
-            records[record.name] = record
-        write_tables(results, records.values())
-    return records
+        for run in read_runs([runs])[0]:
+            row = known.get(run.name)
+            if row is not None and row.score.return_mean == run.score.return_mean:
+                run = replace(run, evaluations=row.evaluations | run.evaluations)
+            known[run.name] = run
+        write_tables(results, known.values())
+    return known
 
 
 def main() -> None:

@@ -1,20 +1,25 @@
-"""Runs side by side: which share a row, and what must be noted where they are not alike."""
+"""A comparison of runs: which runs share a row of its tables, and which differences are noted."""
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
-from reports.runs import Run, unusual
+from reports.runs import UNKNOWN, Run
 from reports.statistics import interquartile_mean
 
 BASELINES = ("min_gru", "attention")  # backbones that the others are measured against
 
+Value = TypeVar("Value", bound=Hashable)
+
 
 @dataclass(frozen=True)
 class Note:
-    """Something in which runs are not like those that they are compared with.
+    """A difference between runs of one table.
 
     `row` and `task` may name several. `fact` is what differs: ``updates``, or a key of the
     configuration.
@@ -29,16 +34,20 @@ class Note:
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one row on one task, which differ in their seed only, in its order.
-
-    Attributes:
-        last: (runs,) scores of the last checkpoints.
-        best: (runs,) best scores in training; None if a run has none.
-    """
+    """The runs of one row on one task, which differ in their seed only, in the order of seeds."""
 
     runs: list[Run]
-    last: np.ndarray
-    best: np.ndarray | None
+
+    @cached_property
+    def last(self) -> np.ndarray:
+        """(runs,) scores of the last checkpoints."""
+        return np.array([run.score.value for run in self.runs])
+
+    @property
+    def best(self) -> float | None:
+        """The mean over runs of the best score in training; None if a run has none."""
+        best = [run.best for run in self.runs if run.best is not None]
+        return float(np.mean(best)) if len(best) == len(self.runs) else None
 
 
 @dataclass(frozen=True)
@@ -120,12 +129,12 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     notes: list[Note] = []
     kept: dict[tuple[str, str], dict[int, Run]] = {}
     for run, row in zip(runs, name_rows(runs), strict=True):
-        seeds = kept.setdefault((run.task, row), {})
-        known = seeds.setdefault(run.seed, run)
+        seed = run.config["seed"]
+        known = kept.setdefault((run.task, row), {}).setdefault(seed, run)
         if known is not run:
             value = f"{run.folder} is left out: the same run"
-            notes.append(Note(row, short(run.task), f"seed {run.seed}", value, str(known.folder)))
-    cells = {key: _cell([seeds[seed] for seed in sorted(seeds)]) for key, seeds in kept.items()}
+            notes.append(Note(row, short(run.task), f"seed {seed}", value, str(known.folder)))
+    cells = {key: Cell([seeds[seed] for seed in sorted(seeds)]) for key, seeds in kept.items()}
     tasks = sorted({task for task, _ in cells}, key=short)
     averaged = [task for task in tasks if all(run.normalized for run in runs if run.task == task)]
     rows = _ranked(sorted({row for _, row in cells}), cells, averaged)
@@ -153,9 +162,9 @@ def name_rows(runs: Sequence[Run]) -> list[str]:
     first: dict[tuple[str, str], Run] = {}
     rows = []
     for run in runs:
-        name = re.sub(r"-seed\d+", "", run.record.name.rpartition("/")[2])
-        known = first.setdefault((run.task, name), run).config
-        changed = [f"{k}={v}" for k, v in run.config.items() if v != known.get(k, v)]
+        name = re.sub(r"-seed\d+", "", run.name.rpartition("/")[2])
+        known = first.setdefault((run.task, name), run).settings
+        changed = [f"{k}={v}" for k, v in run.settings.items() if v != known.get(k, v)]
         rows.append(" ".join([name, *changed]))
     return rows
 
@@ -168,7 +177,7 @@ def _central_rows(cells: Mapping[tuple[str, str], Cell]) -> dict[str, str]:
     """
     rows: dict[str, dict[str, None]] = {}
     for (_, row), cell in cells.items():
-        rows.setdefault(cell.runs[0].backbone, {})[row] = None
+        rows.setdefault(cell.runs[0].config["backbone.name"], {})[row] = None
     return {
         backbone: min(own, key=lambda row: (not row.startswith(backbone), len(row), row))
         for backbone, own in rows.items()
@@ -185,15 +194,6 @@ def _ranked(
         return len(averaged) - len(ran), -float(interquartile_mean(ran)) if ran else 0.0, row
 
     return sorted(rows, key=rank)
-
-
-def _cell(runs: list[Run]) -> Cell:
-    best = [run.best for run in runs if run.best is not None]
-    return Cell(
-        runs,
-        np.array([run.last for run in runs]),
-        np.array(best) if len(best) == len(runs) else None,
-    )
 
 
 Found = Iterator[tuple[Note, list[tuple[str, str]]]]  # notes, and the cells that they concern
@@ -229,7 +229,7 @@ def _unlike_itself(comparison: Comparison) -> Found:
     """Rows whose configuration changes from task to task: they are not one method."""
     for row in comparison.rows:
         configs = {
-            task: comparison.cells[task, row].runs[0].config
+            task: comparison.cells[task, row].runs[0].settings
             for task in comparison.tasks
             if (task, row) in comparison.cells
         }
@@ -251,7 +251,7 @@ def _unlike_seeds(comparison: Comparison) -> Found:
         departures = unusual([run.facts for run in cell.runs])
         for run, departing in zip(cell.runs, departures, strict=True):
             for fact, common in departing.items():
-                words = f"{fact} of seed {run.seed}"
+                words = f"{fact} of seed {run.config['seed']}"
                 found.setdefault((task, words, run.facts[fact], common), []).append(row)
     for (task, fact, value, common), rows in found.items():
         note = Note(", ".join(rows), short(task), fact, value, common)
@@ -268,6 +268,23 @@ def _incomplete(comparison: Comparison) -> Found:
     for tasks, rows in alone.items():
         note = Note(", ".join(rows), tasks, "runs", "none", "needed for an average over tasks")
         yield note, [key for key in comparison.cells if key[1] in rows]
+
+
+def usual(values: Sequence[Value]) -> Value:
+    """Returns the most frequent value; of several, the one that comes first."""
+    return Counter(values).most_common(1)[0][0]
+
+
+def unusual(facts: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Returns for each run the facts in which it departs from the usual, to what is usual."""
+    common = {}
+    for fact in facts[0]:
+        known = [run[fact] for run in facts if run[fact] != UNKNOWN]
+        common[fact] = usual(known) if known else UNKNOWN
+    return [
+        {fact: common[fact] for fact in common if run[fact] not in (common[fact], UNKNOWN)}
+        for run in facts
+    ]
 
 
 def short(task: str) -> str:

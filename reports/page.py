@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from reports.records import to_csv
+from reports.run_files import to_csv
 from reports.tables import Table, printable
 
 PAGE = Template("""<!DOCTYPE html>

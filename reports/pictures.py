@@ -115,8 +115,7 @@ def draw_scores(comparison: Comparison) -> Picture:
 def draw_curves(comparison: Comparison) -> Picture | None:
     """Draws the evaluations in training, at the updates at which every seed was evaluated."""
     curves: Series = {
-        key: _shared([dict(run.curve) for run in cell.runs])
-        for key, cell in comparison.cells.items()
+        key: _shared([run.curve for run in cell.runs]) for key, cell in comparison.cells.items()
     }
     if not any(curves.values()):
         return None
@@ -147,7 +146,7 @@ def draw_target_returns(comparison: Comparison) -> Picture | None:
     for task, panel in panels.items():
         targets = [target for (t, _), values in achieved.items() if t == task for target in values]
         cells = [cell for (t, _), cell in comparison.cells.items() if t == task]
-        best = max(run.data_best for cell in cells for run in cell.runs)
+        best = max(run.data.return_max for cell in cells for run in cell.runs)
         ends = (min(targets), max(targets))
         panel.plot(ends, ends, color="#777", lw=1, ls=DOTTED, zorder=1)
         panel.annotate("as asked", (ends[1], ends[1]), (-4, -3), **grey)

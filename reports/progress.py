@@ -12,8 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from common.errors import UserError
-from reports.records import find_records, logged
-from reports.runs import read_run
+from reports.run_files import find_runs, read_log, read_run
 from reports.tables import printable
 
 
@@ -44,11 +43,11 @@ def read_progress(folder: Path) -> Progress:
     score: float | None = None
     if log.is_file():
         sign = max(sign, log.stat().st_mtime)
-        with suppress(ValueError, LookupError, TypeError, AttributeError):
-            for record in logged(log):
-                step = int(record["step"])
-                for key in ("eval/return_mean", "eval/normalized_score_mean"):
-                    score = float(record[key]) if key in record else score
+        with suppress(ValueError, UserError):
+            for record in read_log(log):
+                step = record["step"]
+                returned = record.get("eval/return_mean", score)
+                score = record.get("eval/normalized_score_mean", returned)
     final = _final_score(folder, scores.stat().st_mtime_ns) if scores.is_file() else None
     return Progress(
         folder=folder,
@@ -68,7 +67,7 @@ def _final_score(folder: Path, changed: int) -> float | None:
     except UserError:
         return None
     # eval.py may have scored a run that is still training.
-    return run.last if run.config["scored_at_update"] == "last" else None
+    return run.score.value if run.settings["scored_at_update"] == "last" else None
 
 
 @cache
@@ -86,7 +85,7 @@ def read_all(folders: Iterable[Path]) -> list[Progress]:
         UserError: One is not a folder, or there is no run in it.
     """
     runs = []
-    for folder in find_records(folders)[0]:
+    for folder in find_runs(folders)[0]:
         with suppress(OSError):  # it was removed or renamed while it was read
             runs.append(read_progress(folder))
     return runs

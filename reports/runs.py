@@ -1,19 +1,16 @@
-"""What a comparison needs to know of a run: its score, how it was made, and what makes it equal."""
+"""A finished run: its scores, how it was made and scored, and what tells it from other runs."""
 
-import itertools
-import math
-from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from common.errors import UserError
-from envs.tasks import DatasetInfo, from_plain
-from reports.records import Record, naming_damage, read_record
+from envs.tasks import DatasetInfo
 from reports.scores import Score
 
-# Keys that do not change what is learned, and those of which the scores themselves tell more.
+# Settings that do not change what is learned, and those that the scores themselves describe.
 IGNORED = (
     *("seed", "run_dir", "device", "trainer.log_every", "trainer.save_every", "rollout"),
     *("dataset.source", "dataset.id", "dataset.path", "dataset.name", "dataset.parts"),
@@ -22,48 +19,34 @@ IGNORED = (
 )
 UNKNOWN = "-"  # a fact that a run does not tell, or that does not concern it
 
-Value = TypeVar("Value", bound=Hashable)
-
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One finished run.
+    """A finished run.
 
     Attributes:
-        record: What it left behind.
-        task: Data set without the part that was trained on: ``builtin/hopper/medium-v0``, followed
-            by `` (return)`` if no reference returns are known, so that units never mix.
-        config: The settings that tell two runs apart.
-        facts: How it was scored and on what it was trained, in words: a difference is noted.
-        score: Score of the last checkpoint by the run's own evaluation.
-        sweep: Scores at several target returns, in their order; otherwise like `score`.
-        others: Other evaluations of the last checkpoint: what differs, in words, to the score.
-        curve: Update and score of each evaluation in training, of `curve_episodes` episodes each.
-        data_best: Return of the best episode of the data.
+        name: Its folder, below the one that was searched: ``hopper-medium/min_gru-seed0``.
+        folder: Its folder; for a row of a table, where the folder would be.
+        config: config.yaml, its keys joined: ``protocol.name`` to ``windowed``.
+        data: The data that it was trained on.
+        scores: scores.json; the first is the score of the last checkpoint by the run's own
+            evaluation.
+        evaluations: Further files of scores: stem to scores.
+        log: Records of metrics.jsonl: the updates with an evaluation, and the last.
     """
 
-    record: Record
-    task: str
-    backbone: str
-    seed: int
-    config: dict[str, Hashable]
-    facts: dict[str, str]
-    score: Score
-    sweep: list[Score]
-    others: dict[str, Score]
-    curve: list[tuple[int, float]]
-    curve_episodes: int
-    data_best: float
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    data: DatasetInfo
+    scores: list[Score]
+    evaluations: dict[str, list[Score]]
+    log: list[dict[str, Any]]
 
     @property
-    def folder(self) -> Path:
-        """The run folder."""
-        return self.record.folder
-
-    @property
-    def last(self) -> float:
-        """The score of the last checkpoint."""
-        return self.score.value
+    def score(self) -> Score:
+        """The score of the last checkpoint by the run's own evaluation."""
+        return self.scores[0]
 
     @property
     def normalized(self) -> bool:
@@ -71,125 +54,92 @@ class Run:
         return self.score.normalized_score_mean is not None
 
     @property
+    def task(self) -> str:
+        """The data set without the part that was trained on: ``builtin/hopper/medium-v0``.
+
+        Followed by `` (return)`` if no reference returns are known, so that units never mix.
+        """
+        return self.score.dataset_id.partition(" (")[0] + ("" if self.normalized else " (return)")
+
+    @cached_property
+    def settings(self) -> dict[str, Hashable]:
+        """The settings that tell two runs apart."""
+        updates = self.score.checkpoint_step
+        return {
+            key: str(value) if isinstance(value, list | dict) else value
+            for key, value in self.config.items()
+            if key not in IGNORED
+        } | {
+            "rollout": self.score.evaluation.rollout,
+            "scored_at_update": "last" if updates == self.config["steps"] else updates,
+        }
+
+    @cached_property
+    def facts(self) -> dict[str, str]:
+        """How it was scored and on what it was trained, in words: differences are noted."""
+        score, data, evaluation = self.score, self.data, self.score.evaluation
+        ends, asked = UNKNOWN, UNKNOWN
+        if score.reference is not None:
+            ends = f"{score.reference.minimum:,.1f} and {score.reference.maximum:,.1f}"
+        if self.config["policy.return_to_go"]:  # otherwise the policy does not see the target
+            asked = f"{score.target_return:,.0f}"
+        return {
+            "part of the data": score.dataset_id.partition(" (")[2].rstrip(")") or "all",
+            "data": f"{data.episodes:,} episodes, {data.steps:,} steps, mean return "
+            f"{data.return_mean:,.1f}",
+            "data hash": data.sha256[:12],
+            "environment": evaluation.environment_id,
+            "engine": evaluation.engine,
+            "version of the engine": score.engine_version,
+            "MuJoCo": score.mujoco_version or UNKNOWN,
+            "returns of score 0 and 100": ends,
+            "episodes": str(evaluation.episodes),
+            "seed of the start states": str(evaluation.seed),
+            "target return": asked,
+            "updates": f"{score.checkpoint_step:,}",
+        }
+
+    @property
+    def curve(self) -> dict[int, float]:
+        """Update to score of each evaluation in training."""
+        key = f"eval/{'normalized_score_mean' if self.normalized else 'return_mean'}"
+        return {row["step"]: row[key] for row in self.log if key in row}
+
+    @property
     def best(self) -> float | None:
         """The best score of an evaluation in training, if there was one."""
-        return max((value for _, value in self.curve), default=None)
+        return max(self.curve.values(), default=None)
 
+    @cached_property
+    def sweep(self) -> list[Score]:
+        """The scores at several target returns, in their order; at least `score`."""
+        targets: dict[float, list[Score]] = {}
+        for score, changed in self._evaluated:
+            if not changed.keys() - {"target_returns", "episodes"}:
+                targets.setdefault(score.target_return, []).append(score)
+        # Of several at one target: the run's own, or else the one of most episodes.
+        return [
+            max(targets[target], key=lambda s: (s is self.score, s.evaluation.episodes))
+            for target in sorted(targets)
+        ]
 
-def read_run(folder: Path) -> Run:
-    """Reads one run folder; see `read_record` for the errors."""
-    return make_run(read_record(folder))
+    @cached_property
+    def others(self) -> dict[str, Score]:
+        """Other evaluations of the last checkpoint: what differs, in words, to the score."""
+        found = {}
+        for score, changed in self._evaluated:
+            if changed.keys() - {"target_returns", "episodes"}:
+                target = changed.pop("target_returns", None)
+                words = [f"{name.removesuffix('_id')} {value}" for name, value in changed.items()]
+                words += [f"target return {score.target_return:,.0f}"] * (target is not None)
+                found[", ".join(words)] = score
+        return found
 
-
-def make_run(record: Record) -> Run:
-    """Derives from a record what a comparison needs.
-
-    Raises:
-        UserError: Its files are damaged or of another version.
-    """
-    with naming_damage(str(record.folder)):
-        return _make_run(record)
-
-
-def _make_run(record: Record) -> Run:
-    config, data = record.config, from_plain(DatasetInfo, record.data)
-    score = record.scores[0]
-    every = [*record.scores, *(score for more in record.evaluations.values() for score in more)]
-    sweep, others = _sort_out(every, score)
-    normalized = score.normalized_score_mean is not None
-    reached = "last" if score.checkpoint_step == config["steps"] else score.checkpoint_step
-    shown = {
-        key: str(value) if isinstance(value, list | dict) else value
-        for key, value in config.items()
-        if key not in IGNORED
-    }
-    key = "eval/normalized_score_mean" if normalized else "eval/return_mean"
-    curve = [(int(row["step"]), float(row[key])) for row in record.curve if key in row]
-    if not all(map(math.isfinite, itertools.chain(*curve))):
-        raise ValueError("a score in metrics.jsonl is not finite")
-    return Run(
-        record=record,
-        task=score.dataset_id.partition(" (")[0] + ("" if normalized else " (return)"),
-        backbone=str(config["backbone.name"]),
-        seed=int(config["seed"]),
-        config={**shown, "rollout": score.evaluation.rollout, "scored_at_update": reached},
-        facts=_facts(score, data, config),
-        score=score,
-        sweep=sweep,
-        others=others,
-        curve=curve,
-        curve_episodes=int(config["evaluation.episodes_in_training"]),
-        data_best=data.return_max,
-    )
-
-
-def _sort_out(scores: list[Score], own: Score) -> tuple[list[Score], dict[str, Score]]:
-    """Tells target returns from other conditions, see `Run`, and leaves out older weights."""
-    sweep: dict[float, Score] = {own.target_return: own}
-    others: dict[str, Score] = {}
-    for score in scores:
-        if score.checkpoint_step != own.checkpoint_step:
-            continue
-        different = score.evaluation.differences(own.evaluation)
-        target = different.pop("target_returns", None)
-        if not different.keys() - {"episodes"}:
-            known = sweep.setdefault(score.target_return, score)
-            if known is not own and score.evaluation.episodes > known.evaluation.episodes:
-                sweep[score.target_return] = score
-            continue
-        words = [f"{name.removesuffix('_id')} {value}" for name, value in different.items()]
-        if target is not None:
-            words.append(f"target return {score.target_return:,.0f}")
-        others[", ".join(words)] = score
-    return [sweep[target] for target in sorted(sweep)], others
-
-
-def _facts(score: Score, data: DatasetInfo, config: dict[str, Any]) -> dict[str, str]:
-    reference, evaluation = score.reference, score.evaluation
-    return {
-        "part of the data": score.dataset_id.partition(" (")[2].rstrip(")") or "all",
-        "data": f"{data.episodes:,} episodes, {data.steps:,} steps, mean return "
-        f"{data.return_mean:,.1f}",
-        "data hash": data.sha256[:12],
-        "environment": evaluation.environment_id,
-        "engine": evaluation.engine,
-        "version of the engine": score.engine_version,
-        "MuJoCo": score.mujoco_version or UNKNOWN,
-        "returns of score 0 and 100": f"{reference.minimum:,.1f} and {reference.maximum:,.1f}"
-        if reference
-        else UNKNOWN,
-        "episodes": str(evaluation.episodes),
-        "seed of the start states": str(evaluation.seed),
-        "target return": f"{score.target_return:,.0f}"
-        if config["policy.return_to_go"]
-        else UNKNOWN,  # the policy does not see it
-        "updates": f"{score.checkpoint_step:,}",
-    }
-
-
-def usual(values: Sequence[Value]) -> Value:
-    """Returns the most frequent value; of several, the one that comes first."""
-    return Counter(values).most_common(1)[0][0]
-
-
-def unusual(facts: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """Returns for each run the facts in which it departs from the usual, to what is usual."""
-    common = {}
-    for fact in facts[0]:
-        known = [run[fact] for run in facts if run[fact] != UNKNOWN]
-        common[fact] = usual(known) if known else UNKNOWN
-    return [
-        {fact: common[fact] for fact in common if run[fact] not in (common[fact], UNKNOWN)}
-        for run in facts
-    ]
-
-
-def make_runs(records: Sequence[Record]) -> tuple[list[Run], list[UserError]]:
-    """Returns the runs that can be compared, and an error for each other one."""
-    runs, problems = [], []
-    for record in records:
-        try:
-            runs.append(make_run(record))
-        except UserError as error:
-            problems.append(error)
-    return runs, problems
+    @property
+    def _evaluated(self) -> list[tuple[Score, dict[str, Any]]]:
+        """Every score of the last checkpoint, with the values that its evaluation changes."""
+        return [
+            (score, score.evaluation.differences(self.score.evaluation))
+            for score in chain(self.scores, *self.evaluations.values())
+            if score.checkpoint_step == self.score.checkpoint_step
+        ]

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from reports.comparison import Cell, Comparison, short
-from reports.runs import usual
+from reports.comparison import Cell, Comparison, short, usual
 from reports.scores import read_published
 from reports.statistics import (
     bootstrap_interval,
@@ -104,12 +103,12 @@ def score_table(comparison: Comparison) -> Table:
     """Makes the table of scores, with a line for each task and row."""
     lines: list[list[Any]] = []
     for task, row, cell in _in_order(comparison):
-        best = None if cell.best is None else float(cell.best.mean())
-        in_training = " or ".join(map(str, sorted({run.curve_episodes for run in cell.runs})))
+        most = sorted({run.config["evaluation.episodes_in_training"] for run in cell.runs})
+        in_training = " or ".join(map(str, most))
         episodes = f"{cell.runs[0].facts['episodes']} / {in_training}"
         marks = ", ".join(map(str, comparison.marks.get((task, row), [])))
-        line = [short(task), row, _over_seeds(cell.last), best, len(cell.runs), episodes, marks]
-        lines.append(line)
+        scores = [_over_seeds(cell.last), cell.best]
+        lines.append([short(task), row, *scores, len(cell.runs), episodes, marks])
     return Table(
         "scores",
         "Scores",
@@ -134,7 +133,7 @@ def overall_table(comparison: Comparison) -> Table:
         averages: list[Any] = [None, None, None]
         if len(tasks) == count:
             scores = [cell.last for cell in cells]
-            best = [cell.best.mean() for cell in cells if cell.best is not None]
+            best = [cell.best for cell in cells if cell.best is not None]
             averages = [
                 Estimate(
                     float(interquartile_mean(scores)),
@@ -193,7 +192,7 @@ def conditions_table(comparison: Comparison) -> Table:
         for condition in dict.fromkeys(name for run in cell.runs for name in run.others):
             runs = [run for run in cell.runs if condition in run.others]
             score = _over_seeds([run.others[condition].value for run in runs])
-            before = float(np.mean([run.last for run in runs]))
+            before = float(np.mean([run.score.value for run in runs]))
             length = round(np.mean([run.others[condition].length_mean for run in runs]))
             lines.append([short(task), row, condition, score, before, length, len(runs)])
     return Table(
@@ -245,7 +244,7 @@ def row_table(comparison: Comparison) -> Table:
     """Makes the legend: in what the configuration of each row departs from the usual."""
     values: dict[str, dict[str, list[Any]]] = {}  # key of the configuration, row
     for (_, row), cell in comparison.cells.items():
-        for key, value in cell.runs[0].config.items():
+        for key, value in cell.runs[0].settings.items():
             values.setdefault(key, {}).setdefault(row, []).append(value)
     del values["backbone.name"]
     departures: dict[str, list[str]] = {row: [] for row in comparison.rows}

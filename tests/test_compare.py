@@ -14,7 +14,7 @@ from run_folders import damage, make_run
 
 import compare
 from reports.progress import time_span
-from reports.runs import read_run
+from reports.run_files import read_run
 from reports.scores import write_scores
 
 ROOT = Path(__file__).parents[1]

@@ -7,18 +7,11 @@ from run_folders import damage, make_run
 
 from agents.policy import PolicyConfig
 from reports.comparison import Note, compare_runs
-from reports.records import UnfinishedRun, read_records
-from reports.runs import make_runs, read_run
-
-
-def read_runs(folder):
-    records, problems = read_records([folder])
-    runs, damaged = make_runs(records)
-    return runs, problems + damaged
+from reports.run_files import UnfinishedRun, read_run, read_runs
 
 
 def compared(folder):
-    runs, problems = read_runs(folder)
+    runs, problems = read_runs([folder])
     assert not problems
     return compare_runs(runs)
 
@@ -43,7 +36,9 @@ def test_runs_of_one_folder_name_that_differ_in_more_than_their_seed_have_rows_o
         make_run(tmp_path / f"bc-seed{seed}", seed=seed)
     make_run(tmp_path / "later" / "bc-seed3", seed=3, steps=3000, step=500)
     found = compared(tmp_path)
-    assert {row: [run.seed for run in cell.runs] for (_, row), cell in found.cells.items()} == {
+    assert {
+        row: [run.config["seed"] for run in cell.runs] for (_, row), cell in found.cells.items()
+    } == {
         "bc": [0, 1, 2],
         "bc steps=3000 scored_at_update=500": [3],
     }
@@ -109,7 +104,7 @@ def test_other_evaluations_are_read_beside_the_score_and_never_instead_of_it(tmp
         },
     )
     run = read_run(folder)
-    assert run.last == pytest.approx(50)
+    assert run.score.value == pytest.approx(50)
     assert [score.target_return for score in run.sweep] == [1650, 3000, 3300]
     assert run.sweep[1] == run.score
     assert {what: round(score.value) for what, score in run.others.items()} == {
@@ -192,7 +187,15 @@ DAMAGE = {
     ),
     "without data in config.json": (
         lambda f: (f / "config.json").write_text("{}"),
-        r"the key 'dataset' is missing",
+        r"config\.json is damaged or of another version .*the key 'dataset' is missing",
+    ),
+    "of another version: data": (
+        lambda f: damage(f, "config.json", lambda t: t.replace("return_top10", "top")),
+        r"config\.json is damaged or of another version .*missing or unknown: return_top10, top\)",
+    ),
+    "no keys in config.json": (
+        lambda f: (f / "config.json").write_text("[]"),
+        r"config\.json is damaged or of another version .*where the keys of a DatasetInfo should",
     ),
     "cut off": (lambda f: damage(f, "config.yaml", lambda t: t[:40] + ": ["), r"is damaged or of"),
     "not text": (
@@ -201,7 +204,7 @@ DAMAGE = {
     ),
     "without its configuration": (
         lambda f: (f / "config.yaml").unlink(),
-        r"is damaged or of another version .*\(config\.yaml is missing\): copy it again",
+        r"config\.yaml is damaged or of another version .*\(No such file.*\): copy it again",
     ),
     "a list": (lambda f: (f / "config.yaml").write_text("- 1\n"), r"is damaged or of another"),
     "a score that is no number": (
@@ -218,11 +221,23 @@ DAMAGE = {
     ),
     "a seed that is no number": (
         lambda f: damage(f, "config.yaml", lambda t: re.sub(r"(?m)^seed: .*", "seed: [a]", t)),
-        r"is damaged or of another",
+        r"config\.yaml is damaged or of another .*seed is \['a'\], which is no int",
     ),
-    "no numbers in its curve": (
-        lambda f: (f / "metrics.jsonl").write_text('{"step": 1, "eval/return_mean": null}\n[]\n'),
-        r"is damaged or of another",
+    "no number in its curve": (
+        lambda f: (f / "metrics.jsonl").write_text('{"step": 1, "eval/return_mean": null}\n'),
+        r"metrics\.jsonl is damaged or of .*eval/return_mean is None, which is not a finite number",
+    ),
+    "not finite in its curve": (
+        lambda f: (f / "metrics.jsonl").write_text('{"step": 1, "eval/return_mean": NaN}\n'),
+        r"metrics\.jsonl is damaged or of .*eval/return_mean is nan, which is not a finite number",
+    ),
+    "no record in its curve": (
+        lambda f: (f / "metrics.jsonl").write_text("[]\n"),
+        r"metrics\.jsonl is damaged or of another version .*the record \[\] has no step",
+    ),
+    "a file in which keys hold each other": (
+        lambda f: (f / "config.yaml").write_text("a: &a\n  b: *a\n"),
+        r"config\.yaml is damaged or of another version .*recursion",
     ),
     "unfinished": (
         lambda f: (f / "scores.json").unlink(),
@@ -236,7 +251,7 @@ def test_a_run_that_cannot_be_read_is_named_in_a_sentence_and_left_out(tmp_path,
     broken, words = DAMAGE[kind]
     good, bad = make_run(tmp_path / "good"), make_run(tmp_path / "bad")
     broken(bad)
-    runs, (problem,) = read_runs(tmp_path)
+    runs, (problem,) = read_runs([tmp_path])
     assert [run.folder for run in runs] == [good]
     reason = str(problem)
     assert re.search(words, reason), reason
@@ -248,5 +263,5 @@ def test_a_line_that_a_kill_cut_off_is_passed_over(tmp_path):
     folder = make_run(tmp_path / "run", curve=(10, 30, 20))
     damage(folder, "metrics.jsonl", lambda text: text + '{"step": 9, "eval/norm')
     run = read_run(folder)
-    assert [step for step, _ in run.curve] == [50, 100, 150]
+    assert list(run.curve) == [50, 100, 150]
     assert run.best == pytest.approx(30)

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -39,6 +39,7 @@ def test_mean_over_tasks_weighs_tasks_not_runs():
     assert mean_over_tasks(arrays([1, 2, 3], [10])) == 6
 
 
+@settings(deadline=None)
 @given(tasks)
 def test_what_the_definitions_promise(scores):
     stretched = [2 * task + 7 for task in scores]
@@ -48,6 +49,7 @@ def test_what_the_definitions_promise(scores):
         assert np.concatenate(scores).min() <= mean(scores) <= np.concatenate(scores).max()
 
 
+@settings(deadline=None)
 @given(tasks)
 def test_resamples_are_computed_side_by_side(scores):
     rng = np.random.default_rng(0)
@@ -61,6 +63,7 @@ def test_resamples_are_computed_side_by_side(scores):
         assert mean_difference(resampled, others)[i] == pytest.approx(difference)
 
 
+@settings(deadline=None)
 @given(tasks)
 def test_statistics_against_scipy(scores):
     trimmed = stats.trim_mean(np.concatenate(scores), 0.25)
