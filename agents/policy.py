@@ -100,7 +100,7 @@ class ReturnConditionedPolicy(nn.Module):
         self.observation_dim, self.action_dim = observation_dim, action_dim
         self.register_buffer("observation_mean", torch.zeros(observation_dim))
         self.register_buffer("observation_std", torch.ones(observation_dim))
-        self.register_buffer("action_low", -torch.ones(action_dim))
+        self.register_buffer("action_low", torch.full((action_dim,), -1.0))
         self.register_buffer("action_high", torch.ones(action_dim))
         self.register_buffer("target_return", torch.zeros(()))
         d_model = backbone.d_model
