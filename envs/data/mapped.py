@@ -6,6 +6,7 @@ room, so reading them again costs microseconds.
 """
 
 import mmap
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -19,7 +20,7 @@ PIECE_BYTES = 4 << 20
 
 def release(*arrays: np.ndarray) -> None:
     """Hands back the pages of those arrays that are mapped; their content stays as it is."""
-    if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+    if sys.platform != "win32":
         for mapping in filter(None, map(_mapping, arrays)):
             mapping.madvise(mmap.MADV_DONTNEED)
 
