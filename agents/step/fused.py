@@ -6,7 +6,6 @@ serves every batch size and needs none of PyTorch's matrix products.
 """
 
 import logging
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -77,19 +76,24 @@ class FusedPolicy:
         self, observation: Tensor, reward: Tensor, state: PolicyState, is_first: Tensor
     ) -> tuple[Tensor, PolicyState]:
         """Acts as `ReturnConditionedPolicy.act` does, in float32."""
-        shape = (len(observation),)
-        first = _array("is_first", is_first, shape, _BOOL)
-        left = _array("state.return_to_go", state.return_to_go, shape, _FLOAT)
-        left = left - _array("reward", reward, shape, _FLOAT)
-        target = _array("state.target_return", state.target_return, shape, _FLOAT)
-        time = _array("state.timestep", state.timestep, shape, _INT) + 1
+        rows = (len(observation),)
+        first = _array("is_first", is_first, rows, _BOOL)
+        left = _array("state.return_to_go", state.return_to_go, rows, _FLOAT)
+        left = left - _array("reward", reward, rows, _FLOAT)
+        target = _array("state.target_return", state.target_return, rows, _FLOAT)
+        time = _array("state.timestep", state.timestep, rows, _INT) + 1
         # As `ReturnConditionedPolicy.observe`, in NumPy, whose calls on a few numbers are shorter.
-        return_to_go = torch.from_numpy(np.where(first, target, left))
-        timestep = torch.from_numpy(np.where(first, 0, time))
-        action, backbone = self.step(
-            observation, return_to_go, state.action, timestep, is_first, state.backbone
+        return_to_go, timestep = np.where(first, target, left), np.where(first, 0, time)
+        action, backbone = self._step(
+            observation, return_to_go, state.action, timestep, first, state.backbone
         )
-        return action, PolicyState(backbone, action, return_to_go, timestep, state.target_return)
+        return action, PolicyState(
+            backbone,
+            action,
+            torch.from_numpy(return_to_go),
+            torch.from_numpy(timestep),
+            state.target_return,
+        )
 
     def step(
         self,
@@ -101,16 +105,30 @@ class FusedPolicy:
         state: State,
     ) -> tuple[Tensor, State]:
         """Maps one step as `ReturnConditionedPolicy.step` does, in float32."""
-        batch = len(observation)
-        backbone = torch.stack(cast("tuple[Tensor, ...]", state))
+        rows = (len(observation),)
+        left = _array("return_to_go", return_to_go, rows, _FLOAT)
+        time = _array("timestep", timestep, rows, _INT)
+        first = _array("resets", resets, rows, _BOOL)
+        return self._step(observation, left, previous_action, time, first, state)
+
+    def _step(
+        self,
+        observation: Tensor,
+        return_to_go: np.ndarray,
+        previous_action: Tensor,
+        timestep: np.ndarray,
+        resets: np.ndarray,
+        state: State,
+    ) -> tuple[Tensor, State]:
+        batch = len(timestep)
         shape = (self._layers, batch, self._channels)
         inputs = (
             _array("observation", observation, (batch, self.observation_dim), _FLOAT),
-            _array("return_to_go", return_to_go, (batch,), _FLOAT),
+            return_to_go,
             _array("previous_action", previous_action, (batch, self.action_dim), _FLOAT),
-            _array("timestep", timestep, (batch,), _INT),
-            _array("resets", resets, (batch,), _BOOL),
-            _array("state", backbone, shape, _FLOAT),
+            timestep,
+            resets,
+            _array("state", torch.stack(cast("tuple[Tensor, ...]", state)), shape, _FLOAT),
         )
         # New arrays at each step, because the caller may keep the results.
         action, states = np.empty((batch, self.action_dim), _FLOAT), np.empty(shape, _FLOAT)
@@ -119,11 +137,13 @@ class FusedPolicy:
 
     def _run(self, batch: int, arguments: tuple[Any, ...]) -> None:
         """Calls the kernel; each of PyTorch's threads computes whole blocks of rows."""
-        run = partial(self._kernel, *arguments)
         threads = max(1, min(torch.get_num_threads(), batch // _ROWS_OF_A_THREAD))
         rows = max(1, -(-batch // (threads * BLOCK))) * BLOCK
-        helpers = [submit(run, b, min(b + rows, batch)) for b in range(rows, batch, rows)]
-        run(0, min(rows, batch))
+        helpers = [
+            submit(self._kernel, *arguments, b, min(b + rows, batch))
+            for b in range(rows, batch, rows)
+        ]
+        self._kernel(*arguments, 0, min(rows, batch))
         for helper in helpers:
             helper.result()
 
