@@ -30,7 +30,7 @@ from configs.schema import EvalConfig, resolve_device
 from envs.simulation.perturbations import PerturbedActor
 from envs.simulation.rollout import Actor, rollout
 from envs.simulation.video import record_episodes
-from envs.tasks import DatasetInfo, Evaluation, from_plain
+from envs.tasks import DatasetInfo, Evaluation, from_plain, without_version
 from reports.scores import Score, make_scores, print_scores, scores_file, write_scores
 
 
@@ -45,6 +45,12 @@ def main(config: EvalConfig, overrides: list[str]) -> None:
     policy.to(device)
     dataset, own = read_description(folder, description)
     evaluation = resolve(config, dataset, own)
+    other, known = evaluation.environment_id, own.environment_id
+    if policy.config.hidden and without_version(other) != without_version(known):
+        raise UserError(
+            f"{folder} does not see the observations {policy.config.hidden} of {known}, and in "
+            f"{other} others may have these indices; evaluate it in any version of {known}."
+        )
     path = folder / scores_file(evaluation, own)
 
     scores = score_policy(policy, evaluation, dataset, step, console=console)
@@ -123,7 +129,7 @@ def score_policy(
             progress.update(bar, completed=done, total=total)
 
         result = rollout(perturbed_actor(policy, evaluation), evaluation, progress=show)
-    return make_scores(result, evaluation, dataset, step)  # type: ignore[arg-type] # read-only fields
+    return make_scores(result, evaluation, dataset, step, policy.config.hidden or ())
 
 
 if __name__ == "__main__":

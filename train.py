@@ -30,7 +30,7 @@ from agents.checkpoint import (
     load_policy,
     save_description,
 )
-from agents.policy import ReturnConditionedPolicy
+from agents.policy import ReturnConditionedPolicy, check_hidden
 from agents.trainer import Trainer
 from common.errors import UserError
 from configs.launch import command
@@ -40,7 +40,7 @@ from envs.data.combine import hold_out
 from envs.data.episodes import Episodes
 from envs.data.sources import load_episodes
 from envs.data.spaces import environment_spaces, require_dimensions
-from envs.tasks import DatasetInfo, Evaluation
+from envs.tasks import DatasetInfo, Evaluation, hidden_indices
 from eval import read_description, score_policy
 from reports.scores import Score, print_scores, read_scores, write_scores
 
@@ -58,6 +58,9 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
         return show_scores(folder, read_scores(folder / "scores.json"), console)
 
     # Read the data, and resolve the evaluation that the run ends with.
+    if config.policy.hidden and (known := config.dataset.known_environment):
+        hidden = hidden_indices(config.policy.hidden, known)
+        check_hidden(hidden, environment_spaces(known)[0].shape[0])
     episodes, held_out = load_episodes(config.dataset), None
     if config.held_out:
         episodes, held_out = hold_out(episodes, config.held_out, config.seed)
@@ -172,8 +175,9 @@ def make_policy(
     config: TrainConfig, episodes: Episodes, target_return: float
 ) -> ReturnConditionedPolicy:
     """Builds the policy for a data set, with the statistics of the data."""
+    known = episodes.environment_id, episodes.environment_kwargs
     policy = ReturnConditionedPolicy(
-        config.policy,
+        replace(config.policy, hidden=hidden_indices(config.policy.hidden, *known)),
         config.backbone,
         observation_dim=episodes.observations.shape[1],
         action_dim=episodes.actions.shape[1],

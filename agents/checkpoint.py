@@ -263,7 +263,7 @@ def _fits(make: partial[ReturnConditionedPolicy], tensors: dict[str, Tensor]) ->
     try:
         with torch.device("meta"):
             expected = {name: tensor.shape for name, tensor in make().state_dict().items()}
-    except _WRONG:
+    except (UserError, *_WRONG):
         return False
     return {name: tensor.shape for name, tensor in tensors.items()} == expected
 

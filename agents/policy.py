@@ -1,13 +1,14 @@
 """The return-conditioned policy: its inputs, its loss and how it acts.
 
-It owns all that acting needs (observation statistics, return scale, action bounds, default target
-return), so a checkpoint of it is complete. At step t it maps the observation, the return still to
-be collected (this step's reward included) and the previous action to an action: the conditioning of
-Decision Transformer (Chen et al., arXiv 2106.01345) with a recurrent backbone.
+It owns all that acting needs (observation statistics, hidden observation dimensions, return scale,
+action bounds, default target return), so a checkpoint of it is complete. At step t it maps the
+observation, the return still to be collected (this step's reward included) and the previous action
+to an action: the conditioning of Decision Transformer (Chen et al., arXiv 2106.01345) with a
+recurrent backbone.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,8 @@ class PolicyConfig:
         return_scale: Returns-to-go are divided by this (units of return).
         return_to_go: Whether the policy sees the return-to-go; without it this is behaviour
             cloning.
+        hidden: Observation dimensions that the policy does not see: a list of indices, or
+            `velocities` (locomotion tasks); null hides none.
     """
 
     tokens: int = choice(1, (1, 3))
@@ -48,6 +51,7 @@ class PolicyConfig:
     return_before_head: bool = False
     return_scale: float = number(1000.0, at_least=1e-6, at_most=1_000_000_000)
     return_to_go: bool = True
+    hidden: Any = None  # OmegaConf has no type for a list or a word
 
     def __post_init__(self) -> None:
         check_fields(self, "policy")
@@ -56,6 +60,29 @@ class PolicyConfig:
                 "policy.return_before_head is true, but policy.return_to_go is false; set one of "
                 "them the other way."
             )
+        indices = self.hidden if isinstance(self.hidden, list) else []
+        if (
+            self.hidden not in (None, "velocities", indices)
+            or any(type(index) is not int or index < 0 for index in indices)
+            or len(set(indices)) != len(indices)
+        ):
+            raise UserError(
+                f"policy.hidden is {self.hidden!r}; it must be a list of observation indices, from "
+                "0 and each once, or the word velocities."
+            )
+
+
+def check_hidden(hidden: list[int] | None, observation_dim: int) -> None:
+    """Checks that hidden dimensions exist, and that the policy sees another.
+
+    Raises:
+        UserError: One is out of range, or all are hidden.
+    """
+    if not set(hidden or ()) < set(range(observation_dim)):
+        raise UserError(
+            f"policy.hidden is {hidden}, but the observations have the indices 0 to "
+            f"{observation_dim - 1}, of which at least one must be seen; give some of them."
+        )
 
 
 class PolicyState(NamedTuple):
@@ -86,6 +113,7 @@ class ReturnConditionedPolicy(nn.Module):
     action_low: Tensor
     action_high: Tensor
     target_return: Tensor
+    hidden: Tensor
 
     def __init__(
         self,
@@ -95,7 +123,13 @@ class ReturnConditionedPolicy(nn.Module):
         observation_dim: int,
         action_dim: int,
     ) -> None:
+        """Builds the network, with neutral statistics.
+
+        Raises:
+            UserError: `config.hidden` are not some of the observation dimensions.
+        """
         super().__init__()
+        check_hidden(config.hidden, observation_dim)
         self.config = config
         self.observation_dim, self.action_dim = observation_dim, action_dim
         self.register_buffer("observation_mean", torch.zeros(observation_dim))
@@ -103,6 +137,8 @@ class ReturnConditionedPolicy(nn.Module):
         self.register_buffer("action_low", torch.full((action_dim,), -1.0))
         self.register_buffer("action_high", torch.ones(action_dim))
         self.register_buffer("target_return", torch.zeros(()))
+        hidden = [index in (config.hidden or ()) for index in range(observation_dim)]
+        self.register_buffer("hidden", torch.tensor(hidden), persistent=False)
         d_model = backbone.d_model
         if config.tokens == 1:
             # One Linear over the concatenated inputs: the sum of an embedding for each.
@@ -148,6 +184,8 @@ class ReturnConditionedPolicy(nn.Module):
     ) -> Tensor:
         """Embeds steps (..., channels) as tokens (..., tokens, d_model)."""
         observations = (observations - self.observation_mean) / self.observation_std
+        if self.config.hidden:  # filled, not multiplied by 0: they may be NaN
+            observations = observations.masked_fill(self.hidden, 0.0)
         if not self.config.previous_action:
             previous_actions = torch.zeros_like(previous_actions)
         if self.config.tokens == 1:

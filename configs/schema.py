@@ -21,7 +21,7 @@ from common.memory import require_memory
 from configs.launch.ray import RayLauncherConfig
 from envs.data.batches import ProtocolConfig
 from envs.data.sources import DATASETS, DatasetConfig
-from envs.tasks import ENGINES, MOST_EPISODES, task_of_environment
+from envs.tasks import ENGINES, MOST_EPISODES, hidden_indices, task_of_environment
 
 DEVICES = ("auto", "cpu", "cuda")
 TARGETS = ("data", "published")
@@ -99,8 +99,10 @@ class TrainConfig:
                 "protocol.context_length is 1, but rollout=rolling resets its two states half a "
                 "context apart; raise it to at least 2 or choose rollout=carried."
             )
-        if (named := self.dataset.environment) and self.evaluation.asks_for_published:
-            published_target(named)  # refused before the data are read
+        if named := self.dataset.known_environment:  # refused before the data are read
+            hidden_indices(self.policy.hidden, named)
+            if self.evaluation.asks_for_published:
+                published_target(named)
         contexts = {"protocol.context_length": self.protocol.context_length}
         if isinstance(self.backbone, AttentionConfig):  # it counts tokens
             steps = -(-self.backbone.context_length // self.policy.tokens)
@@ -184,7 +186,7 @@ def check_memory(config: TrainConfig, device: torch.device) -> None:
         backbone = replace(config.backbone, n_layer=n_layer)
         with torch.device("meta"):  # shapes only
             policy = ReturnConditionedPolicy(
-                config.policy, backbone, observation_dim=1, action_dim=1
+                replace(config.policy, hidden=None), backbone, observation_dim=1, action_dim=1
             )
         return sum(parameter.numel() for parameter in policy.parameters())
 
@@ -200,7 +202,7 @@ def check_memory(config: TrainConfig, device: torch.device) -> None:
 def published_target(environment_id: str) -> float:
     """Returns the published target return of an environment's task."""
     task = task_of_environment(environment_id)
-    if task is None:
+    if task is None or task.target_return is None:
         raise UserError(
             f"evaluation.target is 'published', but none is known for {environment_id}; give "
             "evaluation.target_return=RETURN or evaluation.target=data."

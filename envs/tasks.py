@@ -1,21 +1,26 @@
-"""Tasks, reference returns and evaluations, without torch or a simulator.
+"""Tasks, reference returns, evaluations and their results, without torch or a simulator.
 
-Run folders keep them as plain values; `envs.simulation` plays them and `reports` reads them.
+Run folders keep the first three as plain values; `envs.simulation` plays an evaluation, `reports`
+reads it.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from common.checks import MOST_RETURN, MOST_STEPS, check_fields, choice, number, seed
 from common.errors import UserError
 
+if TYPE_CHECKING:
+    import numpy as np
+
 # D4RL (Fu et al., arXiv 2004.07219), d4rl/infos.py: a random policy's and a SAC expert's mean
 # return, measured in the v2 environments. v5 no longer pays the healthy reward on the step that
-# falls (Hopper, Walker2d) and changed Walker2d's foot friction, so a score in v5 is comparable
-# with D4RL's tables only approximately.
+# falls (Hopper, Walker2d, Ant) and changed Walker2d's foot friction, so a score in v5 is comparable
+# with D4RL's tables only approximately. Ant has 111 observations in v2, 27 in v4 and 105 in v5: the
+# last 84, 0 and 78 are contact forces, and v4 does not subtract their cost either.
 D4RL_REFERENCE_SOURCE = "D4RL (arXiv 2004.07219), measured in the v2 environments"
 
 ENGINES = ("gymnasium", "envpool")
@@ -161,23 +166,59 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class RolloutResult:
+    """Whole episodes, in the order of their index, for each target return.
+
+    Attributes:
+        episode_returns: Undiscounted sums of rewards, (targets, episodes), float64.
+        episode_lengths: Steps, (targets, episodes), int64.
+        successes: Whether ``info["success"]`` was true at a step, (targets, episodes), bool; None
+            if the environment does not report it.
+        engine_version: Version of Gymnasium or EnvPool.
+        mujoco_version: None if unknown, or if the environment does not use MuJoCo.
+    """
+
+    episode_returns: "np.ndarray"
+    episode_lengths: "np.ndarray"
+    successes: "np.ndarray | None"
+    environment_id: str
+    engine_version: str
+    mujoco_version: str | None
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Task:
-    """A locomotion task; its target is Decision Transformer's first (arXiv 2106.01345, table 8)."""
+    """A locomotion task.
+
+    Attributes:
+        target_return: Decision Transformer's first (arXiv 2106.01345, table 8); None where it has
+            none.
+        velocities: Indices of the observations that are velocities, in every version of the
+            environment.
+    """
 
     name: str
     environment_id: str
     reference: Reference
-    target_return: float
+    target_return: float | None
+    velocities: range
 
 
 TASKS = {
-    name: Task(name, environment_id, Reference(*returns, D4RL_REFERENCE_SOURCE), target)
-    for name, environment_id, returns, target in (
-        ("hopper", "Hopper-v5", (-20.272305, 3234.3), 3600.0),
-        ("halfcheetah", "HalfCheetah-v5", (-280.178953, 12135.0), 12000.0),
-        ("walker2d", "Walker2d-v5", (1.629008, 4592.3), 5000.0),
+    name: Task(name, environment_id, Reference(*returns, D4RL_REFERENCE_SOURCE), target, velocities)
+    for name, environment_id, returns, target, velocities in (
+        ("hopper", "Hopper-v5", (-20.272305, 3234.3), 3600.0, range(5, 11)),
+        ("halfcheetah", "HalfCheetah-v5", (-280.178953, 12135.0), 12000.0, range(8, 17)),
+        ("walker2d", "Walker2d-v5", (1.629008, 4592.3), 5000.0, range(8, 17)),
+        ("ant", "Ant-v5", (-325.6, 3879.7), None, range(13, 27)),
     )
 }
+
+
+def without_version(environment_id: str) -> str:
+    """Returns ``hopper`` of ``Hopper-v5``."""
+    return environment_id.rsplit("-v", 1)[0].lower()
 
 
 def task_of_environment(environment_id: str | None) -> Task | None:
@@ -186,4 +227,31 @@ def task_of_environment(environment_id: str | None) -> Task | None:
     >>> task_of_environment("Hopper-v4").name
     'hopper'
     """
-    return TASKS.get((environment_id or "").rsplit("-v", 1)[0].lower())
+    return TASKS.get(without_version(environment_id or ""))
+
+
+def hidden_indices(
+    hidden: list[int] | str | None,
+    environment_id: str | None,
+    environment_kwargs: dict[str, Any] | None = None,
+) -> list[int]:
+    """Returns the indices of the observations that `policy.hidden` hides.
+
+    >>> hidden_indices("velocities", "Hopper-v5")
+    [5, 6, 7, 8, 9, 10]
+
+    Raises:
+        UserError: They are the velocities, and which those are is not known.
+    """
+    if not isinstance(hidden, str):
+        return hidden or []
+    task = task_of_environment(environment_id)
+    shifts = "exclude_current_positions_from_observation"
+    if task is None or shifts in (environment_kwargs or {}):
+        given = f" with {shifts}" if task else ""
+        raise UserError(
+            "policy.hidden is 'velocities', but which observations are velocities is not known for "
+            f"{environment_id or 'data without an environment'}{given}; give their indices, such "
+            "as policy.hidden=[3,4]."
+        )
+    return list(task.velocities)

@@ -35,7 +35,7 @@ $body</body></html>
 """)
 # Columns of words; all others are aligned as numbers.
 WORDS = (
-    *("task", "row", "condition", "over", "method", "source", "protocol", "evidence"),
+    *("task", "row", "hidden", "condition", "over", "method", "source", "protocol", "evidence"),
     *("data", "part of the data", "environment", "engine", "fact", "value", "usual"),
     "departs from the most frequent configuration in",
 )

@@ -97,6 +97,7 @@ class Run:
             "seed of the start states": str(evaluation.seed),
             "target return": asked,
             "updates": f"{score.checkpoint_step:,}",
+            "hidden observations": score.hidden_observations or "none",
         }
 
     @property

@@ -4,17 +4,23 @@ import csv
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from common.errors import UserError
 from common.files import write_file
-from envs.tasks import DatasetInfo, Evaluation, Reference, from_plain
+from envs.tasks import (
+    DatasetInfo,
+    Evaluation,
+    Reference,
+    RolloutResult,
+    from_plain,
+    task_of_environment,
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ class Score:
         episode_returns: In the order of the start states.
         success_rate: Share of episodes with a success, 0 to 1; None if the environment reports
             none.
+        hidden: Indices of the observations that the policy does not see.
     """
 
     dataset_id: str
@@ -49,6 +56,15 @@ class Score:
     normalized_score_std: float | None
     length_mean: float
     success_rate: float | None = None
+    hidden: tuple[int, ...] = ()
+
+    @property
+    def hidden_observations(self) -> str:
+        """What the policy does not see, in words; may be empty."""
+        task = task_of_environment(self.evaluation.environment_id)
+        if task is not None and self.hidden == tuple(task.velocities):
+            return "velocities"
+        return ", ".join(map(str, self.hidden))
 
     @property
     def target_return(self) -> float:
@@ -70,23 +86,17 @@ class Score:
         return {name: value for name, value in values.items() if value is not None}
 
 
-class Played(Protocol):
-    """What a rollout returns; see `envs.simulation.rollout.RolloutResult`."""
-
-    episode_returns: np.ndarray
-    episode_lengths: np.ndarray
-    successes: np.ndarray | None
-    environment_id: str
-    engine_version: str
-    mujoco_version: str | None
-
-
 def make_scores(
-    result: Played, evaluation: Evaluation, dataset: DatasetInfo, checkpoint_step: int
+    result: RolloutResult,
+    evaluation: Evaluation,
+    dataset: DatasetInfo,
+    checkpoint_step: int,
+    hidden: Sequence[int] = (),
 ) -> list[Score]:
     """Makes the scores of one rollout, one for each target return.
 
-    `dataset` is what the policy was trained on, for `checkpoint_step` updates.
+    `dataset` is what the policy was trained on, for `checkpoint_step` updates; `hidden` are the
+    observations that it does not see.
     """
     scores = []
     for row, target in enumerate(evaluation.target_returns):
@@ -109,6 +119,7 @@ def make_scores(
             normalized_score_std=None if normalized is None else float(normalized.std()),
             length_mean=float(lengths.mean()),
             success_rate=None if result.successes is None else float(result.successes[row].mean()),
+            hidden=tuple(hidden),
         )
         scores.append(score)
     return scores
@@ -155,6 +166,8 @@ def _caption(score: Score) -> list[str]:
         f"{asked.environment_id}, {engine} {score.engine_version}{mujoco}; mean ± standard"
         f" deviation over {asked.episodes} episode{'s' * (asked.episodes != 1)}, seed {asked.seed}."
     ]
+    if score.hidden_observations:
+        lines.append(f"Observations that the policy does not see: {score.hidden_observations}.")
     if asked.conditions:
         lines.append(f"Harder than in training: {asked.conditions}.")
     if reference is None:

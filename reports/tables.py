@@ -108,16 +108,18 @@ def score_table(comparison: Comparison) -> Table:
         episodes = f"{cell.runs[0].facts['episodes']} / {in_training}"
         marks = ", ".join(map(str, comparison.marks.get((task, row), [])))
         scores = [_over_seeds(cell.last), cell.best]
-        lines.append([short(task), row, *scores, len(cell.runs), episodes, marks])
+        hidden = cell.runs[0].facts["hidden observations"]
+        lines.append([short(task), row, hidden, *scores, len(cell.runs), episodes, marks])
     return Table(
         "scores",
         "Scores",
-        ["task", "row", "last", "best in training", "seeds", "episodes", "note"],
+        ["task", "row", "hidden", "last", "best in training", "seeds", "episodes", "note"],
         lines,
-        "Normalised scores, 0 to 100, unless the task says return. Last: the last checkpoint, mean "
-        "over seeds ± half of Student's 95 % interval of it (none for a single seed). Best in "
-        "training: the best evaluation in training, which has fewer episodes and is chosen because "
-        "it is high: not a score to report. Episodes: of last / best.",
+        "Normalised scores, 0 to 100, unless the task says return. Hidden: observations that the "
+        "policy does not see. Last: the last checkpoint, mean over seeds ± half of Student's 95 % "
+        "interval of it (none for a single seed). Best in training: the best evaluation in "
+        "training, which has fewer episodes and is chosen because it is high: not a score to "
+        "report. Episodes: of last / best.",
     )
 
 

@@ -11,8 +11,7 @@ from agents.metrics import Metrics
 from agents.policy import ReturnConditionedPolicy
 from configs.schema import TrainConfig
 from envs.data.sources import DatasetConfig
-from envs.simulation.rollout import RolloutResult
-from envs.tasks import TASKS, DatasetInfo
+from envs.tasks import TASKS, DatasetInfo, RolloutResult
 from reports.scores import make_scores, write_scores
 
 
@@ -85,7 +84,8 @@ def make_run(
             mujoco_version="3.3.1",
             seconds=2.0,
         )
-        return make_scores(result, evaluation, dataset, checkpoint_step)[0]
+        hidden = config.policy.hidden or ()
+        return make_scores(result, evaluation, dataset, checkpoint_step, hidden)[0]
 
     metrics = Metrics(folder, resume_step=0)
     for i, value in enumerate(curve, start=1):

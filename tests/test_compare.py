@@ -13,6 +13,7 @@ from rich.console import Console
 from run_folders import damage, make_run
 
 import compare
+from agents.policy import PolicyConfig
 from reports.progress import time_span
 from reports.run_files import read_run
 from reports.scores import write_scores
@@ -135,6 +136,15 @@ def test_the_report_is_one_file_that_needs_no_other(report, benchmark, tmp_path)
     _, again = printed([benchmark], tmp_path, published=True)
     contents = [{path.name: path.read_bytes() for path in f.iterdir()} for f in (out, again)]
     assert contents[0] == contents[1]
+
+
+def test_what_is_hidden_stands_beside_the_score(tmp_path):
+    make_run(tmp_path / "runs" / "seeing")
+    make_run(tmp_path / "runs" / "hiding", policy=PolicyConfig(hidden=[1]))
+    text, out = printed([tmp_path / "runs"], tmp_path)
+    lines = {line["row"]: line["hidden"] for line in records(out / "scores.csv")}
+    assert lines == {"seeing": "none", "hiding": "1"}
+    assert "hidden observations" in text  # noted: the two are not scored alike
 
 
 def test_other_conditions_by_hand(tmp_path):

@@ -61,6 +61,8 @@ class FusedPolicy:
             _first_block(policy).mixer.channels,
         )
         self._kernel, self._constants = policy_step, _pack(policy)
+        self._hidden = policy.hidden.numpy() if policy.config.hidden else None
+        self._means = policy.observation_mean.numpy().copy()
         with announced("the policy's step"):
             agrees = _agrees(self, policy)
         if not agrees:
@@ -122,8 +124,11 @@ class FusedPolicy:
     ) -> tuple[Tensor, State]:
         batch = len(timestep)
         shape = (self._layers, batch, self._channels)
+        observed = _array("observation", observation, (batch, self.observation_dim), _FLOAT)
+        if self._hidden is not None:
+            observed = np.where(self._hidden, self._means, observed)  # normalised to 0
         inputs = (
-            _array("observation", observation, (batch, self.observation_dim), _FLOAT),
+            observed,
             return_to_go,
             _array("previous_action", previous_action, (batch, self.action_dim), _FLOAT),
             timestep,
@@ -195,7 +200,7 @@ def obstacle(policy: nn.Module) -> str | None:
             return f"its {name or 'forward'} has hooks, which the kernel would not call."
     if len({norm.eps for norm in policy.modules() if isinstance(norm, nn.LayerNorm)}) > 1:
         return "its layer norms differ in eps."
-    tensors = {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
+    tensors = policy.state_dict()
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             return f"its {name} is {tensor.dtype} on {tensor.device}; the kernel is float32 on CPU."

@@ -88,12 +88,16 @@ def _recipe(task: Task, quality: str) -> Recipe:
 
 
 # Task -> its snapshots, which `python -m envs.behaviors.choose` chooses.
-SNAPSHOTS = {name: load_snapshots(DIRECTORY / name / "recipe.json") for name in TASKS}
+SNAPSHOTS = {
+    name: load_snapshots(DIRECTORY / name / "recipe.json")
+    for name in TASKS
+    if (DIRECTORY / name).is_dir()
+}
 
 # Data set id -> recipe.
 RECIPES = {
     recipe.dataset_id: recipe
-    for recipe in (_recipe(task, quality) for task in TASKS.values() for quality in QUALITIES)
+    for recipe in (_recipe(TASKS[name], quality) for name in SNAPSHOTS for quality in QUALITIES)
 }
 
 

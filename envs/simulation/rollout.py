@@ -8,7 +8,6 @@ in the next step of the policy, by the first observation of the slot's next epis
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 from common.errors import UserError
 from envs.simulation.envpool import EnvPoolSimulators
 from envs.simulation.simulators import Simulators
-from envs.tasks import Evaluation
+from envs.tasks import Evaluation, RolloutResult
 
 
 class Actor(Protocol):
@@ -46,28 +45,6 @@ class Actor(Protocol):
         Returns:
             The actions, (batch, action_dim) on any device, and the next state.
         """
-
-
-@dataclass(frozen=True)
-class RolloutResult:
-    """Whole episodes, in the order of their index, for each target return.
-
-    Attributes:
-        episode_returns: Undiscounted sums of rewards, (targets, episodes), float64.
-        episode_lengths: Steps, (targets, episodes), int64.
-        successes: Whether ``info["success"]`` was true at a step, (targets, episodes), bool; None
-            if the environment does not report it.
-        engine_version: Version of Gymnasium or EnvPool.
-        mujoco_version: None if unknown, or if the environment does not use MuJoCo.
-    """
-
-    episode_returns: np.ndarray
-    episode_lengths: np.ndarray
-    successes: np.ndarray | None
-    environment_id: str
-    engine_version: str
-    mujoco_version: str | None
-    seconds: float
 
 
 class Scene(NamedTuple):

@@ -18,9 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 from common.checks import require_extra
 from common.errors import UserError
 from common.files import unfinished_file
-from envs.simulation.rollout import Actor, RolloutResult, Scene, rollout
+from envs.simulation.rollout import Actor, Scene, rollout
 from envs.simulation.simulators import Simulators, mujoco
-from envs.tasks import Evaluation
+from envs.tasks import Evaluation, RolloutResult
 
 MAX_FPS = 32.0  # drawing in software is slow, and Hopper's 125 frames a second show no more
 TILE = 240  # width, in pixels, of an episode in a grid

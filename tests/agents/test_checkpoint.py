@@ -62,6 +62,30 @@ def test_a_checkpoint_gives_back_all_that_acting_needs(folder):
     assert not policy.training
 
 
+def test_what_is_hidden_is_part_of_the_checkpoint(tmp_path):
+    torch.manual_seed(0)
+    policy = ReturnConditionedPolicy(
+        PolicyConfig(hidden=[1, 3]), CONFIG, observation_dim=4, action_dim=2
+    ).eval()
+    save_description(tmp_path, policy, CONFIG, RunDescription({}, {}))
+    save_policy(tmp_path, policy, 7)
+    loaded, _, _ = load_policy(tmp_path)
+    assert loaded.config.hidden == [1, 3]
+    observation = torch.tensor([[0.3, torch.nan, -0.7, torch.inf]])
+    arguments = observation, torch.zeros(1), policy.initial_state(1), torch.ones(1).bool()
+    assert torch.equal(loaded.act(*arguments)[0], policy.act(*arguments)[0])
+    # One that does not fit, and one of a run of before.
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    content["policy"]["hidden"] = [4]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="does not fit the policy"):
+        load_policy(tmp_path)
+    del content["policy"]["hidden"]
+    path.write_text(json.dumps(content))
+    assert not load_policy(tmp_path)[0].hidden.any()
+
+
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
 def test_a_folder_without_a_checkpoint_is_refused(folder, missing):
     (folder / missing).unlink()

@@ -15,6 +15,8 @@ VARIANTS = {
     "no previous action": {"previous_action": False},
     "return again": {"return_before_head": True},
     "no return": {"return_to_go": False},
+    "hidden": {"hidden": [0, 3]},
+    "hidden, three tokens": {"hidden": [0, 3], "tokens": 3},
 }
 EVERY = pytest.mark.parametrize("variant", VARIANTS)
 
@@ -295,6 +297,34 @@ def test_behaviour_cloning_does_not_heed_the_return(tokens):
         loss, _ = policy.loss(**batch)
         other, _ = policy.loss(**batch | {"returns_to_go": batch["returns_to_go"] + 5})
         assert torch.equal(loss, other) != seen
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("backbone", MIXERS)
+def test_hidden_observations_are_zero_for_the_network_whatever_they_are(backbone, tokens):
+    hiding, seeing = (make_policy(backbone, tokens=tokens, hidden=h) for h in ([0, 3], None))
+    batch = make_batch(2, 9)
+    by_hand = batch["observations"].clone()
+    by_hand[..., [0, 3]] = 0.5  # the mean
+    expected, _ = seeing.loss(**batch | {"observations": by_hand})
+    for value in (7.0, torch.nan, torch.inf):
+        batch["observations"][..., [0, 3]] = value
+        assert torch.equal(hiding.loss(**batch)[0], expected)
+        for rollout in ROLLOUTS:
+            steps = batch["observations"], batch["returns_to_go"], batch["resets"]
+            found = play(make_actor(hiding, rollout, 4), *steps)
+            assert torch.equal(found, play(make_actor(seeing, rollout, 4), by_hand, *steps[1:]))
+
+
+def test_hidden_observations_are_some_of_those_that_there_are():
+    for wrong in ([-1], [1, 1], ["a"], [True], [1.0], [[1]], "positions", "", 3, {"a": 1}):
+        with pytest.raises(UserError, match=r"policy\.hidden is .*; it must be a list of obs"):
+            PolicyConfig(hidden=wrong)
+    for wrong in ([5], [0, 1, 2, 3, 4], "velocities"):  # the word is not an index
+        with pytest.raises(UserError, match=r"policy\.hidden is .*have the indices 0 to 4, of wh"):
+            make_policy(hidden=wrong)
+    assert not make_policy(hidden=[]).hidden.any()
+    assert "hidden" not in make_policy(hidden=[0]).state_dict()  # it is in the configuration
 
 
 def test_a_hidden_return_is_not_shown_before_the_head():

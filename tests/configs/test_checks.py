@@ -6,7 +6,7 @@ import subprocess
 import sys
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -82,11 +82,12 @@ def test_every_number_has_limits_on_both_sides_or_one_that_excludes_nonsense(cls
 @pytest.mark.parametrize(("cls", "item"), KEYS, ids=IDS)
 def test_no_hostile_value_is_a_traceback(cls, item):
     schema = OmegaConf.structured(cls(**filled(cls)))
-    lists = isinstance(OmegaConf.to_container(schema)[item.name], list) or "list[" in str(
-        get_type_hints(cls)[item.name]
-    )
-    for value in HOSTILE:
-        given = [value] if lists else value
+    hint = get_type_hints(cls)[item.name]
+    lists = isinstance(OmegaConf.to_container(schema)[item.name], list) or "list[" in str(hint)
+    given_values = [[value] if lists else value for value in HOSTILE]
+    if hint is Any:  # a list or a word
+        given_values += [[value] for value in HOSTILE]
+    for given in given_values:
         try:  # as the command line does it
             config = OmegaConf.to_object(OmegaConf.merge(schema, {item.name: given}))
         except UserError as error:
@@ -104,7 +105,7 @@ def test_no_hostile_value_is_a_traceback(cls, item):
 @pytest.mark.parametrize(("cls", "item"), KEYS, ids=IDS)
 def test_a_wrong_type_in_a_file_is_one_sentence(cls, item):
     """Python, and so config.json of somebody else's run, does not convert as OmegaConf does."""
-    if kind_of(cls, item.name) not in (int, float, str, bool):
+    if kind_of(cls, item.name) not in (int, float, str, bool, Any):
         return
     for value in ([[1]], {"a": 1}, object()):
         with pytest.raises(UserError, match=item.name):
@@ -193,7 +194,7 @@ RUNS = [
     for name in names
     for item in fields(cls)
     for value in edges(cls, item)
-]
+] + [("min_gru", "policy", "hidden", value) for value in ([], [2, 0])]
 
 
 @pytest.mark.parametrize(("name", "group", "key", "value"), RUNS)
@@ -272,6 +273,9 @@ REFUSED = {
     "backbone.name=gru": "backbone.name is 'gru', but .* settings of 'min_gru'",
     "backbone=attention backbone.context_length=1000000000": "context_length is 1000000000",
     "rollout=rolling protocol.context_length=1": "protocol.context_length is 1, but rollout=roll",
+    "policy.hidden=positions": r"policy\.hidden is 'positions'; it must be a list of observation",
+    "policy.hidden=[1,1]": r"policy\.hidden is \[1, 1\]; .* from 0 and each once, or the word vel",
+    "policy.hidden=velocities dataset.environment=Swimmer-v5": "not known for Swimmer-v5; give",
     "evaluation.target=published dataset.environment=Ant-v5": "none is known for Ant-v5; give",
     "run_dir=": "run_dir is empty",
     "=1": "'=1' is not an override; write key=value",

@@ -27,9 +27,11 @@ EVALUATION_VERSION = "v4"
 
 # d4rl/gym_mujoco/__init__.py of Farama-Foundation/D4RL.
 URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2/"
+# Without Ant, whose observations here no environment gives (see envs.tasks).
+_TASKS = [TASKS[name] for name in ("hopper", "halfcheetah", "walker2d")]
 NAMES = tuple(
-    f"{task}-{quality}-v2"
-    for task in TASKS
+    f"{task.name}-{quality}-v2"
+    for task in _TASKS
     for quality in ("random", "medium", "expert", "medium-replay", "full-replay", "medium-expert")
 )
 
@@ -98,12 +100,13 @@ def download_d4rl(name: str) -> Path:
 
 def _environment_of(path: Path) -> str:
     stem = path.stem.lower().replace("_", "").replace("-", "")
-    for task in TASKS.values():
+    for task in _TASKS:
         if stem.startswith(task.name):
             return f"{task.environment_id.rsplit('-v', 1)[0]}-{EVALUATION_VERSION}"
+    names = ", ".join(task.name for task in _TASKS)
     raise UserError(
-        f"the name of {path.name} does not begin with {', '.join(TASKS)}, so its environment is "
-        "unknown; give one, such as dataset.environment=Hopper-v4"
+        f"the name of {path.name} does not begin with {names}, so its environment is unknown; give "
+        "one, such as dataset.environment=Hopper-v4"
     )
 
 

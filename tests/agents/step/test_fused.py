@@ -103,6 +103,7 @@ def test_two_states_restarted_in_turn_are_those_of_the_policy(backbone):
     timestep_embedding=st.booleans(),
     token_norm=st.booleans(),
     returns=st.sampled_from([{}, {"return_before_head": True}, {"return_to_go": False}]),
+    hidden=st.sampled_from([None, [1], [4, 0, 2]]),
     batch=st.integers(1, 9),
     seed=st.integers(0, 1000),
 )
@@ -175,6 +176,18 @@ def test_rows_do_not_meet_and_nan_stays_in_its_row():
     assert all(layer[2].isnan().any() for layer in state.backbone[1:])
     others = [0, 1, 3, 4, 5]
     assert torch.equal(found[others], clean[others])
+
+
+def test_hidden_observations_do_not_reach_the_kernel():
+    policy = make_policy(hidden=[0, 3])
+    fused = FusedPolicy(policy)
+    observations, rewards, is_first = (x[:, 0] for x in episodes(6, 1))
+    clean, _ = fused.act(observations, rewards, fused.initial_state(6), is_first)
+    observations[:, 0], observations[:, 3] = torch.nan, torch.inf
+    before = observations.clone()
+    found, _ = fused.act(observations, rewards, fused.initial_state(6), is_first)
+    assert torch.equal(found, clean)
+    assert torch.equal(observations.nan_to_num(), before.nan_to_num())  # the caller's own
 
 
 def test_threads_may_share_one():

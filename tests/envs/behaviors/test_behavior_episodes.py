@@ -33,7 +33,7 @@ def wild(behavior):
 
 
 @pytest.mark.parametrize("make", [lambda behavior: behavior, wild])
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", SNAPSHOTS)
 def test_episodes_are_those_of_gymnasiums_step_to_the_bit(name, make):
     environment_id = TASKS[name].environment_id
     behavior = make(load_behavior(snapshot_path(name, SNAPSHOTS[name].medium)))

@@ -102,8 +102,8 @@ def test_bad_files_are_one_sentence(tmp_path):
 
 def test_every_recipe_has_its_policies_and_they_fit_the_environment():
     assert len(RECIPES) == 12
-    for name, task in TASKS.items():
-        chosen = SNAPSHOTS[name]
+    for name, chosen in SNAPSHOTS.items():
+        task = TASKS[name]
         with Simulators(task.environment_id, 1) as simulators:
             observation = simulators.reset(np.array([0]), [0])
             for quality in QUALITIES:
