@@ -90,7 +90,12 @@ def resolve(config: EvalConfig, dataset: DatasetInfo, own: Evaluation) -> Evalua
     keys = ["rollout", "episodes", "seed", "n_envs", "horizon", "start_noise"]
     keys += ["engine", "observation_noise", "action_delay"]
     given = {key: value for key in keys if (value := getattr(config, key)) is not None}
-    if config.environment is None and ":" in own.environment_id:
+    if config.environment is None and own.environment_id is None:
+        raise UserError(
+            f"{config.run} was trained on data that name no environment, so there is nothing to "
+            "play the policy in; give a Gymnasium id as environment=ID."
+        )
+    if config.environment is None and ":" in str(own.environment_id):
         raise UserError(
             f"{config.run} names the environment {own.environment_id}, and to make it is to import "
             f"a module; if you trust it, give environment={own.environment_id}"

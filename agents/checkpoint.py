@@ -6,6 +6,7 @@ model.safetensors   the weights to act with (EMA), with a checksum; needs config
 training_state.pt   all that resuming needs; loads with weights_only=True
 metrics.jsonl, events.out.tfevents.*   the records, as JSON lines and for TensorBoard
 scores.json, scores-*.json             the run's own evaluation, and others
+held_out.json       in place of scores.json where the data name no environment
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ WEIGHTS = "model.safetensors"
 STATE = "training_state.pt"
 # What training writes, in the order in which overwriting removes it: an interrupted removal leaves
 # a run that is neither finished nor resumed from the discarded state.
-FILES = ("scores.json", STATE, WEIGHTS, "metrics.jsonl", "config.json", "config.yaml")
+RESULTS = ("scores.json", "held_out.json")
+FILES = (*RESULTS, STATE, WEIGHTS, "metrics.jsonl", "config.json", "config.yaml")
 # Only a folder whose config.yaml begins with this line is a run: elsewhere nothing is replaced.
 MARK = "# A run folder of Decision minRNN, written by train.py."
 LOCK = ".decision-minrnn.lock"

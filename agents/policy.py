@@ -289,10 +289,30 @@ class ReturnConditionedPolicy(nn.Module):
     ) -> tuple[Tensor, TrainingState]:
         """Returns the mean squared error of the actions over real steps, and the last state.
 
-        Args as in `forward`, and:
-            actions: (batch, time, action_dim), the data's; each is also the previous action of the
-                step after it.
+        Args as in `predict`, and:
             mask: (batch, time) bool, true on real steps; padding may only follow real steps.
+        """
+        predicted, state = self.predict(
+            observations, actions, returns_to_go, timesteps, resets, state
+        )
+        # In float32 even under mixed precision.
+        error = (predicted.float() - actions).square().mean(-1)
+        return (error * mask).sum() / mask.sum().clamp(min=1), state
+
+    def predict(
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        returns_to_go: Tensor,
+        timesteps: Tensor,
+        resets: Tensor,
+        state: TrainingState | None = None,
+    ) -> tuple[Tensor, TrainingState]:
+        """Predicts the actions of a batch, (batch, time, action_dim), and returns the last state.
+
+        Args as in `forward`, and:
+            actions: (batch, time, action_dim), the data's; each is the previous action of the step
+                after it.
             state: The state after the previous batch, for `streamed` training; None starts from
                 the initial state.
         """
@@ -305,10 +325,7 @@ class ReturnConditionedPolicy(nn.Module):
         predicted, backbone = self(
             observations, returns_to_go, previous_actions, timesteps, resets, state.backbone
         )
-        # In float32 even under mixed precision.
-        error = (predicted.float() - actions).square().mean(-1)
-        loss = (error * mask).sum() / mask.sum().clamp(min=1)
-        return loss, TrainingState(map_state(Tensor.detach, backbone), actions[:, -1])
+        return predicted, TrainingState(map_state(Tensor.detach, backbone), actions[:, -1])
 
     # -- acting -------------------------------------------------------------------------------
 

@@ -65,7 +65,8 @@ class TrainConfig:
     Attributes:
         steps: Updates.
         held_out: Fraction of the episodes that is kept out of training; each evaluation in
-            training, and there is at least one, logs the loss on them as eval/loss.
+            training, and there is at least one, logs the loss on them as eval/loss. Where the data
+            name no environment this is what a run is measured by, and 0 stands for 0.1.
         seed: Of the parameters, the dropout and the order of the data.
         rollout: How the policy acts: `carried`, `rolling` or `window`; see agents.acting.
         device: `auto` takes CUDA where there is one.
@@ -199,12 +200,13 @@ def check_memory(config: TrainConfig, device: torch.device) -> None:
     )
 
 
-def published_target(environment_id: str) -> float:
+def published_target(environment_id: str | None) -> float:
     """Returns the published target return of an environment's task."""
     task = task_of_environment(environment_id)
     if task is None or task.target_return is None:
         raise UserError(
-            f"evaluation.target is 'published', but none is known for {environment_id}; give "
+            "evaluation.target is 'published', but none is known for "
+            f"{environment_id or 'data that name no environment'}; give "
             "evaluation.target_return=RETURN or evaluation.target=data."
         )
     return task.target_return

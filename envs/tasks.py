@@ -110,7 +110,7 @@ class Evaluation:
     """How a policy is scored; each score keeps a copy.
 
     Attributes:
-        environment_id: Gymnasium id.
+        environment_id: Gymnasium id; None if the data name no environment: there is no rollout.
         rollout: How the policy acts: ``carried``, ``rolling`` or ``window``; see agents.acting.
         context_length: Steps of the past that ``rolling`` and ``window`` keep.
         target_returns: Returns to ask for, each in `episodes` episodes of its own.
@@ -125,7 +125,7 @@ class Evaluation:
             change the result, up to the rounding of batched matrix products.
     """
 
-    environment_id: str
+    environment_id: str | None
     rollout: str
     context_length: int = number(at_least=1)
     target_returns: tuple[float, ...] = number(at_least=-MOST_RETURN, at_most=MOST_RETURN)

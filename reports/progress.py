@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from common.errors import UserError
+from reports.held_out import HELD_OUT
 from reports.run_files import find_runs, read_log, read_run
 from reports.tables import printable
 
@@ -51,7 +52,7 @@ def read_progress(folder: Path) -> Progress:
     final = _final_score(folder, scores.stat().st_mtime_ns) if scores.is_file() else None
     return Progress(
         folder=folder,
-        finished=final is not None,
+        finished=final is not None or (folder / HELD_OUT).is_file(),
         step=step,
         steps=_steps(config, config.stat().st_mtime_ns) if config.is_file() else None,
         score=score if final is None else final,

@@ -30,6 +30,7 @@ import yaml  # type: ignore[import-untyped]
 from common.errors import UserError
 from common.files import write_file
 from envs.tasks import DatasetInfo, from_plain
+from reports.held_out import HELD_OUT
 from reports.runs import Run
 from reports.scores import Score, read_scores
 
@@ -144,6 +145,11 @@ def read_run(folder: Path, name: str = "") -> Run:
         UserError: It is unfinished or damaged.
     """
     if not (folder / "scores.json").is_file():
+        if (folder / HELD_OUT).is_file():
+            raise UnfinishedRun(
+                f"{folder} has no score, because its data name no environment; its error on "
+                f"held-out episodes is in {HELD_OUT}."
+            )
         raise UnfinishedRun(
             f"{folder} is unfinished, it has no scores.json: resume it with the same command and "
             f"resume=true, or score the last checkpoint with python eval.py run={folder}."

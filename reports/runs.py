@@ -88,7 +88,7 @@ class Run:
             "data": f"{data.episodes:,} episodes, {data.steps:,} steps, mean return "
             f"{data.return_mean:,.1f}",
             "data hash": data.sha256[:12],
-            "environment": evaluation.environment_id,
+            "environment": evaluation.environment_id or UNKNOWN,
             "engine": evaluation.engine,
             "version of the engine": score.engine_version,
             "MuJoCo": score.mujoco_version or UNKNOWN,

@@ -176,7 +176,7 @@ def _caption(score: Score) -> list[str]:
         f"Score 0 is a return of {reference.minimum:,.1f}, 100 is {reference.maximum:,.1f};"
         f" source: {reference.source}."
     )
-    version = asked.environment_id.rpartition("-")[2]
+    version = str(asked.environment_id).rpartition("-")[2]
     if re.search(r"\bv2\b", reference.source) and version != "v2":
         lines.append(
             f"This environment is {version}: scores compare with those of v2 only approximately."

@@ -29,6 +29,7 @@ ARROWS = {
     "agents.checkpoint": ["agents.policy", "agents.backbones"],
     "agents.distributed": ["agents.policy", "agents.backbones"],
     "agents.metrics": ["agents.checkpoint"],
+    "agents.prediction": ["agents.policy", "agents.trainer"],
     "agents.trainer": [
         "agents.checkpoint", "agents.distributed", "agents.metrics", "agents.policy",
         "agents.backbones",

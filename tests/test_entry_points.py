@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from common.errors import UserError
 from configs.launch import command
 from configs.schema import register
+from reports.held_out import read_held_out
 from reports.scores import read_scores
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +41,8 @@ def start(shared_store, tmp_path):
     """Starts a script in an empty folder of its own."""
 
     def run(script: str, *arguments: str, wait: bool = True, **variables: str):
-        command = [sys.executable, str(ROOT / script), *arguments]
+        program = [script] if script == "-m" else [str(ROOT / script)]
+        command = [sys.executable, *program, *arguments]
         environment = {**os.environ, "MINARI_DATASETS_PATH": str(shared_store), "COLUMNS": "100"}
         environment |= variables
         if wait:
@@ -117,6 +120,46 @@ def test_train_then_eval(start, tmp_path):
     assert "observation" in other.stderr and "Traceback" not in other.stderr
 
     assert_damage_is_one_sentence(start, moved)
+
+
+def test_data_without_an_environment_end_with_their_held_out_error(start, shared_store, tmp_path):
+    # A robot's log: the first action follows the first observation, the second hardly moves.
+    generator = np.random.default_rng(0)
+    observations = generator.normal(size=(400, 4))
+    np.savez(
+        tmp_path / "log.npz",
+        observations=observations,
+        actions=np.stack([np.tanh(observations[:, 0]), np.full(400, 0.25)], axis=1),
+        rewards=np.ones(400),
+        terminals=np.zeros(400),
+        timeouts=np.arange(400) % 40 == 39,
+    )
+    store = ["file=log.npz", "id=mine/log-v0", "action_low=[-1,0]", "action_high=[1,0.5]"]
+    stored = start("-m", "envs.data.store", *store, PYTHONPATH=str(ROOT))
+    assert stored.returncode == 0, stored.stderr
+    mine = [*SMALL[1:], "dataset=minari", "dataset.id=mine/log-v0", "steps=40", "run_dir=runs/log"]
+    published = start("train.py", *mine, "evaluation.target=published")
+    assert "none is known for data that name no environment" in published.stderr
+
+    trained = start("train.py", *mine)
+    assert trained.returncode == 0, trained.stderr
+    assert "1 episodes, of 10" in trained.stdout and "no return, because" in trained.stdout
+    found = read_held_out(tmp_path / "runs" / "log")
+    assert (found.checkpoint_step, found.episodes, found.steps) == (40, 1, 40)
+    assert found.mean_action_error[1] == found.previous_action_error[1] == 0 < found.error[1]
+    assert found.previous_action_error[0] > found.mean_action_error[0] > 0.3
+    records = [json.loads(line) for line in (tmp_path / "runs/log/metrics.jsonl").open()]
+    assert records[-1]["eval/loss"] == pytest.approx(found.loss)
+    assert not (tmp_path / "runs/log/scores.json").exists()
+
+    again = start("train.py", *mine, "resume=true")
+    assert again.returncode == 0 and "runs/log is finished: held-out loss" in again.stdout
+    refused = start("eval.py", "run=runs/log")
+    assert refused.returncode == 1 and "give a Gymnasium id as environment=ID" in refused.stderr
+    other = start("eval.py", "run=runs/log", "environment=InvertedPendulum-v5")
+    assert "2 action dimensions, but InvertedPendulum-v5 has 1" in other.stderr
+    compared = start("compare.py", "runs")
+    assert "runs/log has no score, because its data name no environment" in compared.stdout
 
 
 def assert_damage_is_one_sentence(start, folder):

@@ -157,6 +157,8 @@ def rollout(
 def make_simulators(evaluation: Evaluation, slots: int) -> Simulators | EnvPoolSimulators:
     """Makes the environments of an evaluation."""
     name, horizon = evaluation.environment_id, evaluation.horizon
+    if name is None:
+        raise UserError("the evaluation names no environment to play in; give its Gymnasium id.")
     options = dict(evaluation.environment_kwargs)
     if evaluation.start_noise is not None:
         options["reset_noise_scale"] = evaluation.start_noise

@@ -10,9 +10,9 @@ from common.memory import require_memory
 from envs.behaviors import DEFAULT_STEPS, RECIPES, find_recipe
 from envs.data.combine import best, concatenate, limit
 from envs.data.episodes import Episodes
-from envs.data.sources.builtin import load_builtin
-from envs.data.sources.d4rl import NAMES, download_d4rl, load_d4rl
-from envs.data.sources.minari import load_minari
+from envs.data.sources.builtin import load_builtin, recipe_of
+from envs.data.sources.d4rl import NAMES, download_d4rl, environment_of_file, load_d4rl
+from envs.data.sources.minari import environment_of_set, load_minari
 
 # Each source, and the keys that locate its data.
 SOURCES = {"builtin": ("id",), "minari": ("id",), "d4rl": ("path", "name"), "mix": ("parts",)}
@@ -58,6 +58,13 @@ class DatasetConfig:
         if self.source == "builtin":  # collected in memory
             size = self.steps * _LEAST_STEP_BYTES
             require_memory(size, f"dataset.steps={self.steps}", "lower it.")
+        keys = SOURCES[self.source]
+        for key in ("id", "path", "name", "parts"):
+            if getattr(self, key) and key not in keys:
+                raise UserError(
+                    f"dataset.{key} is given, but a data set of source '{self.source}' has "
+                    f"dataset.{' or dataset.'.join(keys)}; remove the first or change the second"
+                )
 
     @property
     def known_environment(self) -> str | None:
@@ -93,6 +100,19 @@ def load_episodes(config: DatasetConfig) -> Episodes:
     return episodes
 
 
+def named_environment(config: DatasetConfig) -> str | None:
+    """Returns the environment to evaluate in, before a step is read; downloads data if need be."""
+    if config.environment is not None:
+        return config.environment
+    if config.source == "mix":
+        return named_environment(_parts(config)[0]) if config.parts else None
+    if config.source == "d4rl":
+        return environment_of_file(_path(config))
+    if config.source == "builtin":
+        return recipe_of(_id(config)).task.environment_id
+    return environment_of_set(_id(config))
+
+
 def load_named(name: str, environment: str | None = None) -> Episodes:
     """Loads a data set by one word, to evaluate in its own environment or in another.
 
@@ -103,28 +123,32 @@ def load_named(name: str, environment: str | None = None) -> Episodes:
 
 
 def _load(config: DatasetConfig) -> Episodes:
-    keys = SOURCES[config.source]
-    for key in ("id", "path", "name", "parts"):
-        if getattr(config, key) and key not in keys:
-            raise UserError(
-                f"dataset.{key} is given, but a data set of source '{config.source}' has "
-                f"dataset.{' or dataset.'.join(keys)}; remove the first or change the second"
-            )
     if config.source == "mix":
-        shared = {key: getattr(config, key) for key in ("environment", "steps", "seed")}
-        return concatenate([_load(replace(_config_of(name), **shared)) for name in config.parts])
+        return concatenate([_load(part) for part in _parts(config)])
     if config.source == "d4rl":
-        if (config.path is None) == (config.name is None):
-            raise UserError(
-                "give either dataset.path=FILE.hdf5 or dataset.name=hopper-medium-v2 (a download)"
-            )
-        path = Path(config.path) if config.path is not None else download_d4rl(str(config.name))
-        return load_d4rl(path, config.environment)
+        return load_d4rl(_path(config), config.environment)
+    if config.source == "builtin":
+        return load_builtin(_id(config), config.steps, config.seed, config.environment)
+    return load_minari(_id(config), config.environment)
+
+
+def _parts(config: DatasetConfig) -> list[DatasetConfig]:
+    shared = {key: getattr(config, key) for key in ("environment", "steps", "seed")}
+    return [replace(_config_of(name), **shared) for name in config.parts]
+
+
+def _path(config: DatasetConfig) -> Path:
+    if (config.path is None) == (config.name is None):
+        raise UserError(
+            "give either dataset.path=FILE.hdf5 or dataset.name=hopper-medium-v2 (a download)"
+        )
+    return Path(config.path) if config.path is not None else download_d4rl(str(config.name))
+
+
+def _id(config: DatasetConfig) -> str:
     if config.id is None:
         raise UserError("dataset.id has no value; give one as dataset.id=VALUE")
-    if config.source == "builtin":
-        return load_builtin(config.id, config.steps, config.seed, config.environment)
-    return load_minari(config.id, config.environment)
+    return config.id
 
 
 def _config_of(name: str) -> DatasetConfig:

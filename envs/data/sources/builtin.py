@@ -5,12 +5,20 @@ import logging
 import minari
 
 from common.errors import UserError
-from envs.behaviors import RECIPES, find_recipe
+from envs.behaviors import RECIPES, Recipe, find_recipe
 from envs.behaviors.collect import make_dataset
 from envs.data.episodes import Episodes
 from envs.data.sources.minari import is_local, load_minari
 
 logger = logging.getLogger(__name__)
+
+
+def recipe_of(name: str) -> Recipe:
+    """Returns the recipe of a built-in data set; raises UserError if there is none."""
+    recipe = find_recipe(name)
+    if recipe is None:
+        raise UserError(f"there is no built-in data set '{name}'; there are: {', '.join(RECIPES)}")
+    return recipe
 
 
 def load_builtin(name: str, steps: int, seed: int, environment_id: str | None = None) -> Episodes:
@@ -25,9 +33,7 @@ def load_builtin(name: str, steps: int, seed: int, environment_id: str | None = 
     Raises:
         UserError: There is no such data set, or it cannot be made or read.
     """
-    recipe = find_recipe(name)
-    if recipe is None:
-        raise UserError(f"there is no built-in data set '{name}'; there are: {', '.join(RECIPES)}")
+    recipe = recipe_of(name)
     if not is_local(recipe.dataset_id):
         try:
             make_dataset(recipe, steps, seed)

@@ -55,7 +55,7 @@ def load_d4rl(path: Path, environment_id: str | None = None) -> Episodes:
     if not path.is_file():
         raise UserError(f"there is no file {path}; give the path of a D4RL HDF5 file")
     if environment_id is None:
-        environment_id = _environment_of(path)
+        environment_id = environment_of_file(path)
     spaces = environment_spaces(environment_id)
     task = task_of_environment(environment_id)
     attributes: dict[str, Any] = {
@@ -98,7 +98,8 @@ def download_d4rl(name: str) -> Path:
     return path
 
 
-def _environment_of(path: Path) -> str:
+def environment_of_file(path: Path) -> str:
+    """Returns v4 of the task that the name of a file begins with."""
     stem = path.stem.lower().replace("_", "").replace("-", "")
     for task in _TASKS:
         if stem.startswith(task.name):

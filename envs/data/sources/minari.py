@@ -86,6 +86,11 @@ def _open(dataset_id: str) -> minari.MinariDataset:
         ) from error
 
 
+def environment_of_set(dataset_id: str) -> str | None:
+    """Returns the environment that the metadata of a data set name; downloads it if need be."""
+    return _environment(_open(dataset_id), None)[0]
+
+
 def _environment(
     dataset: minari.MinariDataset, asked_for: str | None
 ) -> tuple[str | None, dict[str, Any]]:
