@@ -98,9 +98,9 @@ def require_extra(module: str, what: str, extra: str) -> None:
         raise UserError(f"{what} needs an extra that is not installed: {install}")
 
 
-def nearest(word: str, options: list[str]) -> str:
-    """Returns " (did you mean ...?)" with the most similar option, if any is similar."""
-    near = difflib.get_close_matches(word, options, n=1, cutoff=0.7)
+def nearest(word: str, options: list[str], cutoff: float = 0.7) -> str:
+    """Returns " (did you mean ...?)" with the most similar option, if any is similar (0 to 1)."""
+    near = difflib.get_close_matches(word, options, n=1, cutoff=cutoff)
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 

@@ -192,7 +192,7 @@ class Episodes:
                 )
         outside = (
             f"is outside the bounds {_line(low)} to {_line(high)} by more than "
-            f"{ACTION_TOLERANCE:g}; clip the actions or mend the action space"
+            f"{ACTION_TOLERANCE:g}; clip the actions or widen the bounds"
         )
         for piece in self.pieces("observations", "actions", "rewards"):
             for name in ("observations", "actions", "rewards"):

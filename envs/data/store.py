@@ -1,17 +1,18 @@
 """Your own episodes -> a Minari data set, with its environment and reference returns.
 
     python -m envs.data.store file=walk.npz id=mine/hopper-v0 environment=Hopper-v5
+    python -m envs.data.store file=log.npz id=mine/robot-v0 'action_low=[-1,-1]' 'action_high=[1,1]'
 
 The file is what ``numpy.savez`` writes of the flat arrays ``observations``, ``actions``,
-``rewards``, ``terminations``, ``truncations`` and, optionally, ``next_observations``; see
-`store_episodes`, which takes them from Python. Then train on it:
+``rewards``, ``terminations``, ``truncations`` and, optionally, ``next_observations``; D4RL's
+``terminals`` and ``timeouts`` and OGBench's ``terminals`` and ``masks`` are understood too.
+`store_episodes` takes the arrays from Python. Then train on it:
 ``python train.py dataset=minari dataset.id=mine/hopper-v0``.
 """
 
 import contextlib
 import os
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,8 @@ from common.arguments import parse_arguments, run_command
 from common.checks import MOST_RETURN, check_fields, number
 from common.errors import UserError
 from common.files import hidden_directory, only_process, put_in_place
-from common.memory import require_memory
 from envs.data.episodes import TYPES, Episodes, column, numbers
+from envs.data.npz import NAMES, is_known, read_npz, with_gymnasium_names
 from envs.data.spaces import environment_spaces, require_dimensions
 from envs.simulation.simulators import quiet_model_files
 from envs.tasks import Reference, task_of_environment
@@ -48,7 +49,7 @@ def store_episodes(
     overwrite: bool = False,
     exist_ok: bool = False,
     metadata: Mapping[str, Any] | None = None,
-) -> None:
+) -> Episodes | None:
     """Validates episodes and stores them in Minari's local store, whole or not at all.
 
     The data set is written into a hidden directory of the store, synced, and renamed. One process
@@ -56,17 +57,22 @@ def store_episodes(
 
     Args:
         dataset_id: Minari id, with a version: ``mine/hopper-v0``.
-        arrays: The arrays of `Episodes.from_arrays`, by name, or a function that makes them, called
-            only if needed. Optional: ``next_observations``, of the shape of the observations, the
-            outcomes of the actions (else the last observation of each episode is stored twice;
-            training does not use the second), and ``seeds``, (episodes,) int, of the resets.
-        environment_id: Gymnasium id of the environment of the data, and of the evaluation.
+        arrays: The arrays of `Episodes.from_arrays`, by its names or those of D4RL or OGBench (see
+            `with_gymnasium_names`), or a function that makes them, called only if needed. Optional:
+            ``next_observations``, of the shape of the observations, the outcomes of the actions
+            (else the last observation of each episode is stored twice; training does not use the
+            second), and ``seeds``, (episodes,) int, of the resets.
+        environment_id: Gymnasium id of the environment of the data, and of the evaluation; None
+            for data without one, such as the logs of a robot.
         action_low: (action_dim,), lower bounds of the actions; by default the environment's.
         action_high: (action_dim,), upper bounds of the actions; by default the environment's.
         reference: Reference returns; by default D4RL's for its three tasks, else none.
         overwrite: Whether a data set of this id is replaced.
         exist_ok: Whether a data set of this id is left alone, without an error.
         metadata: Further keys of Minari's metadata, such as ``author`` and ``description``.
+
+    Returns:
+        The episodes; None if a data set of this id was left alone.
 
     Raises:
         UserError: The episodes are not valid, an argument is missing or does not fit them, a
@@ -77,13 +83,14 @@ def store_episodes(
         with only_process(store / ".making.lock", "making a data set"):
             if place.exists() and not overwrite:
                 if exist_ok:
-                    return
+                    return None
                 raise UserError(
                     f"{dataset_id} exists already in {store}; add overwrite=true to replace it"
                 )
             with hidden_directory(store) as hidden:
-                given = dict(arrays() if callable(arrays) else arrays)
-                episodes, space = _check(dataset_id, given, environment_id, action_low, action_high)
+                given = arrays() if callable(arrays) else arrays
+                bounds = action_low, action_high
+                episodes, flat, space = _check(dataset_id, given, environment_id, *bounds)
                 if reference is None and (task := task_of_environment(environment_id)):
                     reference = task.reference
                 scores: dict[str, Any] = {}
@@ -91,13 +98,14 @@ def store_episodes(
                     scores["ref_min_score"] = reference.minimum
                     scores["ref_max_score"] = reference.maximum
                     scores["reference_source"] = reference.source
-                _require_room(hidden / "room", episodes, given)
+                _require_room(hidden / "room", episodes, flat)
                 with _minari_store(hidden):
-                    _write(episodes, given, space, scores | dict(metadata or {}))
+                    _write(episodes, flat, space, scores | dict(metadata or {}))
                 namespace = dataset_id.rpartition("/")[0]
                 if namespace and namespace not in list_local_namespaces():
                     create_namespace(namespace)
                 put_in_place(hidden / dataset_id, place, hidden)
+                return episodes
     except OSError as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UserError(
@@ -134,40 +142,48 @@ def dataset_path(dataset_id: str = "") -> Path:
 
 def _check(
     dataset_id: str,
-    arrays: dict[str, Any],
+    given: Mapping[str, Any],
     environment_id: str | None,
     action_low: Any,
     action_high: Any,
-) -> tuple[Episodes, gym.spaces.Box]:
-    """Returns the episodes and the space of the observations; makes plain arrays of `arrays`."""
-    known = (*TYPES, "next_observations", "seeds")
-    if wrong := [name for name in arrays if name not in known]:
-        raise UserError(f"{dataset_id}: there is no array '{wrong[0]}'; the names are {known}")
-    if missing := [name for name in TYPES if name not in arrays]:
-        raise UserError(
-            f"{dataset_id}: the array '{missing[0]}' is missing; there are: {', '.join(arrays)}"
-        )
-    for name in arrays:
-        arrays[name] = numbers(dataset_id, name, arrays[name])
+) -> tuple[Episodes, dict[str, np.ndarray], gym.spaces.Box]:
+    """Returns the episodes, their arrays as they were given, and the space of the observations."""
+    if unknown := [name for name in given if not is_known(dataset_id, name)]:
+        raise UserError(f"{dataset_id}: there is no array '{unknown[0]}'; the names are {NAMES}")
+    arrays = with_gymnasium_names(dataset_id, given)
+    arrays = {name: numbers(dataset_id, name, array) for name, array in arrays.items()}
     arrays["rewards"] = column(dataset_id, "rewards", arrays["rewards"])
-    observations = arrays["observations"]
+    observations, actions = arrays["observations"], arrays["actions"]
     space = gym.spaces.Box(-np.inf, np.inf, observations.shape[1:])
     if environment_id is not None:
         spaces = environment_spaces(environment_id)
-        dimensions = observations.shape[-1], arrays["actions"].shape[-1]
+        dimensions = observations.shape[-1], actions.shape[-1]
         require_dimensions(dataset_id, environment_id, spaces, dimensions)
         space = spaces[0]
         action_low = spaces[1].low if action_low is None else action_low
         action_high = spaces[1].high if action_high is None else action_high
     if action_low is None or action_high is None:
+        least, greatest = actions.min(axis=0).tolist(), actions.max(axis=0).tolist()
         raise UserError(
             f"{dataset_id}: the bounds of the actions are unknown; give action_low and "
-            "action_high, or the environment"
+            f"action_high, or the environment (the actions go from {least} to {greatest})"
+        )
+    bounds = [np.atleast_1d(bound) for bound in (action_low, action_high)]
+    for name, bound in zip(("action_low", "action_high"), bounds, strict=True):
+        if bound.shape != actions.shape[1:]:
+            raise UserError(
+                f"{dataset_id}: {name} is {bound.tolist()}, but actions have shape "
+                f"{actions.shape}; give a number for each of their dimensions"
+            )
+    if (wrong := np.flatnonzero(bounds[0] >= bounds[1])).size:
+        raise UserError(
+            f"{dataset_id}: action_low[{wrong[0]}] = {bounds[0][wrong[0]]} is not below "
+            f"action_high[{wrong[0]}] = {bounds[1][wrong[0]]}; give the bounds in this order"
         )
     episodes = Episodes.from_arrays(
         **{name: arrays[name] for name in TYPES},
-        action_low=action_low,
-        action_high=action_high,
+        action_low=bounds[0],
+        action_high=bounds[1],
         dataset_id=dataset_id,
         environment_id=environment_id,
     )
@@ -175,7 +191,7 @@ def _check(
     for name, shape in expected.items():
         if name in arrays and arrays[name].shape != shape:
             raise UserError(f"{dataset_id}: {name} has shape {arrays[name].shape}, not {shape}")
-    return episodes, space
+    return episodes, arrays, space
 
 
 def _require_room(path: Path, episodes: Episodes, arrays: dict[str, np.ndarray]) -> None:
@@ -240,30 +256,6 @@ def _write(
     dataset.storage.update_metadata(metadata)
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Reads the flat arrays of an .npz file, except ``seeds``.
-
-    Raises:
-        UserError: It is not such a file, holds pickles, or does not fit into memory.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            sizes = {info.filename: info.file_size for info in archive.infolist()}
-        names = [name for name in (*TYPES, "next_observations") if f"{name}.npy" in sizes]
-        size = sum(sizes[f"{name}.npy"] for name in names)
-        require_memory(size, str(path), "store it in several parts")
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in names}
-    except UserError:
-        raise
-    except Exception as error:  # zipfile, zlib and numpy raise their own types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{path} cannot be read as an .npz file ({reason}); write it with numpy.savez, of "
-            "arrays of plain numbers"
-        ) from error
-
-
 @dataclass
 class StoreConfig:
     """Arguments of this command.
@@ -271,7 +263,9 @@ class StoreConfig:
     Attributes:
         file: An .npz file of flat arrays.
         id: Minari id of the new data set, version included.
-        environment: Gymnasium id.
+        environment: Gymnasium id; null for data without one, such as the logs of a robot.
+        action_low: Lower bounds of the actions; by default the environment's.
+        action_high: Upper bounds of the actions; by default the environment's.
         reference_min: Return that scores 0; by default D4RL's for its three tasks, else none.
         reference_max: Return that scores 100; by default D4RL's for its three tasks, else none.
         reference_source: Where the two returns come from.
@@ -280,7 +274,9 @@ class StoreConfig:
 
     file: str
     id: str
-    environment: str
+    environment: str | None = None
+    action_low: list[float] | None = number(None)
+    action_high: list[float] | None = number(None)
     reference_min: float | None = number(None, at_least=-MOST_RETURN, at_most=MOST_RETURN)
     reference_max: float | None = number(None, at_least=-MOST_RETURN, at_most=MOST_RETURN)
     reference_source: str = "not stated"
@@ -299,17 +295,21 @@ def main(arguments: list[str]) -> None:
     reference = None
     if minimum is not None and maximum is not None:
         reference = Reference(minimum, maximum, config.reference_source)
-    arrays = read_npz(Path(config.file))
-    store_episodes(
+    arrays, left_out = read_npz(Path(config.file))
+    if left_out:
+        print(f"note: arrays that training does not use are left out: {', '.join(left_out)}")
+    episodes = store_episodes(
         config.id,
         arrays,
         environment_id=config.environment,
+        action_low=config.action_low,
+        action_high=config.action_high,
         reference=reference,
         overwrite=config.overwrite,
     )
-    episodes = np.count_nonzero((arrays["terminations"] != 0) | (arrays["truncations"] != 0))
+    assert episodes is not None
     print(
-        f"{config.id}: {episodes} episodes, {len(arrays['rewards']):,} steps, in "
+        f"{config.id}: {episodes.n_episodes} episodes, {episodes.n_steps:,} steps, in "
         f"{dataset_path(config.id)}; train on it: "
         f"python train.py dataset=minari dataset.id={config.id}"
     )

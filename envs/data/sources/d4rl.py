@@ -17,9 +17,9 @@ import numpy as np
 
 from common.errors import UserError
 from envs.data.cache import Reading, load_cached
+from envs.data.damage import damage_explained, require_stored, whole
 from envs.data.episodes import Episodes, column, flags
 from envs.data.sources.download import download
-from envs.data.sources.hdf5 import damage_explained, require_stored, whole
 from envs.data.spaces import environment_spaces, require_dimensions
 from envs.tasks import TASKS, task_of_environment
 

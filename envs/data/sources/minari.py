@@ -13,8 +13,8 @@ from minari.dataset.minari_storage import MinariStorage
 
 from common.errors import UserError
 from envs.data.cache import Reading, load_cached
+from envs.data.damage import damage_explained, first_line, whole
 from envs.data.episodes import Episodes
-from envs.data.sources.hdf5 import damage_explained, first_line, whole
 from envs.data.spaces import environment_spaces, require_dimensions
 from envs.data.store import dataset_path
 from envs.simulation.simulators import require_vectors
@@ -63,27 +63,24 @@ def load_minari(dataset_id: str, environment_id: str | None = None) -> Episodes:
 
 def _open(dataset_id: str) -> minari.MinariDataset:
     directory = dataset_path(dataset_id)
-    local = is_local(dataset_id)
-    try:
-        if not local:
+    if not is_local(dataset_id):
+        try:
             return minari.load_dataset(dataset_id, download=True)
+        except Exception as error:  # the download clients share no base class
+            found = ", ".join(minari.list_local_datasets()) or "none"
+            raise UserError(
+                f"the Minari data set '{dataset_id}' is not in the local store and could not be "
+                f"downloaded ({first_line(error)}); local data sets: {found}"
+            ) from error
+    advice = "delete that directory and make or download the data set again, or update Minari if"
+    with damage_explained(
+        f"{dataset_id} cannot be read from {directory}", f"{advice} a newer one wrote it"
+    ):
         storage = MinariStorage.read(directory / "data")
         size = sum(path.stat().st_size for path in directory.rglob("*"))
         if storage.total_episodes > size:  # Minari would enumerate them in memory
             raise ValueError(f"{storage.total_episodes:,} episodes are claimed in {size:,} bytes")
         return minari.MinariDataset(storage)
-    except Exception as error:  # the storages and download clients share no base class
-        if local:
-            raise UserError(
-                f"{dataset_id} cannot be read from {directory}: {first_line(error)}; delete that "
-                "directory and make or download the data set again, or update Minari if a newer "
-                "one wrote it"
-            ) from error
-        found = ", ".join(minari.list_local_datasets()) or "none"
-        raise UserError(
-            f"the Minari data set '{dataset_id}' is not in the local store and could not be "
-            f"downloaded ({first_line(error)}); local data sets: {found}"
-        ) from error
 
 
 def environment_of_set(dataset_id: str) -> str | None:

@@ -94,8 +94,8 @@ def test_the_command_stores_an_npz_file(tmp_path, capsys):
     with pytest.raises(UserError, match=r"mine/walk-v0 exists already .*overwrite=true"):
         main(line)
     main([*line, "overwrite=true"])
-    with pytest.raises(UserError, match=r"environment=\.\.\. must be given"):
-        main(line[:2])
+    with pytest.raises(UserError, match=r"unknown; give action_low.*from \[-1.0, .* to \[.*1.0\]"):
+        main([*line[:2], "overwrite=true"])
     for wrong, message in (
         (["reference_min=1.0"], "give both of reference_min and reference_max, or none"),
         (
@@ -132,7 +132,8 @@ def test_the_command_stores_an_npz_file(tmp_path, capsys):
         ({"actions": np.full((8, 3), np.inf)}, r"actions\[0, 0\] = inf .* is not finite"),
         ({"next_observations": np.zeros((8, 4))}, r"next_observations has shape \(8, 4\), not"),
         ({"seeds": [1]}, r"seeds has shape \(1,\), not \(3,\)"),
-        ({"reward": np.zeros(8)}, "there is no array 'reward'; the names are"),
+        ({"reward": np.zeros(8)}, "no array 'reward' .did you mean 'rewards'.*; the names are"),
+        ({"qpos": np.zeros(8)}, "there is no array 'qpos'; the names are"),
         ({"observations": np.zeros((8, 4))}, "have 4 dimensions, but those of Hopper-v5 11"),
     ],
 )
@@ -161,6 +162,63 @@ def test_bad_arrays_are_one_sentence_and_nothing_is_stored(store, change, messag
 def test_bad_arguments_are_one_sentence(arguments, message):
     with pytest.raises(UserError, match=message):
         store_episodes("mine/a-v0", arrays(), **arguments)
+
+
+D4RL = {"terminals": [0, 0, 1, 0, 0, 0, 0, 1], "timeouts": [0, 0, 0, 1, 0, 0, 0, 0]}
+# OGBench: terminals mark the last step of an episode, masks are 0 wherever the task is done.
+OGBENCH = {"terminals": [0, 0, 1, 1, 0, 0, 0, 1], "masks": [1, 0, 0, 1, 0, 1, 1, 0]}
+
+
+def without_ends(**ends):
+    named = {name: a for name, a in arrays().items() if name not in ("terminations", "truncations")}
+    return named | {name: np.array(a, np.float32) for name, a in ends.items()}
+
+
+@pytest.mark.parametrize(
+    "ends", [D4RL, OGBENCH, D4RL | {"masks": [1, 1, 0, 1, 1, 1, 1, 0]}], ids=["d4rl", "og", "both"]
+)
+def test_the_names_of_d4rl_and_ogbench_mean_the_same_episodes(tmp_path, capsys, ends):
+    np.savez(tmp_path / "a.npz", qpos=np.zeros(8), **without_ends(**ends))
+    main([f"file={tmp_path / 'a.npz'}", "id=a-v0", "action_low=[-1,-1,-1]", "action_high=[1,1,2]"])
+    assert "left out: qpos" in capsys.readouterr().out
+    episodes = load_episodes(DatasetConfig("minari", "a-v0"))
+    assert_are_the_arrays(episodes, arrays())
+    np.testing.assert_array_equal(episodes.action_high, [1, 1, 2])
+    assert episodes.environment_id is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (without_ends(), "array 'terminations' is missing; there are: .*D4RL's terminals and"),
+        (without_ends(timeouts=[0] * 8), "'timeouts' needs the array 'terminals'; there are:"),
+        (without_ends(terminals=[0] * 8, masks=[1] * 7), "there are 7 masks for 8 terminals"),
+        (arrays() | D4RL, "both 'terminations' and 'terminals' say where episodes end; keep"),
+        (without_ends(**D4RL, masks=[1] * 8), r"masks\[2\] and terminals\[2\] contradict"),
+        (without_ends(**OGBENCH, valids=[1] * 8), "OGBench's compact form, which has 'valids'"),
+        (without_ends(terminals=[0.5] * 8), r"terminals\[0\] = 0.5; it must be 0 or 1"),
+    ],
+)
+def test_names_that_are_missing_or_contradict_each_other_are_one_sentence(tmp_path, given, message):
+    np.savez(tmp_path / "a.npz", **given)
+    with pytest.raises(UserError, match=message):
+        main([f"file={tmp_path / 'a.npz'}", "id=a-v0", "environment=Hopper-v5"])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "message"),
+    [
+        ([-1], [1], r"action_low is \[-1.0\], but actions have shape \(8, 3\); give a number for"),
+        ([-1, 1, -1], [1, 1, 1], r"action_low\[1\] = 1.0 is not below action_high\[1\] = 1.0"),
+        ([-1, -1, -1], [1, 1, 0.5], r"actions\[6, 2\] = 0.739.* outside the bounds .*widen the"),
+        ([-1, -1, -1], None, "the bounds of the actions are unknown; give action_low and"),
+    ],
+)
+def test_bounds_that_do_not_fit_the_actions_are_one_sentence(tmp_path, low, high, message):
+    np.savez(tmp_path / "a.npz", **arrays())
+    given = [f"action_low={low}", *([f"action_high={high}"] if high else [])]
+    with pytest.raises(UserError, match=message):
+        main([f"file={tmp_path / 'a.npz'}", "id=a-v0", *given])
 
 
 def test_bad_ids_and_missing_arrays_are_one_sentence():

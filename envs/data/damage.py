@@ -1,6 +1,8 @@
-"""Untrusted HDF5 files: any damage ends in one sentence."""
+"""Untrusted files of arrays: any damage ends in one sentence."""
 
 import contextlib
+import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +11,11 @@ import numpy as np
 
 from common.errors import UserError
 
+# What h5py, Minari, zipfile and numpy raise where a file does not hold what its header says.
+DAMAGE = (
+    *(OSError, ValueError, TypeError, LookupError, RuntimeError, OverflowError, EOFError),
+    *(AttributeError, zipfile.BadZipFile, zlib.error),
+)
 # gzip compresses to a thousandth at best; a small array may have no data at all.
 _MOST_COMPRESSION = 1100
 _SMALL_BYTES = 64 << 20
@@ -33,12 +40,10 @@ def require_stored(array: Any) -> None:
 
 @contextlib.contextmanager
 def damage_explained(what: str, advice: str) -> Iterator[None]:
-    """Turns any error while a file is read into a UserError."""
+    """Turns what a damaged file raises into a UserError."""
     try:
         yield
-    except UserError:
-        raise
-    except Exception as error:  # h5py raises half a dozen types
+    except DAMAGE as error:
         raise UserError(f"{what} ({first_line(error)}); {advice}") from error
 
 
