@@ -183,23 +183,25 @@ def test_keys_mix_and_cut():
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("source", "given", "message"),
     [
-        (DatasetConfig("mix"), r"a mix needs parts: dataset\.parts=\[hopper-medium,"),
+        ("mix", {}, r"a mix needs parts: dataset\.parts=\[hopper-medium,"),
         (
-            DatasetConfig("mix", parts=["mine/a-v0", "hoper-medium"]),
+            "mix",
+            {"parts": ["mine/a-v0", "hoper-medium"]},
             "there is no data set 'hoper-medium'; give the name of a built-in one, such as hopper",
         ),
-        (DatasetConfig("minari"), r"dataset\.id has no value; give one as dataset\.id=VALUE"),
+        ("minari", {}, r"dataset\.id has no value; give one as dataset\.id=VALUE"),
         (
-            DatasetConfig("minari", "mine/a-v0", path="a.hdf5"),
+            "minari",
+            {"id": "mine/a-v0", "path": "a.hdf5"},
             r"dataset\.path is given, but a data set of source 'minari' has dataset\.id; remove",
         ),
-        (DatasetConfig("minari", "mine/a-v0", max_steps=1), "first episode drawn has 2 steps"),
-        (DatasetConfig("minari", "mine/a-v0", environment="Ant-v5"), "have 11 dim.* Ant-v5 105"),
+        ("minari", {"id": "mine/a-v0", "max_steps": 1}, "first episode drawn has 2 steps"),
+        ("minari", {"id": "mine/a-v0", "environment": "Ant-v5"}, "have 11 dim.* Ant-v5 105"),
     ],
 )
-def test_wrong_keys_are_one_sentence(config, message):
+def test_wrong_keys_are_one_sentence(source, given, message):
     hopper("mine/a-v0", [1.0])
     with pytest.raises(UserError, match=message):
-        load_episodes(config)
+        load_episodes(DatasetConfig(source, **given))
