@@ -46,7 +46,7 @@ def main(config: EvalConfig, overrides: list[str]) -> None:
     dataset, own = read_description(folder, description)
     evaluation = resolve(config, dataset, own)
     other, known = evaluation.environment_id, own.environment_id
-    if policy.config.hidden and without_version(other) != without_version(known):
+    if known and policy.config.hidden and without_version(other) != without_version(known):
         raise UserError(
             f"{folder} does not see the observations {policy.config.hidden} of {known}, and in "
             f"{other} others may have these indices; evaluate it in any version of {known}."

@@ -216,9 +216,9 @@ TASKS = {
 }
 
 
-def without_version(environment_id: str) -> str:
+def without_version(environment_id: str | None) -> str:
     """Returns ``hopper`` of ``Hopper-v5``."""
-    return environment_id.rsplit("-v", 1)[0].lower()
+    return (environment_id or "").rsplit("-v", 1)[0].lower()
 
 
 def task_of_environment(environment_id: str | None) -> Task | None:
@@ -227,7 +227,7 @@ def task_of_environment(environment_id: str | None) -> Task | None:
     >>> task_of_environment("Hopper-v4").name
     'hopper'
     """
-    return TASKS.get(without_version(environment_id or ""))
+    return TASKS.get(without_version(environment_id))
 
 
 def hidden_indices(
