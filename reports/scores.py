@@ -1,6 +1,5 @@
-"""Scores: what an evaluation found, its table, its file, and the scores that others published."""
+"""Scores: the result of an evaluation, its table and its file."""
 
-import csv
 import hashlib
 import json
 import re
@@ -228,55 +227,13 @@ def read_scores(path: str | Path) -> list[Score]:
     """
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))
+        scores = [from_plain(Score, row) for row in (rows if isinstance(rows, list) else [rows])]
     except OSError as error:
         raise UserError(f"The scores '{path}' cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise UserError(
-            f"The scores '{path}' are not JSON ({error}); run eval.py again."
-        ) from error
-    try:
-        scores = [from_plain(Score, row) for row in (rows if isinstance(rows, list) else [rows])]
-    except UserError as error:
+    except (ValueError, RecursionError, UserError) as error:
         raise UserError(
             f"The scores '{path}' are damaged or of another version ({error}); run eval.py again."
         ) from error
     if not scores:
         raise UserError(f"The scores '{path}' are an empty list; run eval.py again.")
     return scores
-
-
-@dataclass(frozen=True)
-class PublishedScore:
-    """What a paper or a repository reports for one method.
-
-    Attributes:
-        paper: Where the figures stand.
-        protocol: Seeds, and whether the last or the best checkpoint is scored.
-        normalized_scores: Data set, as ``hopper-medium``, to score; `average` is their mean.
-        evidence: How far the figures were checked.
-    """
-
-    method: str
-    paper: str
-    protocol: str
-    normalized_scores: dict[str, float]
-    average: float
-    evidence: str
-
-
-def read_published() -> list[PublishedScore]:
-    """Reads the published scores that ship with the project (published.csv)."""
-    texts = ("method", "paper", "protocol", "evidence")
-    with open(Path(__file__).with_name("published.csv"), encoding="utf-8", newline="") as file:
-        return [
-            PublishedScore(
-                **{name: row[name] for name in texts},
-                average=float(row["average"]),
-                normalized_scores={
-                    name: float(value)
-                    for name, value in row.items()
-                    if name not in (*texts, "average")
-                },
-            )
-            for row in csv.DictReader(file)
-        ]

@@ -7,24 +7,11 @@ number of runs may differ between tasks.
 
 import math
 from collections.abc import Callable, Sequence
-from statistics import NormalDist
+from functools import cache
 
 import numpy as np
 
 Scores = Sequence[np.ndarray]
-
-# Two-sided 95 % points of Student's t for 1 to 9 degrees of freedom.
-STUDENT = (
-    12.706205,
-    4.302653,
-    3.182446,
-    2.776445,
-    2.570582,
-    2.446912,
-    2.364624,
-    2.306004,
-    2.262157,
-)
 
 
 def mean_over_tasks(scores: Scores) -> np.ndarray:
@@ -87,17 +74,15 @@ def student_half_width(runs: np.ndarray) -> float | None:
     return None if n < 2 else student_t(n - 1) * float(runs.std(ddof=1)) / math.sqrt(n)
 
 
+@cache
 def student_t(degrees: int) -> float:
-    """Returns the two-sided 95 % point of Student's t, with an error below 0.0002.
+    """Returns the two-sided 95 % point of Student's t for up to 1,000 degrees of freedom n.
 
-    From 10 degrees of freedom on by Abramowitz and Stegun, 26.7.5.
+    With ``t = sqrt(n) * tan(angle)`` the density is proportional to ``cos(angle) ** (n - 1)``,
+    integrated here with a relative error of t below 1e-6.
     """
-    if degrees <= len(STUDENT):
-        return STUDENT[degrees - 1]
-    z, n = NormalDist().inv_cdf(0.975), degrees
-    return (
-        z
-        + (z**3 + z) / (4 * n)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
-    )
+    angle = np.linspace(0.0, math.pi / 2, 20_001)
+    density = np.cos(angle) ** (degrees - 1)
+    probability = np.cumsum(density) - density / 2 - density[0] / 2  # the trapezoidal rule
+    point = np.interp(0.95 * probability[-1], probability, angle)
+    return math.sqrt(degrees) * math.tan(point)

@@ -1,14 +1,15 @@
 """The tables of a comparison."""
 
+import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from reports.comparison import Cell, Comparison, short, usual
-from reports.scores import read_published
 from reports.statistics import (
     bootstrap_interval,
     interquartile_mean,
@@ -212,13 +213,13 @@ def conditions_table(comparison: Comparison) -> Table:
 def published_table(comparison: Comparison) -> Table:
     """Makes the table of published scores, of those tasks only that were run here."""
     published = read_published()
-    names = list(dict.fromkeys(filter(None, map(d4rl_name, comparison.tasks))))
-    names = [name for name in names if name in published[0].normalized_scores]
+    names = [name for name in map(d4rl_name, comparison.tasks) if name in published[0]]
+    names = list(dict.fromkeys(names))
     lines: list[list[Any]] = []
-    for method in published if names else []:
-        scores = [method.normalized_scores[name] for name in names]
-        words = [method.evidence, method.protocol, method.paper]
-        lines.append([method.method, *scores, float(np.mean(scores)), *words])
+    for row in published if names else []:
+        scores = [float(row[name]) for name in names]
+        words = [row["evidence"], row["protocol"], row["paper"]]
+        lines.append([row["method"], *scores, float(np.mean(scores)), *words])
     return Table(
         "published",
         "Published scores",
@@ -230,8 +231,19 @@ def published_table(comparison: Comparison) -> Table:
     )
 
 
-def d4rl_name(task: str) -> str | None:
-    """Returns the D4RL data set that a task corresponds to, or None.
+def read_published() -> list[dict[str, str]]:
+    """Reads the published scores that ship with the project, a row for each method.
+
+    Its keys are `method`, `paper`, `protocol` (seeds, and whether the last or the best checkpoint
+    is scored), `evidence` (how far the figures were checked), the data sets (``hopper-medium``)
+    and `average`, their mean.
+    """
+    path = Path(__file__).with_name("published.csv")
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+
+
+def d4rl_name(task: str) -> str:
+    """Returns the D4RL data set that a task corresponds to; empty if there is none.
 
     >>> d4rl_name("builtin/hopper/medium-v0")
     'hopper-medium'
@@ -239,7 +251,7 @@ def d4rl_name(task: str) -> str | None:
     found = re.fullmatch(
         r"(?:builtin/|mujoco/|d4rl/)?(\w+)[/-](medium|medium-replay|medium-expert)-v\d+", task
     )
-    return f"{found[1]}-{found[2]}" if found else None
+    return f"{found[1]}-{found[2]}" if found else ""
 
 
 def row_table(comparison: Comparison) -> Table:
