@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
@@ -55,34 +55,61 @@ class Comparison:
     """All runs, by task and row.
 
     Attributes:
-        tasks: Data sets, as ``builtin/hopper/medium-v0``.
-        rows: Names of what is compared; the best interquartile mean first, then those that were
-            not run on every task.
         cells: Task and row to the runs.
-        averaged: Tasks that averages are taken over: those with normalised scores.
-        central: Of each backbone the row that its others depart from.
-        baselines: Those of them that all others are measured against.
+        central: Backbone to the row that its others depart from.
         notes: What differs between runs that stand in one table.
         marks: Task and row to the numbers, from 1, of the notes that concern them.
     """
 
-    tasks: list[str]
-    rows: list[str]
     cells: dict[tuple[str, str], Cell]
-    averaged: list[str]
-    central: list[str]
-    baselines: list[str]
+    central: dict[str, str]
     notes: list[Note]
     marks: dict[tuple[str, str], list[int]]
 
-    def scores(self, row: str, tasks: Sequence[str]) -> list[np.ndarray]:
-        """Returns the scores (runs,) of the last checkpoints on each of the tasks."""
-        return [self.cells[task, row].last for task in tasks]
+    @cached_property
+    def tasks(self) -> list[str]:
+        """Data sets, as ``builtin/hopper/medium-v0``."""
+        return sorted({task for task, _ in self.cells}, key=short)
+
+    @cached_property
+    def averaged(self) -> list[str]:
+        """Tasks that averages are taken over: those with normalised scores."""
+        raw = {task for (task, _), cell in self.cells.items() if not cell.runs[0].normalized}
+        return [task for task in self.tasks if task not in raw]
+
+    @cached_property
+    def rows(self) -> list[str]:
+        """Names of what is compared.
+
+        The best interquartile mean comes first; rows that were not run on every task come last.
+        """
+
+        def rank(row: str) -> tuple[int, float, str]:
+            ran = [
+                self.cells[task, row].last for task in self.averaged if (task, row) in self.cells
+            ]
+            mean = float(interquartile_mean(ran)) if ran else 0.0
+            return len(self.missing(row)), -mean, row
+
+        return sorted({row for _, row in self.cells}, key=rank)
+
+    @property
+    def baselines(self) -> list[str]:
+        """Central rows that all others are measured against."""
+        return [self.central[backbone] for backbone in BASELINES if backbone in self.central]
 
     @property
     def complete(self) -> list[str]:
         """Rows that were run on every task that averages are taken over."""
         return [row for row in self.rows if self.averaged and not self.missing(row)]
+
+    def missing(self, row: str) -> list[str]:
+        """Returns the tasks of the averages that a row was not run on."""
+        return [task for task in self.averaged if (task, row) not in self.cells]
+
+    def scores(self, row: str, tasks: Sequence[str]) -> list[np.ndarray]:
+        """Returns the scores (runs,) of the last checkpoints on each of the tasks."""
+        return [self.cells[task, row].last for task in tasks]
 
     def parts(self) -> list["Comparison"]:
         """Returns comparisons small enough for a picture, in each of which averages can be taken.
@@ -100,28 +127,14 @@ class Comparison:
         rest = [row for row in self.rows if not any(row in rows for rows in sets.values())]
         parts = [self._part(self.tasks, rest)] if rest else []
         for tasks, rows in sets.items():
-            beside = [row for row in self.central if all((t, row) in self.cells for t in tasks)]
-            parts.append(self._part(tasks, dict.fromkeys([*beside, *rows])))
+            beside = [r for r in self.central.values() if all((t, r) in self.cells for t in tasks)]
+            parts.append(self._part(tasks, [*beside, *rows]))
         return parts
 
     def _part(self, tasks: Collection[str], rows: Collection[str]) -> "Comparison":
-        cells = {
-            key: cell for key, cell in self.cells.items() if key[0] in tasks and key[1] in rows
-        }
-        averaged = [task for task in self.averaged if task in tasks]
-        return replace(
-            self,
-            tasks=[task for task in self.tasks if task in tasks],
-            rows=_ranked(rows, cells, averaged),
-            cells=cells,
-            averaged=averaged,
-            central=[row for row in self.central if row in rows],
-            baselines=[row for row in self.baselines if row in rows],
-        )
-
-    def missing(self, row: str) -> list[str]:
-        """Returns the tasks of the averages that a row was not run on."""
-        return [task for task in self.averaged if (task, row) not in self.cells]
+        cells = {(t, r): cell for (t, r), cell in self.cells.items() if t in tasks and r in rows}
+        central = {backbone: row for backbone, row in self.central.items() if row in rows}
+        return replace(self, cells=cells, central=central)
 
 
 def compare_runs(runs: Sequence[Run]) -> Comparison:
@@ -135,15 +148,8 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
             value = f"{run.folder} is left out: the same run"
             notes.append(Note(row, short(run.task), f"seed {seed}", value, str(known.folder)))
     cells = {key: Cell([seeds[seed] for seed in sorted(seeds)]) for key, seeds in kept.items()}
-    tasks = sorted({task for task, _ in cells}, key=short)
-    averaged = [task for task in tasks if all(run.normalized for run in runs if run.task == task)]
-    rows = _ranked(sorted({row for _, row in cells}), cells, averaged)
-    central = _central_rows(cells)
-    baselines = [central[backbone] for backbone in BASELINES if backbone in central]
-    others = [row for row in rows if row in central.values() and row not in baselines]
-    comparison = Comparison(
-        tasks, rows, cells, averaged, [*baselines, *others], baselines, notes, {}
-    )
+    comparison = Comparison(cells, {}, notes, {})
+    comparison.central.update(_central_rows(comparison))
     for find in (_unaveraged, _unlike_others, _unlike_itself, _unlike_seeds, _incomplete):
         for note, concerned in find(comparison):
             notes.append(note)
@@ -169,31 +175,20 @@ def name_rows(runs: Sequence[Run]) -> list[str]:
     return rows
 
 
-def _central_rows(cells: Mapping[tuple[str, str], Cell]) -> dict[str, str]:
-    """Returns for each backbone the row that its others depart from.
+def _central_rows(comparison: Comparison) -> dict[str, str]:
+    """Returns for each backbone the row that its others depart from, the best first.
 
     That is the row with the backbone's name; else the shortest of those that begin with it, such
     as ``min_gru-streamed``; else the shortest.
     """
-    rows: dict[str, dict[str, None]] = {}
-    for (_, row), cell in cells.items():
-        rows.setdefault(cell.runs[0].config["backbone.name"], {})[row] = None
-    return {
+    rows: dict[str, set[str]] = {}
+    for (_, row), cell in comparison.cells.items():
+        rows.setdefault(cell.runs[0].config["backbone.name"], set()).add(row)
+    central = {
         backbone: min(own, key=lambda row: (not row.startswith(backbone), len(row), row))
         for backbone, own in rows.items()
     }
-
-
-def _ranked(
-    rows: Iterable[str], cells: Mapping[tuple[str, str], Cell], averaged: Sequence[str]
-) -> list[str]:
-    """Returns rows, the best first, before those that were not run on every task."""
-
-    def rank(row: str) -> tuple[int, float, str]:
-        ran = [cells[task, row].last for task in averaged if (task, row) in cells]
-        return len(averaged) - len(ran), -float(interquartile_mean(ran)) if ran else 0.0, row
-
-    return sorted(rows, key=rank)
+    return dict(sorted(central.items(), key=lambda item: comparison.rows.index(item[1])))
 
 
 Found = Iterator[tuple[Note, list[tuple[str, str]]]]  # notes, and the cells that they concern

@@ -262,8 +262,8 @@ def _unit(comparison: Comparison, task: str) -> str:
 
 def _style(comparison: Comparison, row: str) -> dict[str, Any]:
     """Returns a row's colour and line: those of the central rows are the same in every picture."""
-    order = [*comparison.central, *(r for r in comparison.rows if r not in comparison.central)]
-    number = order.index(row)
+    order = [*comparison.baselines, *comparison.central.values(), *comparison.rows]
+    number = list(dict.fromkeys(order)).index(row)
     return {
         "color": COLOURS[number % len(COLOURS)],
         "linestyle": LINES[number // len(COLOURS) % len(LINES)],
