@@ -15,8 +15,7 @@ import numpy as np
 from common.checks import require_extra
 from reports.comparison import Comparison, short
 from reports.page import Picture
-from reports.statistics import bootstrap_interval, interquartile_mean, student_half_width
-from reports.tables import printable
+from reports.tables import Estimate, average, over_seeds, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,10 +23,17 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", ":", "-.")
-DOTTED = (0, (2, 2))
+DOTTED: dict[str, Any] = {"lw": 1, "ls": (0, (2, 2)), "zorder": 1}
 ABOVE: dict[str, Any] = {
     **{"textcoords": "offset points", "ha": "center", "fontsize": 8},
     "bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+}
+STYLE = {
+    **{"axes.spines.top": False, "axes.spines.right": False},
+    **{"axes.titlelocation": "left", "axes.titlesize": 11, "axes.titleweight": "bold"},
+    **{"axes.grid": True, "grid.color": "#ddd", "grid.linewidth": 0.6, "savefig.dpi": 150},
+    **{"legend.frameon": False, "legend.fontsize": 9},
+    **{"figure.constrained_layout.h_pad": 0.09, "figure.constrained_layout.w_pad": 0.06},
 }
 # In points of the score on either side: a panel shows no more of an interval than WIDEST, and
 # never less than NARROWEST, so that a difference of a tenth does not look large.
@@ -46,24 +52,22 @@ def draw_pictures(comparison: Comparison, *, averages_only: bool) -> list[Pictur
         UserError: Matplotlib is not installed.
     """
     require_extra("matplotlib", "A picture", "plots")
+    import matplotlib
+
     every: list[Callable[[Comparison], Picture | None]] = [draw_averages]
     if not averages_only:
         every += [draw_scores, draw_curves, draw_target_returns]
-    return [picture for draw in every if (picture := draw(comparison)) is not None]
+    with matplotlib.rc_context(STYLE):
+        return [picture for draw in every if (picture := draw(comparison)) is not None]
 
 
 def draw_averages(comparison: Comparison) -> Picture | None:
     """Draws the interquartile mean of each row that was run on every task, with its interval."""
-    points = {}
-    for row in comparison.complete:
-        scores = comparison.scores(row, comparison.averaged)
-        value = float(interquartile_mean(scores))
-        interval = bootstrap_interval(interquartile_mean, scores) or (value, value)
-        points[row] = (value, interval, np.array([]))
-    if not points:
+    rows = comparison.complete
+    if not rows:
         return None
-    figure, (panel,) = _panels(1, 7, 1.0 + (0.1 + _row_height(points)) * len(points))
-    _dots(comparison, panel, list(points), points)
+    figure, (panel,) = _panels([""], 7, 1.0 + (0.1 + _row_height(rows)) * len(rows))
+    _dots(comparison, panel, rows, {row: (average(comparison, row), []) for row in rows})
     _set_scale(panel, *panel.get_xlim(), least=NARROWEST)
     panel.set_xlabel("interquartile mean of the normalised score")
     count = len(comparison.averaged)
@@ -80,22 +84,13 @@ def draw_averages(comparison: Comparison) -> Picture | None:
 def draw_scores(comparison: Comparison) -> Picture:
     """Draws the score of each row on each task, with its interval and each seed."""
     rows, tasks = comparison.rows, comparison.tasks
-    beside = min(2.5, 0.09 * max(map(len, rows)))
-    height = 0.9 + _row_height(rows) * len(rows)
-    figure, panels = _panels(len(tasks), _width(tasks) + beside, height, sharey="row")
+    width = _width(tasks) + min(2.5, 0.09 * max(map(len, rows)))
+    figure, panels = _panels(tasks, width, 0.9 + _row_height(rows) * len(rows), sharey="row")
     limits: dict[str, tuple[float, float]] = {}
     for task, panel in zip(tasks, panels, strict=True):
-        points: dict[str, Any] = {}
-        seen: list[float] = []
-        for row in rows:
-            if (task, row) in comparison.cells:
-                seeds = comparison.cells[task, row].last
-                mean, half = float(seeds.mean()), student_half_width(seeds) or 0.0
-                points[row] = (mean, (mean - half, mean + half), seeds if len(seeds) > 1 else [])
-                seen += [mean - min(half, WIDEST), mean + min(half, WIDEST), *seeds]
-        _dots(comparison, panel, rows, points)
-        limits[task] = min(seen), max(seen)
-        panel.set_title(_wrapped(short(task)), loc="left", fontsize=11, fontweight="bold")
+        cells = {row: cell.last for (t, row), cell in comparison.cells.items() if t == task}
+        points = {row: (over_seeds(seeds), list(seeds)) for row, seeds in cells.items()}
+        limits[task] = _dots(comparison, panel, rows, points)
         panel.set_xlabel(_unit(comparison, task))
     # All panels with normalised scores have scales of the same width.
     spans = [limits[task][1] - limits[task][0] for task in comparison.averaged]
@@ -148,7 +143,7 @@ def draw_target_returns(comparison: Comparison) -> Picture | None:
         cells = [cell for (t, _), cell in comparison.cells.items() if t == task]
         best = max(run.data.return_max for cell in cells for run in cell.runs)
         ends = (min(targets), max(targets))
-        panel.plot(ends, ends, color="#777", lw=1, ls=DOTTED, zorder=1)
+        panel.plot(ends, ends, color="#777", **DOTTED)
         panel.annotate("as asked", (ends[1], ends[1]), (-4, -3), **grey)
         panel.axvline(best, color="#777", lw=1, zorder=1)
         top = (best, panel.get_ylim()[1])
@@ -169,23 +164,27 @@ def _dots(
     comparison: Comparison,
     panel: "Axes",
     rows: Sequence[str],
-    points: dict[str, tuple[float, tuple[float, float], Any]],
-) -> None:
-    """Draws for each row its figure, the interval and the single seeds."""
+    points: dict[str, tuple[Estimate, list[float]]],
+) -> tuple[float, float]:
+    """Draws for each row its figure, the interval and the seeds; returns what is to be seen."""
+    seen: list[float] = []
     for place, row in enumerate(rows):
         if row not in points:
             continue
-        value, interval, seeds = points[row]
-        colour = _style(comparison, row)["color"]
-        panel.plot(seeds, [place] * len(seeds), "|", color=colour, alpha=0.6, ms=9, zorder=2)
-        panel.plot(interval, [place, place], "-", color=colour, lw=2, zorder=3)
+        (estimate, seeds), colour = points[row], _style(comparison, row)["color"]
+        value, (low, high) = estimate.value, estimate.interval or (estimate.value, estimate.value)
+        seen += [max(low, value - WIDEST), min(high, value + WIDEST), *seeds]
+        if len(seeds) > 1:
+            panel.plot(seeds, [place] * len(seeds), "|", color=colour, alpha=0.6, ms=9, zorder=2)
+        panel.plot((low, high), (place, place), "-", color=colour, lw=2, zorder=3)
         panel.plot(value, place, "o", color=colour, ms=6, zorder=3)
         panel.annotate(f"{value:,.1f}", (value, place), (0, 6), **ABOVE)
         if row in comparison.baselines[:1]:
-            panel.axvline(value, color=colour, lw=1, ls=DOTTED, zorder=1)
+            panel.axvline(value, color=colour, **DOTTED)
     panel.set_yticks(range(len(rows)), [_wrapped(row) for row in rows])
     panel.set_ylim(len(rows) - 0.4, -0.7)
-    panel.grid(axis="x", color="#ddd", lw=0.6)
+    panel.grid(visible=False, axis="y")
+    return min(seen), max(seen)
 
 
 def _bands(
@@ -196,7 +195,7 @@ def _bands(
     rows = [r for r in comparison.rows if any(series.get((t, r)) for t in tasks)]
     columns = max(1, int(_width(tasks) / (0.6 + 0.075 * max(map(len, rows)))))
     above = 0.23 * math.ceil(len(rows) / columns)
-    figure, panels = _panels(len(tasks), _width(tasks), height, above=above)
+    figure, panels = _panels(tasks, _width(tasks), height, above=above)
     lines: dict[str, Any] = {}
     for task, panel in zip(tasks, panels, strict=True):
         for row in rows:
@@ -210,11 +209,8 @@ def _bands(
                     panel.fill_between(list(values), *ends, **shade)
         for axis in (panel.xaxis, panel.yaxis):
             axis.set_major_formatter(lambda x, _: f"{x:,.10g}")
-        panel.set_title(_wrapped(short(task)), loc="left", fontsize=11, fontweight="bold")
-        panel.grid(color="#ddd", lw=0.6)
     handles, labels = [lines[row] for row in rows], [_wrapped(row) for row in rows]
-    place: dict[str, Any] = {"loc": "outside upper left", "frameon": False, "fontsize": 9}
-    figure.legend(handles, labels, ncols=columns, **place)
+    figure.legend(handles, labels, ncols=columns, loc="outside upper left")
     return figure, dict(zip(tasks, panels, strict=True))
 
 
@@ -223,31 +219,29 @@ def _shared(series: list[dict[Any, float]]) -> dict[Any, list[float]]:
 
 
 def _panels(
-    count: int, width: float, height: float, *, above: float = 0.0, sharey: Any = False
+    tasks: Sequence[str], width: float, height: float, *, above: float = 0.0, sharey: Any = False
 ) -> tuple["Figure", list["Axes"]]:
-    """Makes a figure with some panels; its width, a panel's height, a legend's room in inches."""
+    """Makes a figure, a panel for each task; its width, a panel's height, a legend's in inches."""
     # Without pyplot: no display is looked for, and no figure outlives its picture.
     from matplotlib.figure import Figure
 
-    across = _across(count)
-    down = math.ceil(count / across)
+    across = _across(tasks)
+    down = math.ceil(len(tasks) / across)
     figure = Figure(figsize=(width, height * down + above + 0.4), layout="constrained")
-    engine: Any = figure.get_layout_engine()
-    engine.set(h_pad=0.09, w_pad=0.06)
     panels = list(figure.subplots(down, across, squeeze=False, sharey=sharey).flat)
-    for panel in panels[count:]:
+    for panel in panels[len(tasks) :]:
         panel.set_axis_off()
-    for panel in panels:
-        panel.spines[["top", "right"]].set_visible(False)
-    return figure, panels[:count]
+    for task, panel in zip(tasks, panels, strict=False):
+        panel.set_title(_wrapped(short(task)))
+    return figure, panels[: len(tasks)]
 
 
-def _across(count: int) -> int:
-    return 2 if count == 4 else min(3, count)
+def _across(tasks: Sequence[str]) -> int:
+    return 2 if len(tasks) == 4 else min(3, len(tasks))
 
 
 def _width(tasks: Sequence[str]) -> float:
-    return 3.3 * _across(len(tasks)) + 0.4
+    return 3.3 * _across(tasks) + 0.4
 
 
 def _set_scale(panel: "Axes", low: float, high: float, *, least: float) -> None:
@@ -288,5 +282,5 @@ def _wrapped(row: str) -> str:
 def _png(figure: "Figure") -> bytes:
     file = io.BytesIO()
     # Without the date and the version of matplotlib: the same figures make the same file.
-    figure.savefig(file, dpi=150, format="png", metadata={"Software": None})
+    figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()

@@ -88,11 +88,19 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def _over_seeds(runs: Sequence[float] | np.ndarray) -> Estimate:
+def over_seeds(runs: Sequence[float] | np.ndarray) -> Estimate:
+    """Returns the mean of scores (runs,) of one row and task, with Student's interval."""
     values = np.asarray(runs)
     mean, half = float(values.mean()), student_half_width(values)
     interval = None if half is None else (mean - half, mean + half)
     return Estimate(mean, interval, half_width=True)
+
+
+def average(comparison: Comparison, row: str) -> Estimate:
+    """Returns the interquartile mean of a row that was run on every task, with its interval."""
+    scores = comparison.scores(row, comparison.averaged)
+    interval = bootstrap_interval(interquartile_mean, scores)
+    return Estimate(float(interquartile_mean(scores)), interval)
 
 
 def _in_order(comparison: Comparison) -> list[tuple[str, str, Cell]]:
@@ -108,7 +116,7 @@ def score_table(comparison: Comparison) -> Table:
         in_training = " or ".join(map(str, most))
         episodes = f"{cell.runs[0].facts['episodes']} / {in_training}"
         marks = ", ".join(map(str, comparison.marks.get((task, row), [])))
-        scores = [_over_seeds(cell.last), cell.best]
+        scores = [over_seeds(cell.last), cell.best]
         hidden = cell.runs[0].facts["hidden observations"]
         lines.append([short(task), row, hidden, *scores, len(cell.runs), episodes, marks])
     return Table(
@@ -135,14 +143,10 @@ def overall_table(comparison: Comparison) -> Table:
         cells = [comparison.cells[task, row] for task in tasks]
         averages: list[Any] = [None, None, None]
         if len(tasks) == count:
-            scores = [cell.last for cell in cells]
             best = [cell.best for cell in cells if cell.best is not None]
             averages = [
-                Estimate(
-                    float(interquartile_mean(scores)),
-                    bootstrap_interval(interquartile_mean, scores),
-                ),
-                float(mean_over_tasks(scores)),
+                average(comparison, row),
+                float(mean_over_tasks(comparison.scores(row, tasks))),
                 float(np.mean(best)) if len(best) == count else None,
             ]
         seeds = sorted({len(cell.runs) for cell in cells})
@@ -194,7 +198,7 @@ def conditions_table(comparison: Comparison) -> Table:
     for task, row, cell in _in_order(comparison):
         for condition in dict.fromkeys(name for run in cell.runs for name in run.others):
             runs = [run for run in cell.runs if condition in run.others]
-            score = _over_seeds([run.others[condition].value for run in runs])
+            score = over_seeds([run.others[condition].value for run in runs])
             before = float(np.mean([run.score.value for run in runs]))
             length = round(np.mean([run.others[condition].length_mean for run in runs]))
             lines.append([short(task), row, condition, score, before, length, len(runs)])
