@@ -85,11 +85,8 @@ class Comparison:
         """
 
         def rank(row: str) -> tuple[int, float, str]:
-            ran = [
-                self.cells[task, row].last for task in self.averaged if (task, row) in self.cells
-            ]
-            mean = float(interquartile_mean(ran)) if ran else 0.0
-            return len(self.missing(row)), -mean, row
+            scores = self.scores(row, self.ran(row))
+            return -len(scores), -float(interquartile_mean(scores)) if scores else 0.0, row
 
         return sorted({row for _, row in self.cells}, key=rank)
 
@@ -101,11 +98,11 @@ class Comparison:
     @property
     def complete(self) -> list[str]:
         """Rows that were run on every task that averages are taken over."""
-        return [row for row in self.rows if self.averaged and not self.missing(row)]
+        return [row for row in self.rows if self.averaged and self.ran(row) == self.averaged]
 
-    def missing(self, row: str) -> list[str]:
-        """Returns the tasks of the averages that a row was not run on."""
-        return [task for task in self.averaged if (task, row) not in self.cells]
+    def ran(self, row: str) -> list[str]:
+        """Returns the tasks of the averages that a row was run on."""
+        return [task for task in self.averaged if (task, row) in self.cells]
 
     def scores(self, row: str, tasks: Sequence[str]) -> list[np.ndarray]:
         """Returns the scores (runs,) of the last checkpoints on each of the tasks."""
@@ -120,9 +117,8 @@ class Comparison:
         """
         sets: dict[tuple[str, ...], list[str]] = {}
         for row in self.rows:
-            tasks = tuple(task for task in self.averaged if (task, row) in self.cells)
-            if 1 < len(tasks) < len(self.averaged):
-                sets.setdefault(tasks, []).append(row)
+            if 1 < len(ran := self.ran(row)) < len(self.averaged):
+                sets.setdefault(tuple(ran), []).append(row)
         sets = {tasks: rows for tasks, rows in sets.items() if len(rows) >= 3}
         rest = [row for row in self.rows if not any(row in rows for rows in sets.values())]
         parts = [self._part(self.tasks, rest)] if rest else []
@@ -258,7 +254,7 @@ def _incomplete(comparison: Comparison) -> Found:
     alone: dict[str, list[str]] = {}
     for part in comparison.parts():
         for row in part.rows if part.tasks == comparison.tasks else []:
-            if missing := comparison.missing(row):
+            if missing := [task for task in comparison.averaged if (task, row) not in part.cells]:
                 alone.setdefault(", ".join(map(short, missing)), []).append(row)
     for tasks, rows in alone.items():
         note = Note(", ".join(rows), tasks, "runs", "none", "needed for an average over tasks")

@@ -137,7 +137,7 @@ def overall_table(comparison: Comparison) -> Table:
     lines: list[list[Any]] = []
     count = len(comparison.averaged)
     for row in comparison.rows:
-        tasks = [task for task in comparison.averaged if (task, row) in comparison.cells]
+        tasks = comparison.ran(row)
         if not tasks:
             continue
         cells = [comparison.cells[task, row] for task in tasks]
@@ -171,17 +171,12 @@ def improvement_table(comparison: Comparison) -> Table:
     lines: list[list[Any]] = []
     for baseline in comparison.baselines:
         for row in comparison.rows:
-            both = [
-                task
-                for task in comparison.averaged
-                if (task, row) in comparison.cells and (task, baseline) in comparison.cells
-            ]
-            if row == baseline or not both:
-                continue
-            scores = comparison.scores(row, both), comparison.scores(baseline, both)
-            interval = bootstrap_interval(mean_difference, *scores, repeats=2000)
-            difference = Estimate(float(mean_difference(*scores)), interval, "+,.1f")
-            lines.append([row, baseline, difference, len(both)])
+            both = [task for task in comparison.ran(row) if task in comparison.ran(baseline)]
+            if row != baseline and both:
+                scores = comparison.scores(row, both), comparison.scores(baseline, both)
+                interval = bootstrap_interval(mean_difference, *scores, repeats=2000)
+                difference = Estimate(float(mean_difference(*scores)), interval, "+,.1f")
+                lines.append([row, baseline, difference, len(both)])
     return Table(
         "improvement",
         "Improvement",
