@@ -100,11 +100,10 @@ def main(
     shown = [tables[0], *averages, *tables[1:], notes]
     print_tables([part for part in shown if isinstance(part, Table) and part.rows], console)
     if others is not None and others.rows:
-        columns = ["method", "mean of these", "protocol", "evidence"]
-        places = [others.columns.index(name) for name in columns]
-        rows = [[row[place] for place in places] for row in others.rows]
+        columns = ("method", "mean of these", "protocol", "evidence")
+        rows = [{name: row[name] for name in columns} for row in others.rows]
         caption = f"{others.caption} The score of each task is in the report."
-        print_tables([replace(others, columns=columns, rows=rows, caption=caption)], console)
+        print_tables([replace(others, rows=rows, caption=caption)], console)
     elif published:
         console.print("There are no published scores of these tasks.", **PLAIN)
     write_report(out, f"{len(runs)} runs on {len(comparison.tasks)} tasks", parts, left_out)

@@ -3,7 +3,7 @@
 import csv
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,27 +46,30 @@ class Table:
     Attributes:
         name: Stem of its CSV.
         title: Its heading.
-        columns: Headings of the columns.
-        rows: Cells: text, numbers, estimates, or None where there is nothing.
+        rows: Heading to cell: text, a number, an estimate, or None where there is nothing.
         caption: What the figures are.
     """
 
     name: str
     title: str
-    columns: list[str]
-    rows: list[list[Any]]
+    rows: list[dict[str, Any]]
     caption: str
+
+    @property
+    def columns(self) -> list[str]:
+        """Headings of the columns in which some row has a cell."""
+        return [name for name in self.rows[0] if any(row[name] is not None for row in self.rows)]
 
     def shown(self) -> list[list[str]]:
         """Returns the cells as people read them."""
-        return [[_shown(cell) for cell in row] for row in self.rows]
+        return [[_shown(row[name]) for name in self.columns] for row in self.rows]
 
     @property
     def records(self) -> list[dict[str, Any]]:
         """The rows of its CSV: an estimate has three columns."""
         records: list[dict[str, Any]] = [{} for _ in self.rows]
         for record, row in zip(records, self.rows, strict=True):
-            for name, cell in zip(self.columns, row, strict=True):
+            for name, cell in row.items():
                 if isinstance(cell, Estimate):
                     low, high = cell.interval or (None, None)
                     record |= {name: cell.value, f"{name} low": low, f"{name} high": high}
@@ -110,54 +113,52 @@ def _in_order(comparison: Comparison) -> list[tuple[str, str, Cell]]:
 
 def score_table(comparison: Comparison) -> Table:
     """Makes the table of scores, with a line for each task and row."""
-    lines: list[list[Any]] = []
+    lines: list[dict[str, Any]] = []
     for task, row, cell in _in_order(comparison):
-        most = sorted({run.config["evaluation.episodes_in_training"] for run in cell.runs})
-        in_training = " or ".join(map(str, most))
-        episodes = f"{cell.runs[0].facts['episodes']} / {in_training}"
-        marks = ", ".join(map(str, comparison.marks.get((task, row), [])))
-        scores = [over_seeds(cell.last), cell.best]
-        hidden = cell.runs[0].facts["hidden observations"]
-        lines.append([short(task), row, hidden, *scores, len(cell.runs), episodes, marks])
+        hidden, episodes = (cell.runs[0].facts[f] for f in ("hidden observations", "episodes"))
+        in_training = sorted({run.config["evaluation.episodes_in_training"] for run in cell.runs})
+        episodes += f" / {' or '.join(map(str, in_training))}"
+        notes = _listed(comparison.marks.get((task, row), []))
+        where = {"task": short(task), "row": row, "hidden": None if hidden == "none" else hidden}
+        scores = {"last": over_seeds(cell.last), "best in training": cell.best}
+        lines.append(
+            where | scores | {"seeds": len(cell.runs), "episodes": episodes, "note": notes}
+        )
     return Table(
         "scores",
         "Scores",
-        ["task", "row", "hidden", "last", "best in training", "seeds", "episodes", "note"],
         lines,
-        "Normalised scores, 0 to 100, unless the task says return. Hidden: observations that the "
-        "policy does not see. Last: the last checkpoint, mean over seeds ± half of Student's 95 % "
-        "interval of it (none for a single seed). Best in training: the best evaluation in "
-        "training, which has fewer episodes and is chosen because it is high: not a score to "
-        "report. Episodes: of last / best.",
+        "Normalised scores, 0 to 100, unless the task says return. Last: the last checkpoint, mean "
+        "over seeds ± half of Student's 95 % interval of it (none for a single seed). Best in "
+        "training: the best evaluation in training, which has fewer episodes and is chosen because "
+        "it is high: not a score to report. Episodes: of last / best."
+        + " Hidden: observations that the policy does not see."
+        * any(x["hidden"] for x in lines),
     )
 
 
 def overall_table(comparison: Comparison) -> Table:
     """Makes the table of averages over tasks, of the rows that were run on all of them."""
-    lines: list[list[Any]] = []
+    lines: list[dict[str, Any]] = []
     count = len(comparison.averaged)
     for row in comparison.rows:
-        tasks = comparison.ran(row)
-        if not tasks:
+        if not (tasks := comparison.ran(row)):
             continue
         cells = [comparison.cells[task, row] for task in tasks]
-        averages: list[Any] = [None, None, None]
+        seeds = sorted({len(cell.runs) for cell in cells})
+        line = {"row": row, "tasks": f"{len(tasks)} of {count}"}
+        line["seeds"] = " to ".join(map(str, dict.fromkeys([seeds[0], seeds[-1]])))
+        averages: dict[str, Any] = {"IQM": None, "mean": None, "mean of best": None}
         if len(tasks) == count:
             best = [cell.best for cell in cells if cell.best is not None]
-            averages = [
-                average(comparison, row),
-                float(mean_over_tasks(comparison.scores(row, tasks))),
-                float(np.mean(best)) if len(best) == count else None,
-            ]
-        seeds = sorted({len(cell.runs) for cell in cells})
-        marks = sorted({i for task in tasks for i in comparison.marks.get((task, row), [])})
-        shown = " to ".join(map(str, dict.fromkeys([seeds[0], seeds[-1]])))
-        notes = ", ".join(map(str, marks))
-        lines.append([row, f"{len(tasks)} of {count}", shown, *averages, notes])
+            averages["IQM"] = average(comparison, row)
+            averages["mean"] = float(mean_over_tasks(comparison.scores(row, tasks)))
+            averages["mean of best"] = float(np.mean(best)) if len(best) == count else None
+        marks = {mark for task in tasks for mark in comparison.marks.get((task, row), [])}
+        lines.append(line | averages | {"note": _listed(sorted(marks))})
     return Table(
         "overall",
         f"Over {count} task{'s' * (count != 1)}",
-        ["row", "tasks", "seeds", "IQM", "mean", "mean of best", "note"],
         lines,
         "IQM: interquartile mean over all runs of all tasks, with equal weight for each run; mean: "
         "of the tasks' means; in brackets the 95 % interval of the stratified bootstrap, which is "
@@ -168,7 +169,7 @@ def overall_table(comparison: Comparison) -> Table:
 
 def improvement_table(comparison: Comparison) -> Table:
     """Makes the table of each row's difference from the rows of the baselines."""
-    lines: list[list[Any]] = []
+    lines: list[dict[str, Any]] = []
     for baseline in comparison.baselines:
         for row in comparison.rows:
             both = [task for task in comparison.ran(row) if task in comparison.ran(baseline)]
@@ -176,11 +177,11 @@ def improvement_table(comparison: Comparison) -> Table:
                 scores = comparison.scores(row, both), comparison.scores(baseline, both)
                 interval = bootstrap_interval(mean_difference, *scores, repeats=2000)
                 difference = Estimate(float(mean_difference(*scores)), interval, "+,.1f")
-                lines.append([row, baseline, difference, len(both)])
+                line = {"row": row, "over": baseline, "difference": difference, "tasks": len(both)}
+                lines.append(line)
     return Table(
         "improvement",
         "Improvement",
-        ["row", "over", "difference", "tasks"],
         lines,
         "Difference: of the means, averaged over the tasks that both rows were run on. In brackets "
         "the 95 % interval of the stratified bootstrap, too narrow for few seeds and tasks.",
@@ -189,18 +190,20 @@ def improvement_table(comparison: Comparison) -> Table:
 
 def conditions_table(comparison: Comparison) -> Table:
     """Makes the table of what eval.py found under other conditions than those of the scores."""
-    lines: list[list[Any]] = []
+    lines: list[dict[str, Any]] = []
     for task, row, cell in _in_order(comparison):
         for condition in dict.fromkeys(name for run in cell.runs for name in run.others):
             runs = [run for run in cell.runs if condition in run.others]
-            score = over_seeds([run.others[condition].value for run in runs])
+            found = [run.others[condition] for run in runs]
+            score = over_seeds([score.value for score in found])
             before = float(np.mean([run.score.value for run in runs]))
-            length = round(np.mean([run.others[condition].length_mean for run in runs]))
-            lines.append([short(task), row, condition, score, before, length, len(runs)])
+            length = round(np.mean([score.length_mean for score in found]))
+            where = {"task": short(task), "row": row, "condition": condition}
+            figures = {"score": score, "unchanged": before, "length": length, "seeds": len(runs)}
+            lines.append(where | figures)
     return Table(
         "conditions",
         "Under other conditions",
-        ["task", "row", "condition", "score", "unchanged", "length", "seeds"],
         lines,
         "The same policies, evaluated again by eval.py: mean over seeds ± half of Student's 95 % "
         "interval (none for a single seed); unchanged: the score of the same seeds in the table of "
@@ -213,16 +216,15 @@ def published_table(comparison: Comparison) -> Table:
     """Makes the table of published scores, of those tasks only that were run here."""
     published = read_published()
     names = [name for name in map(d4rl_name, comparison.tasks) if name in published[0]]
-    names = list(dict.fromkeys(names))
-    lines: list[list[Any]] = []
-    for row in published if names else []:
-        scores = [float(row[name]) for name in names]
-        words = [row["evidence"], row["protocol"], row["paper"]]
-        lines.append([row["method"], *scores, float(np.mean(scores)), *words])
+    lines: list[dict[str, Any]] = []
+    for method in published if names else []:
+        scores = {name: float(method[name]) for name in names}
+        mean = {"mean of these": float(np.mean(list(scores.values())))}
+        words = {name: method[name] for name in ("evidence", "protocol", "source")}
+        lines.append({"method": method["method"]} | scores | mean | words)
     return Table(
         "published",
         "Published scores",
-        ["method", *names, "mean of these", "evidence", "protocol", "source"],
         lines,
         "As others report them, on D4RL's v2 data sets and environments: not measured here, and "
         "not comparable with the other tables unless the data are D4RL's. Tasks that were not run "
@@ -233,7 +235,7 @@ def published_table(comparison: Comparison) -> Table:
 def read_published() -> list[dict[str, str]]:
     """Reads the published scores that ship with the project, a row for each method.
 
-    Its keys are `method`, `paper`, `protocol` (seeds, and whether the last or the best checkpoint
+    Its keys are `method`, `source`, `protocol` (seeds, and whether the last or the best checkpoint
     is scored), `evidence` (how far the figures were checked), the data sets (``hopper-medium``)
     and `average`, their mean.
     """
@@ -266,25 +268,27 @@ def row_table(comparison: Comparison) -> Table:
         for row, own in rows.items():
             if any(value != common for value in own):
                 departures[row].append(f"{key}={' or '.join(map(str, dict.fromkeys(own)))}")
+    words = {row: ", ".join(own) or "the usual configuration" for row, own in departures.items()}
+    heading = "departs from the most frequent configuration in"
     return Table(
         "rows",
         "Rows",
-        ["row", "departs from the most frequent configuration in"],
-        [[row, ", ".join(own) or "the usual configuration"] for row, own in departures.items()],
+        [{"row": row, heading: own} for row, own in words.items()],
         "A row is named after its run folders, without -seedN.",
     )
 
 
 def facts_table(comparison: Comparison) -> Table:
     """Makes the table of how each task was scored, where no note says otherwise."""
-    lines: list[list[Any]] = []
+    lines: list[dict[str, Any]] = []
     for task in comparison.tasks:
         facts = [cell.runs[0].facts for (t, _), cell in comparison.cells.items() if t == task]
-        lines.append([short(task), *(usual([run[fact] for run in facts]) for fact in facts[0])])
+        common = {fact: usual([run[fact] for run in facts]) for fact in facts[0]}
+        shown = {fact: None if value == "none" else value for fact, value in common.items()}
+        lines.append({"task": short(task)} | shown)
     return Table(
         "protocol",
         "Protocol",
-        ["task", *next(iter(comparison.cells.values())).runs[0].facts],
         lines,
         "How the rows of each task were trained and scored, where no note says otherwise.",
     )
@@ -295,10 +299,10 @@ def notes_table(comparison: Comparison) -> Table:
     return Table(
         "notes",
         "Notes",
-        ["note", "row", "task", "fact", "value", "usual"],
-        [
-            [number, note.row, note.task, note.fact, note.value, note.usual]
-            for number, note in enumerate(comparison.notes, start=1)
-        ],
+        [{"note": i, **asdict(note)} for i, note in enumerate(comparison.notes, start=1)],
         "Where runs are not trained or scored like those that they stand beside.",
     )
+
+
+def _listed(marks: Sequence[int]) -> str:
+    return ", ".join(map(str, marks))

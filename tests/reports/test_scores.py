@@ -265,7 +265,7 @@ def test_published_scores_are_whole():
         for kind in ("medium", "medium-replay", "medium-expert")
     }
     for row in published:
-        words = {"method", "paper", "protocol", "evidence"}
+        words = {"method", "source", "protocol", "evidence"}
         assert row.keys() == tasks | words | {"average"}
         assert all(row[key] for key in words)
         # Cells and average are published with one decimal: a slip of a digit shows here.
