@@ -1,21 +1,16 @@
 """train.py under torchrun: two real processes, gloo between them."""
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from programs import Ended, end, wait_for
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[1]
-TRAIN = str(ROOT / "train.py")
-ALONE = [sys.executable, TRAIN]
 SMALL = [
     "dataset.steps=1500",
     "backbone.d_model=16",
@@ -27,39 +22,18 @@ SMALL = [
     "evaluation.every=0",
     "steps=30",
 ]
-# `windowed` shares out its rows as `streamed` does.
-PROTOCOLS = [pytest.param("windowed", marks=pytest.mark.slow), "streamed", "whole_episodes"]
+# How each protocol shares out its rows: envs/data/test_batches.py.
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("windowed", "whole_episodes")]
 
 
-def torchrun(processes: int) -> list[str]:
+def torchrun(processes: int) -> str:
     # Standalone: on a port of its own.
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return [*launcher, "--nproc-per-node", str(processes), TRAIN]
+    return f"-m torch.distributed.run --standalone --nproc-per-node {processes} train.py"
 
 
-@pytest.fixture
-def start(shared_store, tmp_path):
-    """Starts a command in an empty folder."""
-    environment = {**os.environ, "MINARI_DATASETS_PATH": str(shared_store), "COLUMNS": "100"}
-    environment["PYTHONPATH"] = str(ROOT)
-
-    def run(*command: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    return run
-
-
-def finish(process: subprocess.Popen, status: int = 0) -> str:
-    output = process.communicate(timeout=300)[0]
-    assert process.returncode == status, output
-    return output
+def finish(ended: Ended, status: int = 0) -> str:
+    assert ended.returncode == status, ended.stdout + ended.stderr
+    return ended.stdout + ended.stderr
 
 
 def differences(one: Path, other: Path) -> list[float]:
@@ -72,12 +46,12 @@ def records(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").open()]
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_two_processes_train_as_one_on_the_whole_batch(protocol, start, tmp_path):
+@pytest.mark.parametrize("protocol", ["streamed", *SLOW])
+def test_two_processes_train_as_one_on_the_whole_batch(protocol, start, call, tmp_path):
     arguments = [*SMALL, f"protocol.name={protocol}", "backbone.dropout=0"]
     arguments += ["evaluation.every=15", "evaluation.episodes_in_training=1"]
-    output = finish(start(*torchrun(2), *arguments, "run_dir=two"))
-    finish(start(*ALONE, *arguments, "run_dir=one"))
+    output = finish(start(torchrun(2), *arguments, "run_dir=two"))
+    finish(call("train.py", *arguments, "run_dir=one"))
     # The first process alone speaks.
     for once in ("on 2 x cpu: updates 0 to 30", "update 15: return", "Score it again"):
         assert output.count(once) == 1, output
@@ -92,29 +66,24 @@ def test_two_processes_train_as_one_on_the_whole_batch(protocol, start, tmp_path
     assert kept[1]["step"] == 30
 
 
-def test_a_sweep_is_refused_in_a_sentence(start):
-    output = finish(start(*torchrun(2), "-m", *SMALL, "seed=0,1"), status=1)
-    assert output.count("torchrun makes one run with several processes") == 1
-
-
 def interrupt(process: subprocess.Popen, folder: Path) -> str:
-    while not (folder / "training_state.pt").exists():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.02)
+    wait_for(process, (folder / "training_state.pt").exists)
     process.send_signal(signal.SIGTERM)
-    return finish(process, status=1)  # torchrun's own, whatever its processes say
+    return finish(end(process), status=1)  # torchrun's own, whatever its processes say
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on_alone(start, tmp_path):
+def test_an_interrupted_run_goes_on_alone(start, call, tmp_path):
     arguments = [*SMALL, "protocol.name=streamed", "backbone.dropout=0", "steps=300"]
     arguments += ["trainer.save_every=20", "resume=true"]
-    output = interrupt(start(*torchrun(2), *arguments, "run_dir=broken"), tmp_path / "broken")
+    output = interrupt(
+        start(torchrun(2), *arguments, "run_dir=broken", wait=False), tmp_path / "broken"
+    )
     saved = re.search(r"Saved at update (\d+) of 300; resume=true resumes", output)
     assert saved and 20 <= int(saved[1]) < 300, output
-    output = finish(start(*ALONE, *arguments, "run_dir=broken"))
+    output = finish(call("train.py", *arguments, "run_dir=broken"))
     assert f"on cpu: updates {saved[1]} to 300" in output
-    finish(start(*ALONE, *arguments, "run_dir=alone"))
+    finish(call("train.py", *arguments, "run_dir=alone"))
     assert max(differences(tmp_path / "broken", tmp_path / "alone")) < 1e-5
 
 
@@ -122,23 +91,28 @@ def test_an_interrupted_run_goes_on_alone(start, tmp_path):
 def test_a_resumed_run_ends_with_the_same_bits(start, tmp_path):
     # With dropout, and with three: two could add up in any order.
     arguments = [*SMALL, "protocol.name=streamed", "steps=150", "trainer.save_every=20"]
-    finish(start(*torchrun(3), *arguments, "run_dir=unbroken"))
+    finish(start(torchrun(3), *arguments, "run_dir=unbroken"))
     arguments += ["resume=true", "run_dir=broken"]
-    interrupt(start(*torchrun(3), *arguments), tmp_path / "broken")
-    finish(start(*torchrun(3), *arguments))
+    interrupt(start(torchrun(3), *arguments, wait=False), tmp_path / "broken")
+    finish(start(torchrun(3), *arguments))
     assert max(differences(tmp_path / "broken", tmp_path / "unbroken")) == 0
 
 
-@pytest.mark.slow
+ERRORS = {
+    "stepz=3": r"error: key 'stepz' does not exist",
+    "protocol.batch_steps=16": r"error: protocol\.batch_steps is 16, too few for 2 processes",
+    "dataset.id=builtin/hopper/simple-v0": "error: there is no built-in data set",
+    "trainer.learning_rate=1e30": "error: the loss or its gradient is not finite at update",
+}
+
+
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("arguments", "message"),
     [
-        ("stepz=3", r"error: key 'stepz' does not exist"),
-        ("protocol.batch_steps=16", r"error: protocol\.batch_steps is 16, too few for 2 processes"),
-        ("dataset.id=builtin/hopper/simple-v0", "error: there is no built-in data set"),
-        ("trainer.learning_rate=1e30", "error: the loss or its gradient is not finite at update"),
+        ("-m seed=0,1", "error: torchrun makes one run with several processes"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ERRORS.items()),
     ],
 )
-def test_an_error_is_said_once_and_ends_all_processes(start, override, message):
-    output = finish(start(*torchrun(2), *SMALL, override), status=1)
+def test_an_error_is_said_once_and_ends_all_processes(start, arguments, message):
+    output = finish(start(torchrun(2), *SMALL, *arguments.split()), status=1)
     assert len(re.findall("error: ", output)) == len(re.findall(message, output)) == 1, output

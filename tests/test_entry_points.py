@@ -1,17 +1,14 @@
 """train.py and eval.py as a user starts them: real data, real MuJoCo, real processes."""
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from programs import ROOT, SMALL, end, wait_for
 from safetensors.torch import load_file
 
 from common.errors import UserError
@@ -20,44 +17,9 @@ from configs.schema import register
 from reports.held_out import read_held_out
 from reports.scores import read_scores
 
-ROOT = Path(__file__).parents[1]
-# Small enough for a test, and still the whole way: data made, trained on, scored.
-SMALL = [
-    "dataset.steps=1500",
-    "backbone.d_model=16",
-    "backbone.n_layer=1",
-    "protocol.batch_steps=128",
-    "protocol.context_length=16",
-    "evaluation.episodes=3",
-    "evaluation.episodes_in_training=2",
-    "evaluation.every=40",
-    "trainer.save_every=15",
-    "trainer.log_every=10",
-]
 
-
-@pytest.fixture
-def start(shared_store, tmp_path):
-    """Starts a script in an empty folder of its own."""
-
-    def run(script: str, *arguments: str, wait: bool = True, **variables: str):
-        program = [script] if script == "-m" else [str(ROOT / script)]
-        command = [sys.executable, *program, *arguments]
-        environment = {**os.environ, "MINARI_DATASETS_PATH": str(shared_store), "COLUMNS": "100"}
-        environment |= variables
-        if wait:
-            return subprocess.run(
-                command, cwd=tmp_path, env=environment, capture_output=True, text=True
-            )
-        return subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-
-    return run
-
-
-def test_train_then_eval(start, tmp_path):
-    trained = start("train.py", *SMALL, "steps=80", "held_out=0.2")
+def test_train_then_eval(start, call, tmp_path):
+    trained = call("train.py", *SMALL, "steps=80", "held_out=0.2")
     assert trained.returncode == 0, trained.stderr
     (folder,) = tmp_path.glob("runs/hopper-medium/*")
     assert re.fullmatch(r"min_gru-streamed-seed0-[0-9a-f]{8}", folder.name)
@@ -87,7 +49,7 @@ def test_train_then_eval(start, tmp_path):
     assert second == score
 
     # Anything else stands beside it.
-    swept = start(
+    swept = call(
         "eval.py", f"run={moved}", "episodes=2", "target_return=[100,2000]", "rollout=window"
     )
     assert swept.returncode == 0, swept.stderr
@@ -99,7 +61,7 @@ def test_train_then_eval(start, tmp_path):
     ]
     assert json.loads((moved / "scores.json").read_text()) == [score]
 
-    harder = start(
+    harder = call(
         "eval.py",
         f"run={moved}",
         "target_fraction=[0.5,2]",
@@ -115,14 +77,14 @@ def test_train_then_eval(start, tmp_path):
     assert last.target_returns[0] == pytest.approx(4 * first.target_returns[0])
     assert first.conditions.endswith("observation_noise 0.1, action_delay 1")
 
-    other = start("eval.py", f"run={moved}", "environment=Walker2d-v5")
+    other = call("eval.py", f"run={moved}", "environment=Walker2d-v5")
     assert other.returncode == 1
     assert "observation" in other.stderr and "Traceback" not in other.stderr
 
-    assert_damage_is_one_sentence(start, moved)
+    assert_damage_is_one_sentence(call, moved)
 
 
-def test_data_without_an_environment_end_with_their_held_out_error(start, shared_store, tmp_path):
+def test_data_without_an_environment_end_with_their_held_out_error(call, tmp_path):
     # A robot's log: the first action follows the first observation, the second hardly moves.
     generator = np.random.default_rng(0)
     observations = generator.normal(size=(400, 4))
@@ -135,13 +97,13 @@ def test_data_without_an_environment_end_with_their_held_out_error(start, shared
         timeouts=np.arange(400) % 40 == 39,
     )
     store = ["file=log.npz", "id=mine/log-v0", "action_low=[-1,0]", "action_high=[1,0.5]"]
-    stored = start("-m", "envs.data.store", *store, PYTHONPATH=str(ROOT))
+    stored = call("-m envs.data.store", *store)
     assert stored.returncode == 0, stored.stderr
     mine = [*SMALL[1:], "dataset=minari", "dataset.id=mine/log-v0", "steps=40", "run_dir=runs/log"]
-    published = start("train.py", *mine, "evaluation.target=published")
+    published = call("train.py", *mine, "evaluation.target=published")
     assert "none is known for data that name no environment" in published.stderr
 
-    trained = start("train.py", *mine)
+    trained = call("train.py", *mine)
     assert trained.returncode == 0, trained.stderr
     assert "1 episodes, of 10" in trained.stdout and "no return, because" in trained.stdout
     found = read_held_out(tmp_path / "runs" / "log")
@@ -152,17 +114,17 @@ def test_data_without_an_environment_end_with_their_held_out_error(start, shared
     assert records[-1]["eval/loss"] == pytest.approx(found.loss)
     assert not (tmp_path / "runs/log/scores.json").exists()
 
-    again = start("train.py", *mine, "resume=true")
+    again = call("train.py", *mine, "resume=true")
     assert again.returncode == 0 and "runs/log is finished: held-out loss" in again.stdout
-    refused = start("eval.py", "run=runs/log")
+    refused = call("eval.py", "run=runs/log")
     assert refused.returncode == 1 and "give a Gymnasium id as environment=ID" in refused.stderr
-    other = start("eval.py", "run=runs/log", "environment=InvertedPendulum-v5")
+    other = call("eval.py", "run=runs/log", "environment=InvertedPendulum-v5")
     assert "2 action dimensions, but InvertedPendulum-v5 has 1" in other.stderr
-    compared = start("compare.py", "runs")
+    compared = call("compare.py", "runs")
     assert "runs/log has no score, because its data name no environment" in compared.stdout
 
 
-def assert_damage_is_one_sentence(start, folder):
+def assert_damage_is_one_sentence(call, folder):
     path = folder / "config.json"
     good = path.read_text()
     for keys, value, words in (
@@ -178,36 +140,28 @@ def assert_damage_is_one_sentence(start, folder):
             place = place[key]
         place[keys[-1]] = value
         path.write_text(json.dumps(content))
-        found = start("eval.py", f"run={folder}")
+        found = call("eval.py", f"run={folder}")
         assert found.returncode == 1 and words in found.stderr, found.stderr
         assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1, found.stderr
         assert "Zen of Python" not in found.stdout
     path.write_text(good)
 
 
-def test_a_killed_run_resumes_to_the_same_bits(start, tmp_path):
+def test_a_killed_run_resumes_to_the_same_bits(start, call, tmp_path):
     # `streamed` carries a state from batch to batch, which must be saved too.
     arguments = [*SMALL, "steps=120", "evaluation.every=0", "protocol.name=streamed"]
-    unbroken = start("train.py", *arguments, "run_dir=unbroken")
+    unbroken = call("train.py", *arguments, "run_dir=unbroken")
     assert unbroken.returncode == 0, unbroken.stderr
 
-    kills = 0
-    while kills < 3:
-        process = start("train.py", *arguments, "run_dir=killed", "resume=true", wait=False)
-        seen = time.time()
-        state = tmp_path / "killed" / "training_state.pt"
+    arguments += ["run_dir=killed", "resume=true"]
+    state = tmp_path / "killed" / "training_state.pt"
+    for _ in range(2):
         before = state.stat().st_mtime_ns if state.exists() else 0
-        while time.time() < seen + 60 and process.poll() is None:
-            if state.exists() and state.stat().st_mtime_ns != before:
-                break
-            time.sleep(0.001)
-        if process.poll() is not None:
-            break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
-    assert kills >= 2
-    last = start("train.py", *arguments, "run_dir=killed", "resume=true")
+        process = start("train.py", *arguments, wait=False)
+        wait_for(process, lambda: state.exists() and state.stat().st_mtime_ns != before)  # noqa: B023
+        process.kill()
+        process.communicate()
+    last = start("train.py", *arguments)
     assert last.returncode == 0, last.stderr
     weights, expected = (
         load_file(tmp_path / f / "model.safetensors") for f in ("killed", "unbroken")
@@ -220,55 +174,50 @@ def test_a_killed_run_resumes_to_the_same_bits(start, tmp_path):
     assert scores[0] == scores[1]
 
 
+@pytest.mark.posix
 def test_sigterm_saves_and_ends_cleanly(start, tmp_path):
-    process = start(
-        "train.py", *SMALL, "steps=100000", "evaluation.every=0", "run_dir=run", wait=False
-    )
-    while not (tmp_path / "run" / "model.safetensors").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
+    endless = [*SMALL, "steps=100000", "evaluation.every=0", "run_dir=run"]
+    process = start("train.py", *endless, wait=False)
+    wait_for(process, (tmp_path / "run" / "model.safetensors").exists)
     process.send_signal(signal.SIGTERM)
-    output = process.communicate(timeout=60)[0].decode()
-    assert process.returncode == 0
-    assert re.search(r"Saved at update \d+ of 100000; resume=true resumes", output)
+    ended = end(process)
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"Saved at update \d+ of 100000; resume=true resumes", ended.stdout)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interruption_before_the_loop_is_one_sentence(start, tmp_path, signum):
+@pytest.mark.posix
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_an_interruption_before_the_loop_is_one_sentence(start, tmp_path, name):
     # A million steps of data take minutes to make.
-    process = start(
-        "train.py",
-        *SMALL,
-        "dataset.steps=1000000",
-        wait=False,
-        MINARI_DATASETS_PATH=str(tmp_path / "new"),
-    )
-    while not list((tmp_path / "new").rglob(".making-*/")):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signum)
-    output = process.communicate(timeout=60)[0].decode()
-    assert process.returncode == 130, output
-    assert output.splitlines()[-1].startswith("interrupted; what was saved is kept")
-    assert "Traceback" not in output
+    new = {"MINARI_DATASETS_PATH": str(tmp_path / "new")}
+    process = start("train.py", *SMALL, "dataset.steps=1000000", wait=False, variables=new)
+    wait_for(process, lambda: list((tmp_path / "new").rglob(".making-*/")))
+    process.send_signal(getattr(signal, name))
+    ended = end(process)
+    assert ended.returncode == 130, ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("interrupted; what was saved is kept")
+    assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.posix
 def test_a_closed_pipe_an_ascii_terminal_and_brackets_in_a_name_do_not_end_a_run(start, tmp_path):
     name = "run[red] [/x]"
+    arguments = [*SMALL, "steps=20", "evaluation.every=10", f"run_dir='{name}'"]
     process = start(
-        "train.py", *SMALL, "steps=40", f"run_dir='{name}'", wait=False, PYTHONIOENCODING="ascii"
-    )
+        "train.py", *arguments, wait=False, variables={"PYTHONIOENCODING": "ascii"},
+        encoding="ascii", stderr=subprocess.STDOUT,
+    )  # fmt: skip
     # Until it says where it trains: the bar of the data stands before it.
-    assert any(name in line.decode("ascii") for line in process.stdout)
+    assert any(name in line for line in process.stdout)
     process.stdout.close()  # as head -1 does
-    assert process.wait(timeout=120) == 0
+    assert process.wait() == 0
     assert (tmp_path / name / "scores.json").is_file()
 
 
-def test_a_folder_of_the_users_own_is_left_alone(start, tmp_path):
+def test_a_folder_of_the_users_own_is_left_alone(call, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text("mine")
-    found = start("train.py", *SMALL, "run_dir=mine", "overwrite=true")
+    found = call("train.py", *SMALL, "run_dir=mine", "overwrite=true")
     assert found.returncode == 1
     assert re.fullmatch(r"error: mine/config\.json is in the way: .*\n", found.stderr)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["config.json"]
@@ -308,8 +257,8 @@ STARTED = {
 
 
 @pytest.mark.parametrize("override", sorted(STARTED))
-def test_a_wrong_override_is_one_sentence_and_nothing_else(start, tmp_path, override):
-    found = start("train.py", override)
+def test_a_wrong_override_is_one_sentence_and_nothing_else(call, tmp_path, override):
+    found = call("train.py", override)
     assert found.returncode == 1
     assert re.search(WRONG[override], found.stderr), found.stderr
     assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1, found.stderr
@@ -351,21 +300,18 @@ def test_a_context_longer_than_the_table_of_timesteps_is_one_sentence(key, overr
 
 
 @pytest.mark.parametrize("run", ["nowhere", "."])
-def test_eval_without_a_checkpoint_is_one_sentence(start, run):
-    found = start("eval.py", f"run={run}")
+def test_eval_without_a_checkpoint_is_one_sentence(call, run):
+    found = call("eval.py", f"run={run}")
     assert found.returncode == 1
     assert re.match(r"error: .*holds no checkpoint: config.json is missing", found.stderr)
 
 
 @pytest.mark.parametrize("script", ["train.py", "eval.py", "compare.py"])
-def test_ctrl_c_while_a_script_is_imported_is_one_line(script, tmp_path):
+def test_ctrl_c_while_a_script_is_imported_is_one_line(script, start, tmp_path):
     # A module that it imports stands in for the moment at which the user interrupts.
     (tmp_path / "rich.py").write_text("raise KeyboardInterrupt")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     code = f"import sys, runpy; sys.path.insert(0, {str(tmp_path)!r}); "
     code += f"sys.path.insert(1, {str(ROOT)!r}); runpy.run_path({str(ROOT / script)!r})"
-    found = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-    )
+    found = start("-c", code)
     assert found.returncode != 0
     assert found.stderr == "interrupted.\n"

@@ -1,9 +1,6 @@
 """No value of any key, however hostile, ends in a traceback or is accepted as nonsense."""
 
 import math
-import os
-import subprocess
-import sys
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -321,37 +318,26 @@ def test_a_key_without_a_default_and_a_list_are_checked_too():
 # -- as a user starts it ----------------------------------------------------------------------
 
 
-def start(script: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *script.split(), *arguments],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "MINARI_DATASETS_PATH": str(cwd / "store")},
-        capture_output=True,
-        text=True,
-    )
-
-
-TRAIN = str(ROOT / "train.py")
 ONE_LINE = [
-    (TRAIN, "device=cuda"),
-    (TRAIN, "trainer.learning_rate=nan"),
-    (TRAIN, "--flag"),
+    ("train.py", "device=cuda"),
+    ("train.py", "trainer.learning_rate=nan"),
+    ("train.py", "--flag"),
     ("-m envs.behaviors.collect", "dataset=hopper-medium", "seed=-1"),
 ]
 
 
 @pytest.mark.parametrize("command", ONE_LINE)
-def test_a_wrong_setting_is_one_line_and_leaves_nothing_behind(command, tmp_path):
+def test_a_wrong_setting_is_one_line_and_leaves_nothing_behind(command, call, tmp_path):
     if "device=cuda" in command and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    found = start(*command, cwd=tmp_path)
+    found = call(*command)
     assert found.returncode == 1 and found.stdout == ""
     assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1, found.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_the_help_lists_groups_keys_and_flags(tmp_path):
-    found = start(TRAIN, "backbone=mamba", "--help", cwd=tmp_path)
+def test_the_help_lists_groups_keys_and_flags(call):
+    found = call("train.py", "backbone=mamba", "--help")
     assert found.returncode == 0, found.stderr
     for line in (
         "experiment: bc,",
@@ -360,21 +346,21 @@ def test_the_help_lists_groups_keys_and_flags(tmp_path):
         "--cfg job",
     ):
         assert line in found.stdout
-    small = start("-m envs.behaviors.collect", "--help", cwd=tmp_path)
+    small = call("-m envs.behaviors.collect", "--help")
     assert small.returncode == 0 and "steps=200000\n      Least number of steps" in small.stdout
 
 
-def test_hydra_s_flags_and_an_experiment_of_one_s_own(tmp_path):
+def test_hydra_s_flags_and_an_experiment_of_one_s_own(start, call, tmp_path):
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     (tmp_path / "mine" / "experiment" / "mine.yaml").write_text(
         "# @package _global_\ndefaults:\n  - windowed\n  - _self_\nsteps: 7\n"
     )
     own = ["--config-dir", "mine"]
-    found = start(TRAIN, *own, "experiment=mine", "--cfg", "job", cwd=tmp_path)
+    found = start("train.py", *own, "experiment=mine", "--cfg", "job")
     assert found.returncode == 0, found.stderr
     values = OmegaConf.create(found.stdout)
     assert values.steps == 7 and values.rollout == "rolling"
-    wrong = start(TRAIN, *own, "experiment=mime", cwd=tmp_path)
+    wrong = start("train.py", *own, "experiment=mime")
     assert "(did you mean 'mine'?)" in wrong.stderr
-    shell = start(TRAIN, "-sc", "install=bash", cwd=tmp_path)
+    shell = call("train.py", "-sc", "install=bash")
     assert shell.returncode == 0 and "complete -o nospace" in shell.stdout

@@ -4,13 +4,12 @@ import importlib.util
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from test_entry_points import SMALL
+from programs import SMALL, Ended, end, wait_for
 
 import train
 from common.errors import UserError
@@ -18,51 +17,26 @@ from configs.launch import command
 from configs.launch.sweep import run_sweep
 from configs.schema import register
 
-ROOT = Path(__file__).parents[2]
 PROGRAM = command.Program(train.main, train.run_folder, train.prepare, train.result)
 QUICK = [*SMALL, "evaluation.every=0", "steps=20"]
 
 
-@pytest.fixture
-def start(shared_store, tmp_path):
-    """Starts train.py in a new folder, in a process group of its own."""
-
-    def run(*arguments: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "MINARI_DATASETS_PATH": str(shared_store), "COLUMNS": "200"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    return run
-
-
-def end(process: subprocess.Popen) -> tuple[int, str, str]:
-    output, errors = process.communicate(timeout=300)
-    assert "Traceback" not in errors, errors
-    return process.returncode, output, errors
+def outcome(found: Ended) -> tuple[int, str, str]:
+    assert "Traceback" not in found.stderr, found.stderr
+    return found.returncode, found.stdout, found.stderr
 
 
 def scores(folder: Path) -> dict[str, Path]:
     return {path.parent.name.split("-")[2]: path for path in folder.rglob("scores.json")}
 
 
-def wait_for(process: subprocess.Popen, there) -> None:
-    while not there():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-
-
-def test_a_killed_sweep_makes_only_what_is_missing(start, tmp_path, monkeypatch):
+@pytest.mark.posix
+def test_a_killed_sweep_makes_only_what_is_missing(start, call, tmp_path, monkeypatch):
     sweep = [*SMALL, "evaluation.every=0", "steps=300", "seed=range(3)"]
-    killed = start("-m", *sweep)
+    killed = start("train.py", "-m", *sweep, wait=False)
     second = "runs/hopper-medium/min_gru-streamed-seed1*/training_state.pt"
     wait_for(killed, lambda: list(tmp_path.glob(second)))
-    os.killpg(killed.pid, signal.SIGKILL)
+    killed.kill()
     killed.communicate()
     before = scores(tmp_path)
     assert list(before) == ["seed0"]
@@ -73,7 +47,7 @@ def test_a_killed_sweep_makes_only_what_is_missing(start, tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"seed0\S+ already holds a run: resume=true resumes"):
         run_sweep("train", PROGRAM, runs_of(*sweep), sweep)
 
-    status, output, errors = end(start("-m", *sweep, "resume=true"))
+    status, output, errors = outcome(call("train.py", "-m", *sweep, "resume=true"))
     assert status == 0, errors
     assert re.search(r"seed0\S* is finished: score \S+ ± \S+, 3 episodes", output), output
     assert "3 runs, 1 of them finished before" in output
@@ -87,25 +61,25 @@ def test_a_killed_sweep_makes_only_what_is_missing(start, tmp_path, monkeypatch)
     assert not (tmp_path / "multirun.yaml").exists()
 
     # One finished run alone: shown, not scored again.
-    status, output, errors = end(start(*sweep[:-1], "seed=0", "resume=true"))
+    status, output, errors = outcome(call("train.py", *sweep[:-1], "seed=0", "resume=true"))
     assert status == 0 and "is finished: score" in output, errors
     assert "top 10 %" in output and "updates" not in output
     assert after["seed0"].stat().st_mtime_ns == time_written
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
-def test_a_run_that_fails_ends_no_other_one(start, tmp_path, launcher):
+@pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=pytest.mark.slow)])
+def test_a_run_that_fails_ends_no_other_one(start, call, tmp_path, launcher):
     (tmp_path / "elsewhere").mkdir()
-    status, output, errors = end(
-        start(
-            "-m",
-            *QUICK,
-            "dataset.id=builtin/hopper/medium-v0,builtin/hopper/none-v0,builtin/walker2d/medium-v0",
-            "run_dir='elsewhere/${dataset.id}'",
-            f"hydra/launcher={launcher}",
-            *(["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []),
-        )
-    )
+    sweep = [
+        *QUICK,
+        "dataset.id=builtin/hopper/medium-v0,builtin/hopper/none-v0,builtin/walker2d/medium-v0",
+        "run_dir='elsewhere/${dataset.id}'",
+    ]
+    if launcher == "basic":
+        found = call("train.py", "-m", *sweep)
+    else:
+        found = start("train.py", "-m", *sweep, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    status, output, errors = outcome(found)
     assert status == 1
     made = {path.parent.parent.name for path in (tmp_path / "elsewhere").rglob("scores.json")}
     assert made == {"hopper", "walker2d"}
@@ -117,35 +91,31 @@ def test_a_run_that_fails_ends_no_other_one(start, tmp_path, launcher):
     assert output.count("is finished: score") == (0 if launcher == "basic" else 2)
 
 
-def test_ctrl_c_ends_the_sweep_and_not_only_one_run(start, tmp_path):
+@pytest.mark.posix
+def test_ctrl_c_ends_the_sweep_and_not_only_one_run(start, call, tmp_path):
     endless = [*SMALL, "evaluation.every=0", "steps=100000"]
-    process = start("-m", *endless, "seed=0,1")
+    process = start("train.py", "-m", *endless, "seed=0,1", wait=False)
     wait_for(process, lambda: list(tmp_path.rglob("training_state.pt")))
     # Meanwhile nobody else writes into the run's folder.
-    status, _, errors = end(start(*endless, "seed=0", "resume=true"))
+    status, _, errors = outcome(call("train.py", *endless, "seed=0", "resume=true"))
     assert status == 1 and re.search(r"another process is training in \S+; end it, or", errors)
     process.send_signal(signal.SIGINT)
-    status, _, errors = end(process)
+    status, _, errors = outcome(end(process))
     assert status == 1 and "2 of 2 runs are not finished" in errors
     assert re.search(r"seed=0: Saved at update \d+ of 100000; resume=true resumes", errors)
     assert re.search(r"seed=1: not started", errors)
     assert len(list(tmp_path.rglob("config.yaml"))) == 1
 
 
+@pytest.mark.posix
 @pytest.mark.slow
 def test_ctrl_c_ends_the_processes_of_joblib(start, tmp_path):
-    process = start(
-        "-m",
-        *SMALL,
-        "evaluation.every=0",
-        "steps=100000",
-        "seed=0,1,2",
-        "hydra/launcher=joblib",
-        "hydra.launcher.n_jobs=2",
-    )
+    sweep = [*SMALL, "evaluation.every=0", "steps=100000", "seed=0,1,2"]
+    sweep += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    process = start("train.py", "-m", *sweep, wait=False, start_new_session=True)
     wait_for(process, lambda: len(list(tmp_path.rglob("training_state.pt"))) == 2)
     os.killpg(process.pid, signal.SIGINT)  # as the terminal does
-    status, _, errors = end(process)
+    status, _, errors = outcome(end(process))
     assert status == 1 and "3 of 3 runs are not finished" in errors, errors
     with pytest.raises(ProcessLookupError):
         wait_until_gone(process.pid)
@@ -160,7 +130,9 @@ def wait_until_gone(group: int) -> None:
 
 @pytest.mark.slow
 def test_submitit_as_on_slurm_but_here(start, tmp_path):
-    status, output, errors = end(start("-m", *QUICK, "seed=0,1", "hydra/launcher=submitit_local"))
+    status, output, errors = outcome(
+        start("train.py", "-m", *QUICK, "seed=0,1", "hydra/launcher=submitit_local")
+    )
     assert status == 0, errors
     assert sorted(scores(tmp_path / "runs")) == ["seed0", "seed1"]
     assert "All 2 runs are finished" in output
@@ -170,7 +142,7 @@ def test_submitit_as_on_slurm_but_here(start, tmp_path):
 def test_ray_on_a_cluster_of_this_machine(start, tmp_path):
     pytest.importorskip("ray")
     sweep = [*QUICK, "dataset.id=builtin/hopper/medium-v0,builtin/hopper/none-v0", "seed=0,1"]
-    status, _, errors = end(start("-m", *sweep, "hydra/launcher=ray"))
+    status, _, errors = outcome(start("train.py", "-m", *sweep, "hydra/launcher=ray"))
     assert status == 1 and "2 of 4 runs are not finished" in errors
     assert "there is no built-in data set" in errors
     assert len(list((tmp_path / "runs").rglob("scores.json"))) == 2
