@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 from programs import ROOT, SMALL, end, wait_for
+from rich.console import Console
 from safetensors.torch import load_file
 
+import train
 from common.errors import UserError
 from configs.launch import command
 from configs.schema import register
+from envs.data.store import store_episodes
 from reports.held_out import read_held_out
 from reports.scores import read_scores
 
@@ -122,6 +125,20 @@ def test_data_without_an_environment_end_with_their_held_out_error(call, tmp_pat
     assert "2 action dimensions, but InvertedPendulum-v5 has 1" in other.stderr
     compared = call("compare.py", "runs")
     assert "runs/log has no score, because its data name no environment" in compared.stdout
+
+
+def test_a_published_target_that_is_unknown_is_refused_before_the_data_are_read(store):
+    ends = np.arange(6) % 3 == 2
+    arrays = {"observations": np.zeros((6, 3)), "actions": np.zeros((6, 1)), "rewards": np.ones(6)}
+    arrays |= {"terminations": np.zeros(6), "truncations": ends}
+    store_episodes("mine/pendulum-v0", arrays, environment_id="Pendulum-v1")
+    (store / "mine/pendulum-v0/data/main_data.hdf5").write_bytes(b"")
+    register()
+    mine = ["dataset=minari", "dataset.id=mine/pendulum-v0"]
+    for target, message in (("published", "none is known for Pendulum-v1"), ("data", "is damaged")):
+        [(_, config)] = command.check([*mine, f"evaluation.target={target}"], "train")
+        with pytest.raises(UserError, match=message):
+            train.read_data(config, Console())
 
 
 def assert_damage_is_one_sentence(call, folder):

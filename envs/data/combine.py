@@ -63,7 +63,10 @@ def hold_out(episodes: Episodes, fraction: float, seed: int) -> tuple[Episodes, 
         UserError: There is only one episode.
     """
     if episodes.n_episodes < 2:
-        raise UserError(f"{episodes.dataset_id} has one episode only: none can be held out")
+        raise UserError(
+            f"{episodes.dataset_id} has one episode only, and none can be held out; split it, by "
+            "marking the last step of each part as truncated"
+        )
     count = min(max(1, round(fraction * episodes.n_episodes)), episodes.n_episodes - 1)
     order = np.random.default_rng(seed).permutation(episodes.n_episodes)
     held_out = episodes.select(order[:count], f"{episodes.dataset_id} (held out)")
