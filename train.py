@@ -41,7 +41,7 @@ from envs.data.batches import make_batches
 from envs.data.combine import hold_out
 from envs.data.episodes import Episodes
 from envs.data.sources import load_episodes, named_environment
-from envs.data.spaces import environment_spaces, require_dimensions
+from envs.data.spaces import environment_spaces, fitting_spaces
 from envs.tasks import DatasetInfo, Evaluation, hidden_indices
 from eval import read_description, score_policy
 from reports.held_out import HELD_OUT, HeldOut, print_held_out, read_held_out, write_held_out
@@ -125,8 +125,8 @@ def read_data(config: TrainConfig, console: Console) -> Data:
     evaluation = resolve_evaluation(config, info)
     if evaluation.environment_id is not None:
         dimensions = episodes.observations.shape[1], episodes.actions.shape[1]
-        spaces = environment_spaces(evaluation.environment_id, evaluation.environment_kwargs)
-        require_dimensions(info.id, evaluation.environment_id, spaces, dimensions)
+        played_in = evaluation.environment_id, evaluation.environment_kwargs
+        fitting_spaces(info.id, dimensions, *played_in)
     elif held_out is not None:
         console.print(
             f"note: {info.id} names no environment, so there is no rollout; held out, to measure "

@@ -188,8 +188,13 @@ class Episodes:
             if bound.shape != self.actions.shape[1:] or not np.isfinite(bound).all():
                 self._fail(
                     f"{name} is {_line(bound)}, not {self.actions.shape[1]} finite numbers; give "
-                    "the action space the bounds that actions really have"
+                    "the bounds that the actions really have, a number for each dimension"
                 )
+        if (wrong := np.flatnonzero(low > high)).size:
+            self._fail(
+                f"action_low[{wrong[0]}] = {low[wrong[0]]} is above action_high[{wrong[0]}] = "
+                f"{high[wrong[0]]}; exchange them"
+            )
         outside = (
             f"is outside the bounds {_line(low)} to {_line(high)} by more than "
             f"{ACTION_TOLERANCE:g}; clip the actions or widen the bounds"

@@ -23,20 +23,22 @@ def environment_spaces(
     return observations, actions
 
 
-def require_dimensions(
+def fitting_spaces(
     name: str,
-    environment_id: str,
-    spaces: tuple[gym.spaces.Box, gym.spaces.Box],
     dimensions: tuple[int, int],
-) -> None:
-    """Checks that data have the dimensions of the spaces of `environment_spaces`.
+    environment_id: str,
+    kwargs: dict[str, Any] | None = None,
+) -> tuple[gym.spaces.Box, gym.spaces.Box]:
+    """Returns `environment_spaces` if data have their dimensions, of observations and actions.
 
     Raises:
         UserError: They differ; names the data set and the environment.
     """
+    spaces = environment_spaces(environment_id, kwargs)
     for kind, space, found in zip(("observations", "actions"), spaces, dimensions, strict=True):
         if space.shape != (found,):
             raise UserError(
                 f"{name}: the {kind} have {found} dimensions, but those of {environment_id} "
                 f"{space.shape[0]}; give the environment that the data come from"
             )
+    return spaces

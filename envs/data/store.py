@@ -30,7 +30,7 @@ from common.errors import UserError
 from common.files import hidden_directory, only_process, put_in_place
 from envs.data.episodes import TYPES, Episodes, column, numbers
 from envs.data.npz import NAMES, is_known, read_npz, with_gymnasium_names
-from envs.data.spaces import environment_spaces, require_dimensions
+from envs.data.spaces import fitting_spaces
 from envs.simulation.simulators import quiet_model_files
 from envs.tasks import Reference, task_of_environment
 
@@ -156,34 +156,20 @@ def _check(
     observations, actions = arrays["observations"], arrays["actions"]
     space = gym.spaces.Box(-np.inf, np.inf, observations.shape[1:])
     if environment_id is not None:
-        spaces = environment_spaces(environment_id)
         dimensions = observations.shape[-1], actions.shape[-1]
-        require_dimensions(dataset_id, environment_id, spaces, dimensions)
-        space = spaces[0]
-        action_low = spaces[1].low if action_low is None else action_low
-        action_high = spaces[1].high if action_high is None else action_high
+        space, bounds = fitting_spaces(dataset_id, dimensions, environment_id)
+        action_low = bounds.low if action_low is None else action_low
+        action_high = bounds.high if action_high is None else action_high
     if action_low is None or action_high is None:
         least, greatest = actions.min(axis=0).tolist(), actions.max(axis=0).tolist()
         raise UserError(
             f"{dataset_id}: the bounds of the actions are unknown; give action_low and "
             f"action_high, or the environment (the actions go from {least} to {greatest})"
         )
-    bounds = [np.atleast_1d(bound) for bound in (action_low, action_high)]
-    for name, bound in zip(("action_low", "action_high"), bounds, strict=True):
-        if bound.shape != actions.shape[1:]:
-            raise UserError(
-                f"{dataset_id}: {name} is {bound.tolist()}, but actions have shape "
-                f"{actions.shape}; give a number for each of their dimensions"
-            )
-    if (wrong := np.flatnonzero(bounds[0] >= bounds[1])).size:
-        raise UserError(
-            f"{dataset_id}: action_low[{wrong[0]}] = {bounds[0][wrong[0]]} is not below "
-            f"action_high[{wrong[0]}] = {bounds[1][wrong[0]]}; give the bounds in this order"
-        )
     episodes = Episodes.from_arrays(
         **{name: arrays[name] for name in TYPES},
-        action_low=bounds[0],
-        action_high=bounds[1],
+        action_low=action_low,
+        action_high=action_high,
         dataset_id=dataset_id,
         environment_id=environment_id,
     )
@@ -275,8 +261,8 @@ class StoreConfig:
     file: str
     id: str
     environment: str | None = None
-    action_low: list[float] | None = number(None)
-    action_high: list[float] | None = number(None)
+    action_low: list[float] | None = number(None, at_least=-1e30, at_most=1e30)
+    action_high: list[float] | None = number(None, at_least=-1e30, at_most=1e30)
     reference_min: float | None = number(None, at_least=-MOST_RETURN, at_most=MOST_RETURN)
     reference_max: float | None = number(None, at_least=-MOST_RETURN, at_most=MOST_RETURN)
     reference_source: str = "not stated"

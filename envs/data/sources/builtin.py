@@ -24,11 +24,8 @@ def recipe_of(name: str) -> Recipe:
 def load_builtin(name: str, steps: int, seed: int, environment_id: str | None = None) -> Episodes:
     """Loads a built-in data set; makes it first, with a progress bar, if it is not there yet.
 
-    Args:
-        name: Id or short name, such as ``builtin/hopper/medium-v0`` or ``hopper-medium``.
-        steps: Least number of steps if it has to be made.
-        seed: Seed if it has to be made.
-        environment_id: Gymnasium id to evaluate in instead of the one that it was made in.
+    `name` is its id or short name, `steps` the least number of steps and `seed` the seed if it has
+    to be made, `environment_id` the environment to evaluate in instead of its own.
 
     Raises:
         UserError: There is no such data set, or it cannot be made or read.

@@ -20,7 +20,7 @@ from envs.data.cache import Reading, load_cached
 from envs.data.damage import damage_explained, require_stored, whole
 from envs.data.episodes import Episodes, column, flags
 from envs.data.sources.download import download
-from envs.data.spaces import environment_spaces, require_dimensions
+from envs.data.spaces import environment_spaces, fitting_spaces
 from envs.tasks import TASKS, task_of_environment
 
 EVALUATION_VERSION = "v4"
@@ -56,11 +56,11 @@ def load_d4rl(path: Path, environment_id: str | None = None) -> Episodes:
         raise UserError(f"there is no file {path}; give the path of a D4RL HDF5 file")
     if environment_id is None:
         environment_id = environment_of_file(path)
-    spaces = environment_spaces(environment_id)
+    actions = environment_spaces(environment_id)[1]
     task = task_of_environment(environment_id)
     attributes: dict[str, Any] = {
-        "action_low": spaces[1].low,
-        "action_high": spaces[1].high,
+        "action_low": actions.low,
+        "action_high": actions.high,
         "dataset_id": f"d4rl/{path.stem.replace('_', '-')}",
         "environment_id": environment_id,
         "reference": task.reference if task else None,
@@ -68,8 +68,7 @@ def load_d4rl(path: Path, environment_id: str | None = None) -> Episodes:
 
     def read() -> Reading:
         reading = _read(path)
-        dimensions = reading.observation_dim, reading.action_dim
-        require_dimensions(str(path), environment_id, spaces, dimensions)
+        fitting_spaces(str(path), (reading.observation_dim, reading.action_dim), environment_id)
         return reading
 
     return load_cached([path], attributes, read)

@@ -15,7 +15,7 @@ from common.errors import UserError
 from envs.data.cache import Reading, load_cached
 from envs.data.damage import damage_explained, first_line, whole
 from envs.data.episodes import Episodes
-from envs.data.spaces import environment_spaces, require_dimensions
+from envs.data.spaces import fitting_spaces
 from envs.data.store import dataset_path
 from envs.simulation.simulators import require_vectors
 from envs.tasks import Reference, task_of_environment
@@ -45,8 +45,7 @@ def load_minari(dataset_id: str, environment_id: str | None = None) -> Episodes:
     actions = gym.spaces.flatten_space(dataset.action_space)
     if environment_id is not None:
         dimensions = observations.shape[0], actions.shape[0]
-        spaces = environment_spaces(environment_id)
-        require_dimensions(dataset_id, environment_id, spaces, dimensions)
+        fitting_spaces(dataset_id, dimensions, environment_id)
     environment_id, environment_kwargs = _environment(dataset, environment_id)
     attributes: dict[str, Any] = {
         "action_low": actions.low,

@@ -208,8 +208,9 @@ def test_names_that_are_missing_or_contradict_each_other_are_one_sentence(tmp_pa
 @pytest.mark.parametrize(
     ("low", "high", "message"),
     [
-        ([-1], [1], r"action_low is \[-1.0\], but actions have shape \(8, 3\); give a number for"),
-        ([-1, 1, -1], [1, 1, 1], r"action_low\[1\] = 1.0 is not below action_high\[1\] = 1.0"),
+        ([-1], [1], r"action_low is \[-1.\], not 3 finite numbers; give .* for each dimension"),
+        ([-1, 2, -1], [1, 1, 1], r"action_low\[1\] = 2.0 is above action_high\[1\] = 1.0"),
+        ([-1, 1, -1], [1, 1, 1], r"actions\[0, 1\] = .* is outside the bounds"),
         ([-1, -1, -1], [1, 1, 0.5], r"actions\[6, 2\] = 0.739.* outside the bounds .*widen the"),
         ([-1, -1, -1], None, "the bounds of the actions are unknown; give action_low and"),
     ],
