@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import common.interrupt  # isort: skip  # noqa: F401
 import argparse
-import hashlib
-import re
 import sys
 import time
 from contextlib import suppress
@@ -33,6 +31,7 @@ from reports.page import Picture, print_tables, write_report
 from reports.pictures import draw_pictures
 from reports.progress import progress_table, read_all
 from reports.run_files import UnfinishedRun, read_runs, write_tables
+from reports.scores import file_stem
 from reports.tables import (
     Table,
     conditions_table,
@@ -58,21 +57,13 @@ def main(
     published: bool = False,
     table: Path | None = None,
 ) -> int:
-    """Reads the runs, prints the tables and writes the report.
-
-    Args:
-        folders: Run folders, tables, or folders of them.
-        out: Folder of the report.
-        console: Where the tables are printed.
-        published: Adds the published scores of the tasks that were run.
-        table: Folder to write the runs to as tables; None writes none.
+    """Reads the runs, prints the tables and writes the report to the folder `out`.
 
     Returns:
         The exit status: 1 if a run is damaged, else 0.
 
     Raises:
-        UserError: There is nothing to compare.
-        OSError: The report cannot be written.
+        UserError: There is nothing to compare, or a folder cannot be written.
     """
     # Read the runs; name those that cannot be compared.
     runs, problems = read_runs(folders)
@@ -128,9 +119,7 @@ def _averages_and_pictures(comparison: Comparison, console: Console) -> list[Tab
             reasons.add(f"note: there are no pictures. {error}")
         if some:
             tasks = ", ".join(map(short, part.tasks))
-            name = re.sub(r"[^\w.-]+", "-", tasks.replace(", ", "_"))
-            if len(name) > 100:
-                name = f"{name[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+            name = file_stem(tasks.replace(", ", "_"))
             made = [
                 replace(item, name=f"{item.name}_on_{name}", title=f"{item.title} ({tasks})")
                 for item in made
@@ -161,30 +150,18 @@ def run() -> None:
     )
     add = parser.add_argument
     add("folders", nargs="+", type=Path, help="run folders, tables, or folders of them: runs/")
-    where = "folder of the report (default: comparison, in the first folder given)"
-    add("--out", type=Path, metavar="FOLDER", help=where)
-    tables = "also write the runs as tables to this folder"
-    add("--table", type=Path, metavar="FOLDER", help=tables)
-    others = "also show what others published for these tasks"
-    add("--published", action="store_true", help=others)
-    progress = "only show how far the runs are, until Ctrl-C"
-    add("--watch", action="store_true", help=progress)
+    report = "folder of the report (default: comparison, in the first folder given)"
+    add("--out", type=Path, metavar="FOLDER", help=report)
+    add("--table", type=Path, metavar="FOLDER", help="also write the runs as tables to this folder")
+    add("--published", action="store_true", help="also show the published scores of these tasks")
+    add("--watch", action="store_true", help="only show how far the runs are, until Ctrl-C")
     given = parser.parse_args()
     out = given.out or given.folders[0] / "comparison"
     with exits():
         if given.watch:
             return watch(given.folders, Console())
-        try:
-            more = {"published": given.published, "table": given.table}
-            status = main(given.folders, out=out, console=Console(), **more)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise UserError(
-                f"{error.filename or out} cannot be written ({error.strerror}); give another "
-                "folder as --out or --table."
-            ) from error
-        sys.exit(status)
+        more = {"published": given.published, "table": given.table}
+        sys.exit(main(given.folders, out=out, console=Console(), **more))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -119,6 +119,16 @@ def write_file(
         raise UserError(
             f"{path} cannot be written ({reason}); what was saved there before is intact: {mend}."
         ) from error
+
+
+def write_files(folder: Path, files: Mapping[str, bytes], mend: str) -> None:
+    """Writes some files into a folder, which is created if it does not exist; see `write_file`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}): {mend}.") from error
+    for name, content in files.items():
+        write_file(folder / name, content, mend)
 
 
 def _sync(path: Path) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from common.files import write_files
 from reports.run_files import to_csv
 from reports.tables import Table, printable
 
@@ -103,32 +104,27 @@ def write_report(
 ) -> None:
     """Writes report.html and report.md, the pictures, and a CSV of each table.
 
-    Args:
-        folder: Folder of the report; created if it does not exist.
-        title: Heading of the report.
-        parts: Tables and pictures, in the order in which they are to be read.
-        left_out: A sentence for each run that could not be read.
+    `parts` are in the order of the report; `left_out` has a sentence for each run that could not be
+    read.
 
     Raises:
-        OSError: The folder cannot be written.
+        UserError: The folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    end = ["## Left out\n", *(f"- {printable(reason)}" for reason in left_out)] if left_out else []
-    text, page = [f"# {title}\n"], [f"# {title}\n"]
+    files: dict[str, bytes] = {}
+    page, text = [f"# {title}\n"], [f"# {title}\n"]
     for part in parts:
         page.append(to_markdown(part))
         if isinstance(part, Picture):
-            (folder / f"{part.name}.png").write_bytes(part.png)
+            files[f"{part.name}.png"] = part.png
         else:
-            _write(folder / f"{part.name}.csv", to_csv(part.records))
+            files[f"{part.name}.csv"] = to_csv(part.records)
             text.append(page[-1])
+    end = ["## Left out\n", *(f"- {printable(reason)}" for reason in left_out)] if left_out else []
     # html=False: a name that looks like HTML is shown as it is.
     renderer = MarkdownIt("commonmark", {"html": False}).enable("table")
     body = renderer.render("\n".join([*page, *end]))
-    _write(folder / "report.html", PAGE.substitute(title=html.escape(title), body=body))
-    _write(folder / "report.md", "\n".join([*text, *end]).rstrip("\n") + "\n")
-
-
-def _write(path: Path, text: str) -> None:
+    report = PAGE.substitute(title=html.escape(title), body=body)
     # A folder's name that is not UTF-8 must not stop the report.
-    path.write_text(text, encoding="utf-8", errors="replace")
+    files["report.html"] = report.encode(errors="replace")
+    files["report.md"] = ("\n".join([*text, *end]).rstrip("\n") + "\n").encode(errors="replace")
+    write_files(folder, files, "give another folder as --out")

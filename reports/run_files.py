@@ -28,7 +28,7 @@ import numpy as np
 import yaml  # type: ignore[import-untyped]
 
 from common.errors import UserError
-from common.files import write_file
+from common.files import write_files
 from envs.tasks import DatasetInfo, from_plain
 from reports.held_out import HELD_OUT
 from reports.runs import Run
@@ -240,8 +240,7 @@ def write_tables(folder: Path, runs: Iterable[Run]) -> None:
     """Writes runs.csv, evaluations.csv and curves.csv.
 
     Raises:
-        UserError: Two runs have one name.
-        OSError: The folder cannot be written.
+        UserError: Two runs have one name, or the folder cannot be written.
     """
     named: dict[str, Run] = {}
     for run in runs:
@@ -266,11 +265,12 @@ def write_tables(folder: Path, runs: Iterable[Run]) -> None:
                 changed = {k: v for k, v in items if k not in packed and v != own.get(k)}
                 tables[EVALUATIONS].append({"run": name, "file": stem} | changed)
         tables[CURVES] += [{"run": name} | record for record in run.log]
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, rows in tables.items():
-        cells = [{key: _to_cell(key, value) for key, value in row.items()} for row in rows]
-        # A folder's name that is not UTF-8 must not stop the table.
-        write_file(folder / file, to_csv(cells).encode(errors="replace"))
+    cells = {
+        file: [{key: _to_cell(key, value) for key, value in row.items()} for row in rows]
+        for file, rows in tables.items()
+    }
+    files = {file: to_csv(rows) for file, rows in cells.items()}
+    write_files(folder, files, "give another folder as --table")
 
 
 def _read_rows(path: Path) -> dict[str, list[dict[str, str]]]:
@@ -340,11 +340,11 @@ def _to_cell(key: str, value: Any) -> str:
     return json.dumps(value)
 
 
-def to_csv(records: Sequence[dict[str, Any]]) -> str:
+def to_csv(records: Sequence[dict[str, Any]]) -> bytes:
     """Returns records as CSV; a key that a record does not have is an empty cell."""
     columns = list(dict.fromkeys(key for record in records for key in record))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
     writer.writeheader()
     writer.writerows(records)
-    return text.getvalue()
+    return text.getvalue().encode(errors="replace")  # of a folder's name that is not UTF-8

@@ -203,10 +203,14 @@ def scores_file(evaluation: Evaluation, own: Evaluation) -> str:
             keys.get(name, name),
             *(f"{v:g}" if isinstance(v, float) else str(v) for v in values),
         ]
-    name = re.sub(r"[^\w.]+", "-", "-".join(words))
-    if len(name) > 150:
-        name = name[:100] + "-" + hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f"{name}.json"
+    return file_stem("-".join(words)) + ".json"
+
+
+def file_stem(words: str) -> str:
+    """Returns words as the stem of a file's name; of a long one a hash keeps the difference."""
+    stem = re.sub(r"[^\w.]+", "-", words)
+    digest = hashlib.sha256(stem.encode()).hexdigest()[:8]
+    return stem if len(stem) <= 150 else f"{stem[:100]}-{digest}"
 
 
 def write_scores(path: str | Path, scores: list[Score]) -> None:

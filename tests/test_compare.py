@@ -143,8 +143,11 @@ def test_what_is_hidden_stands_beside_the_score(tmp_path):
     make_run(tmp_path / "runs" / "hiding", policy=PolicyConfig(hidden=[1]))
     text, out = printed([tmp_path / "runs"], tmp_path)
     lines = {line["row"]: line["hidden"] for line in records(out / "scores.csv")}
-    assert lines == {"seeing": "none", "hiding": "1"}
+    assert lines == {"seeing": "", "hiding": "1"}
     assert "hidden observations" in text  # noted: the two are not scored alike
+    assert "| task | row | hidden | last |" in markdown(out)
+    printed([tmp_path / "runs" / "seeing"], tmp_path)
+    assert "hidden" not in markdown(out)
 
 
 def test_other_conditions_by_hand(tmp_path):
