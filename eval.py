@@ -48,8 +48,8 @@ def main(config: EvalConfig, overrides: list[str]) -> None:
     other, known = evaluation.environment_id, own.environment_id
     if known and policy.config.hidden and without_version(other) != without_version(known):
         raise UserError(
-            f"{folder} does not see the observations {policy.config.hidden} of {known}, and in "
-            f"{other} others may have these indices; evaluate it in any version of {known}."
+            f"the policy in {folder} does not see the observations {policy.config.hidden} of "
+            f"{known}, and these may be others in {other}; evaluate it in {known}, of any version."
         )
     path = folder / scores_file(evaluation, own)
 
@@ -88,7 +88,7 @@ def resolve(config: EvalConfig, dataset: DatasetInfo, own: Evaluation) -> Evalua
     if config.target_fraction is not None:
         targets = [dataset.return_max * fraction for fraction in config.target_fraction]
     keys = ["rollout", "episodes", "seed", "n_envs", "horizon", "start_noise"]
-    keys += ["engine", "observation_noise", "action_delay"]
+    keys += ["engine", "observation_noise", "observation_loss", "action_delay"]
     given = {key: value for key in keys if (value := getattr(config, key)) is not None}
     if config.environment is None and own.environment_id is None:
         raise UserError(
@@ -106,9 +106,10 @@ def resolve(config: EvalConfig, dataset: DatasetInfo, own: Evaluation) -> Evalua
 
 
 def perturbed_actor(policy: ReturnConditionedPolicy, evaluation: Evaluation) -> Actor:
-    """Returns the actor of an evaluation, with its noise and delay, if it has any."""
+    """Returns the actor of an evaluation, with its noise, losses and delay, if it has any."""
     actor: Actor = make_actor(policy, evaluation.rollout, evaluation.context_length)
-    if not (evaluation.observation_noise or evaluation.action_delay):
+    disturbing = evaluation.observation_noise, evaluation.observation_loss, evaluation.action_delay
+    if not any(disturbing):
         return actor
     std, width = policy.observation_std, policy.action_dim
     return PerturbedActor(actor, evaluation, observation_std=std, action_dim=width)

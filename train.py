@@ -189,6 +189,7 @@ def resolve_evaluation(config: TrainConfig, dataset: DatasetInfo) -> Evaluation:
         environment_kwargs=dataset.environment_kwargs,
         episodes=config.evaluation.episodes,
         seed=config.evaluation.seed,
+        observation_loss=config.conditions.observation_loss,
     )
 
 
@@ -205,6 +206,7 @@ def make_trainer(
 ) -> Trainer:
     """Makes the trainer of a run, which evaluates in between."""
     in_training = replace(data.evaluation, episodes=config.evaluation.episodes_in_training)
+    shared = {"device": ranks.device, "observation_loss": config.conditions.observation_loss}
 
     def evaluate(acting: ReturnConditionedPolicy, step: int) -> dict[str, float]:
         found, scalars = [], {}
@@ -216,7 +218,7 @@ def make_trainer(
                 f"{in_training.episodes} episodes"
             )
         if data.held_out is not None:
-            batches = make_batches(data.held_out, config.protocol, seed=0, device=ranks.device)
+            batches = make_batches(data.held_out, config.protocol, seed=0, **shared)
             scalars["eval/loss"], _ = prediction_errors(acting, batches)
             found.append(f"held-out loss {scalars['eval/loss']:.4g}")
         console.print(f"update {step:,}: {', '.join(found)}")
@@ -225,10 +227,10 @@ def make_trainer(
     every = config.evaluation.every
     if data.held_out is not None:  # their loss is logged at least once
         every = min(every or config.steps, config.steps)
-    shared = {"device": ranks.device, "rank": ranks.rank, "ranks": ranks.count}
+    shares = shared | {"rank": ranks.rank, "ranks": ranks.count}
     return Trainer(
         policy,
-        make_batches(data.episodes, config.protocol, seed=config.seed, **shared),
+        make_batches(data.episodes, config.protocol, seed=config.seed, **shares),
         config.trainer,
         steps=config.steps,
         folder=folder,
@@ -249,8 +251,11 @@ def score_run(config: TrainConfig, data: Data, folder: Path, console: Console) -
         return write_scores(folder / "scores.json", scores)
     # No environment: no rollout.
     assert data.held_out is not None
-    device = policy.action_low.device
-    batches = make_batches(data.held_out, config.protocol, seed=0, device=device)
+    shared = {
+        "device": policy.action_low.device,
+        "observation_loss": config.conditions.observation_loss,
+    }
+    batches = make_batches(data.held_out, config.protocol, seed=0, **shared)
     loss, error = prediction_errors(policy, batches)
     of_mean, of_previous = guess_errors(data.episodes, data.held_out)
     held_out = HeldOut(

@@ -59,6 +59,29 @@ class EvaluationConfig:
 
 
 @dataclass
+class ConditionsConfig:
+    """Conditions that the policy is trained under, and so evaluated under.
+
+    Attributes:
+        observation_loss: Probability that an observation is lost, so that the policy sees the last
+            one that arrived; the first of an episode is never lost.
+        action_delay: In eval.py only: recorded data cannot show late actions.
+    """
+
+    observation_loss: float = number(0.0, at_least=0, below=1)
+    action_delay: int = number(0, at_least=0, at_most=10_000)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "conditions")
+        if self.action_delay:
+            raise UserError(
+                f"conditions.action_delay is {self.action_delay}, but actions that arrive late "
+                "change the trajectory, so recorded data cannot simulate them; train without and "
+                f"evaluate with eval.py action_delay={self.action_delay}."
+            )
+
+
+@dataclass
 class TrainConfig:
     """One training run.
 
@@ -83,6 +106,7 @@ class TrainConfig:
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    conditions: ConditionsConfig = field(default_factory=ConditionsConfig)
     steps: int = number(1500, at_least=1, at_most=MOST_STEPS)
     held_out: float = number(0.0, at_least=0, below=1)
     seed: int = seed()
@@ -136,6 +160,8 @@ class EvalConfig:
             training is where a carried state must show what it is worth.
         start_noise: Scatter of the start states; null is the environment's own.
         observation_noise: Standard deviation of noise on the observations, in units of the data's.
+        observation_loss: Probability that an observation is lost and the last one repeated; null
+            takes that of the run's own evaluation, which is that of its training.
         action_delay: Steps by which actions arrive late.
         device: `auto` takes CUDA where there is one.
         video: Also writes an mp4 file of the first episodes.
@@ -154,6 +180,7 @@ class EvalConfig:
     horizon: int | None = number(None, at_least=1, at_most=MOST_STEPS)
     start_noise: float | None = number(None, at_least=0, at_most=1000)
     observation_noise: float = number(0.0, at_least=0, at_most=1000)
+    observation_loss: float | None = number(None, at_least=0, below=1)
     action_delay: int = number(0, at_least=0, at_most=10_000)
     device: str = choice("auto", DEVICES)
     video: str | None = None

@@ -115,11 +115,12 @@ class Evaluation:
         context_length: Steps of the past that ``rolling`` and ``window`` keep.
         target_returns: Returns to ask for, each in `episodes` episodes of its own.
         environment_kwargs: Keyword arguments of `gymnasium.make`.
-        seed: Seed of the start states and of the observation noise.
+        seed: Seed of the start states, and of the noise and the losses of observations.
         horizon: Steps after which an episode is truncated; None is the environment's own limit.
         engine: ``gymnasium``, or ``envpool``: faster, with other start states.
         start_noise: ``reset_noise_scale`` of Gymnasium's MuJoCo tasks; None is their own.
         observation_noise: Standard deviation of noise on the observations, in units of the data's.
+        observation_loss: Probability that an observation is lost and the last one repeated.
         action_delay: Steps by which actions arrive late.
         n_envs: Environments at once for each target return; by default at most 100. It does not
             change the result, up to the rounding of batched matrix products.
@@ -136,6 +137,7 @@ class Evaluation:
     engine: str = choice(ENGINES[0], ENGINES)
     start_noise: float | None = number(None, at_least=0, at_most=1000)
     observation_noise: float = number(0.0, at_least=0, at_most=1000)
+    observation_loss: float = number(0.0, at_least=0, below=1)
     action_delay: int = number(0, at_least=0, at_most=10_000)
     n_envs: int | None = number(None, at_least=1, at_most=10_000)
 
@@ -149,8 +151,8 @@ class Evaluation:
 
     @property
     def conditions(self) -> str:
-        """What makes the environment harder than in training, in words; may be empty."""
-        names = ("horizon", "start_noise", "observation_noise", "action_delay")
+        """How the environment is not as usual, in words; may be empty."""
+        names = "horizon", "start_noise", "observation_noise", "observation_loss", "action_delay"
         declared, values = Evaluation.__dataclass_fields__, {n: getattr(self, n) for n in names}
         return ", ".join(f"{n} {v:g}" for n, v in values.items() if v != declared[n].default)
 

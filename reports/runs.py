@@ -98,6 +98,7 @@ class Run:
             "target return": asked,
             "updates": f"{score.checkpoint_step:,}",
             "hidden observations": score.hidden_observations or "none",
+            "conditions": evaluation.conditions or "none",
         }
 
     @property

@@ -168,7 +168,7 @@ def _caption(score: Score) -> list[str]:
     if score.hidden_observations:
         lines.append(f"Observations that the policy does not see: {score.hidden_observations}.")
     if asked.conditions:
-        lines.append(f"Harder than in training: {asked.conditions}.")
+        lines.append(f"Conditions: {asked.conditions}.")
     if reference is None:
         return [*lines, "No reference returns are known for this environment: raw returns only."]
     lines.append(

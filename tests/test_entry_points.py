@@ -74,7 +74,7 @@ def test_train_then_eval(start, call, tmp_path):
         "horizon=1200",
     )
     assert harder.returncode == 0, harder.stderr
-    assert "Harder than in training: horizon 1200" in harder.stdout
+    assert "Conditions: horizon 1200" in harder.stdout
     (path,) = moved.glob("scores-target_return-*-horizon-1200-start_noise-0.01-*.json")
     first, last = (score.evaluation for score in read_scores(path))
     assert last.target_returns[0] == pytest.approx(4 * first.target_returns[0])
@@ -141,6 +141,29 @@ def test_a_published_target_that_is_unknown_is_refused_before_the_data_are_read(
             train.read_data(config, Console())
 
 
+def test_hidden_and_lost_observations_from_training_to_evaluation(call, tmp_path):
+    keys = ["policy.hidden=velocities", "conditions.observation_loss=0.2", "evaluation.every=0"]
+    trained = call("train.py", *SMALL[:7], *keys, "steps=20", "run_dir=run", "held_out=0.1")
+    assert trained.returncode == 0, trained.stderr
+    for line in (
+        "Observations that the policy does not see: velocities.",
+        "Conditions: observation_loss 0.2.",
+    ):
+        assert line in trained.stdout
+    described = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert described["policy"]["hidden"] == [5, 6, 7, 8, 9, 10]
+    assert described["evaluation"]["observation_loss"] == 0.2
+
+    asked = call("eval.py", "run=run", "observation_loss=0", "episodes=2")
+    assert asked.returncode == 0, asked.stderr
+    path = tmp_path / "run" / "scores-episodes-2-observation_loss-0.json"
+    (score,) = read_scores(path)
+    assert score.hidden_observations == "velocities" and score.evaluation.conditions == ""
+    other = call("eval.py", "run=run", "environment=Walker2d-v5")
+    assert other.returncode == 1 and other.stderr.count("\n") == 1
+    assert "not see the observations [5, 6, 7, 8, 9, 10] of Hopper-v5, and these" in other.stderr
+
+
 def assert_damage_is_one_sentence(call, folder):
     path = folder / "config.json"
     good = path.read_text()
@@ -165,8 +188,10 @@ def assert_damage_is_one_sentence(call, folder):
 
 
 def test_a_killed_run_resumes_to_the_same_bits(start, call, tmp_path):
-    # `streamed` carries a state from batch to batch, which must be saved too.
+    # `streamed` carries a state from batch to batch, which must be saved too; lost observations are
+    # drawn again from the seed.
     arguments = [*SMALL, "steps=120", "evaluation.every=0", "protocol.name=streamed"]
+    arguments += ["conditions.observation_loss=0.1"]
     unbroken = call("train.py", *arguments, "run_dir=unbroken")
     assert unbroken.returncode == 0, unbroken.stderr
 

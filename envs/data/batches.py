@@ -62,6 +62,29 @@ class ProtocolConfig:
         return self.batch_steps // self.context_length
 
 
+def last_arrived(starts: np.ndarray, lengths: np.ndarray, loss: float, seed: int) -> np.ndarray:
+    """Draws which observations are lost, each with probability `loss`, the first of no episode.
+
+    Args:
+        starts: (episodes,), the first row of each episode.
+        lengths: (episodes,), its steps.
+        loss: Probability, 0 to 1.
+        seed: Seed of the draws.
+
+    Returns:
+        (rows,) int64, for each row that of the last observation of its episode that arrived.
+    """
+    # A stream of its own: the order of the episodes is drawn from the same seed.
+    generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
+    arrived = np.zeros(starts[-1] + lengths[-1], np.int64)
+    for begin, length in zip(starts, lengths, strict=True):
+        lost = generator.random(length) < loss
+        lost[0] = False
+        steps = np.where(lost, 0, np.arange(length))
+        arrived[begin : begin + length] = begin + np.maximum.accumulate(steps)
+    return arrived
+
+
 class Batches:
     """The data on a device, and a resumable position in an endless random order of them.
 
@@ -70,6 +93,9 @@ class Batches:
 
     Each of `ranks` processes draws the same whole batch and gathers its own part of it, so the
     position does not depend on their number.
+
+    With an `observation_loss`, a step has the observation that `last_arrived` draws for it, in
+    every batch the same.
 
     Attributes:
         continues: Whether row i continues row i of the previous batch.
@@ -90,6 +116,7 @@ class Batches:
         *,
         seed: int,
         device: torch.device,
+        observation_loss: float = 0.0,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
@@ -120,6 +147,9 @@ class Batches:
                 k: np.concatenate([a[b:e] for b, e in episodes.spans]) for k, a in arrays.items()
             }
             self.starts = np.cumsum(self.lengths) - self.lengths
+        self.arrived = None
+        if observation_loss:
+            self.arrived = last_arrived(self.starts, self.lengths, observation_loss, seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of arrays that are read-only: so are these tensors
             self.data = {name: torch.as_tensor(a).to(home) for name, a in arrays.items()}
@@ -137,8 +167,11 @@ class Batches:
         return int(self.order[self.drawn - 1])
 
     def _gather(self, index: np.ndarray, resets: np.ndarray, mask: np.ndarray) -> dict:
+        rows = dict.fromkeys(self.data, index)
+        if self.arrived is not None:
+            rows["observations"] = self.arrived[index]
         batch = {
-            name: values[torch.as_tensor(index).to(values.device)].to(self.device)
+            name: values[torch.as_tensor(rows[name]).to(values.device)].to(self.device)
             for name, values in self.data.items()
         }
         release(*self.too_large)

@@ -273,6 +273,8 @@ REFUSED = {
     "policy.hidden=positions": r"policy\.hidden is 'positions'; it must be a list of observation",
     "policy.hidden=[1,1]": r"policy\.hidden is \[1, 1\]; .* from 0 and each once, or the word vel",
     "policy.hidden=velocities dataset.environment=Swimmer-v5": "not known for Swimmer-v5; give",
+    "conditions.observation_loss=1": r"conditions\.observation_loss is 1.0; it must be .* below 1",
+    "conditions.action_delay=2": r"change the trajectory, so recorded .* eval\.py action_delay=2",
     "evaluation.target=published dataset.environment=Ant-v5": "none is known for Ant-v5; give",
     "run_dir=": "run_dir is empty",
     "=1": "'=1' is not an override; write key=value",

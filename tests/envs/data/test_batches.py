@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from envs.data.batches import BATCHES, ProtocolConfig, make_batches
+from envs.data.batches import BATCHES, ProtocolConfig, last_arrived, make_batches
 from envs.data.episodes import TYPES, Episodes
 
 CPU = torch.device("cpu")
@@ -76,6 +76,58 @@ def test_every_batch_is_made_of_true_pieces_of_the_data(
         np.testing.assert_array_equal(batch["timesteps"], batch["observations"][..., 1].long())
         for key in ("actions", "returns_to_go"):
             np.testing.assert_array_equal(batch[key].numpy(), getattr(episodes, key)[index])
+
+
+def test_lost_observations_by_hand():
+    draws = np.random.default_rng(np.random.SeedSequence(3, spawn_key=(1,))).random(10)
+    assert (draws < 0.6).astype(int).tolist() == [1, 0, 1, 0, 0, 1, 1, 1, 1, 1]
+    # Episodes of 5, 1 and 4 steps; the first observation of each arrives all the same.
+    found = last_arrived(np.array([0, 5, 6]), np.array([5, 1, 4]), 0.6, seed=3)
+    assert found.tolist() == [0, 1, 1, 3, 4, 5, 6, 6, 6, 6]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(sorted(BATCHES)),
+    lengths=st.lists(st.integers(1, 15), min_size=1, max_size=6),
+    chosen=st.sets(st.integers(0, 5)),
+    loss=st.sampled_from([0.1, 0.5, 0.9]),
+    seed=st.integers(0, 99),
+)
+def test_a_lost_observation_is_the_last_that_arrived_in_its_episode(
+    name, lengths, chosen, loss, seed
+):
+    episodes = make_episodes(lengths)
+    selection = episodes.select([e for e in chosen if e < len(lengths)] or [0])
+    config = ProtocolConfig(name, 32, 8)
+    lossy = make_batches(selection, config, seed=seed, device=CPU, observation_loss=loss)
+    again = make_batches(selection, config, seed=seed, device=CPU, observation_loss=loss)
+    whole = make_batches(selection, config, seed=seed, device=CPU)
+    known: dict[tuple[int, int], int] = {}
+    for _ in range(5):
+        seen, real = lossy.next(), whole.next()
+        assert torch.equal(seen["observations"], again.next()["observations"])
+        # Nothing else is another: neither the order of the data nor the other arrays.
+        assert all(torch.equal(seen[k], real[k]) for k in real if k != "observations")
+        steps, arrived = real["observations"].long(), seen["observations"].long()
+        assert torch.equal(steps[..., 0], arrived[..., 0])  # of the same episode
+        for (episode, step), (_, last) in zip(
+            steps.flatten(0, 1).tolist(), arrived.flatten(0, 1).tolist(), strict=True
+        ):
+            assert last == known.setdefault((episode, step), last)  # in every batch the same
+    for (episode, step), last in known.items():
+        assert last in (step, known.get((episode, step - 1), last)) and last <= step
+        assert step > 0 or last == 0
+
+
+def test_observations_are_lost_as_often_as_asked():
+    lengths = np.full(2000, 50)
+    arrived = last_arrived(np.cumsum(lengths) - lengths, lengths, 0.2, seed=0)
+    lost = (arrived != np.arange(100_000)).reshape(2000, 50)
+    assert not lost[:, 0].any()
+    assert lost[:, 1:].mean() == pytest.approx(0.2, abs=0.005)
+    twice = (lost[:, 1:-1] & lost[:, 2:]).mean()
+    assert twice == pytest.approx(0.04, abs=0.003)  # one after the other: independent
 
 
 def test_streams_go_on_where_they_ended_and_enter_every_episode():
@@ -161,8 +213,10 @@ def test_batches_of_a_selection_are_those_of_its_copy(name):
         action_high=selection.action_high,
         dataset_id="copy",
     )
-    config = ProtocolConfig(name, 20, 5)
-    ours, theirs = (make_batches(e, config, seed=0, device=CPU) for e in (selection, copy))
+    config, others = ProtocolConfig(name, 20, 5), {"seed": 0, "device": CPU}
+    ours, theirs = (
+        make_batches(e, config, observation_loss=0.3, **others) for e in (selection, copy)
+    )
     for _ in range(20):
         batch = ours.next()
         for key, value in theirs.next().items():
@@ -215,10 +269,10 @@ def test_settings_that_make_no_batch_are_refused():
 def test_the_shares_of_several_processes_make_up_the_batch_of_one(name, ranks):
     episodes = make_episodes([9, 4, 13, 6])
     config = ProtocolConfig(name, 35, 5)  # seven rows, which neither two nor three share equally
-    whole = make_batches(episodes, config, seed=0, device=CPU)
+    others = {"seed": 0, "device": CPU, "observation_loss": 0.3}
+    whole = make_batches(episodes, config, **others)
     shares = [
-        make_batches(episodes, config, seed=0, device=CPU, rank=rank, ranks=ranks)
-        for rank in range(ranks)
+        make_batches(episodes, config, rank=rank, ranks=ranks, **others) for rank in range(ranks)
     ]
     for _ in range(9):
         batch, parts = whole.next(), [share.next() for share in shares]
