@@ -4,12 +4,13 @@
     python benchmarks/locomotion.py --jobs 2 --evaluate   # other targets, harder conditions
     python compare.py benchmarks/results/locomotion       # tables and pictures
 
-Every run is `python train.py` with the overrides below, of equal updates and batches (Decision
-Transformer's 64 windows of 20 steps), its schedule decayed to its end. Runs are trained in
-runs/locomotion and kept as rows of the tables in benchmarks/results/locomotion; a run that has its
-row is not trained again. Seeds come first, so that whatever is finished is a comparison. Plan for
-1 to 4 minutes a run and core where bfloat16 is fast, and more for Decision Transformer, which
-trains on three tokens a step and acts by running its window again.
+Every run is `python train.py` with the overrides below: equal numbers of updates, equal batches
+(Decision Transformer's 64 windows of 20 steps), a schedule that decays to its end. Runs are trained
+in runs/locomotion and kept as rows of the tables in benchmarks/results/locomotion; a run that has a
+row is not trained again. All runs of one seed come before those of the next, so that an unfinished
+benchmark is already a comparison. A run takes 1 to 4 minutes on one core where bfloat16 is fast,
+and longer for Decision Transformer, which trains on three tokens a step and runs its window again
+at each step of the rollout.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from agents.checkpoint import load_description  # noqa: E402
-from common.errors import UserError  # noqa: E402
+from common.errors import exits  # noqa: E402
 from configs.launch import command  # noqa: E402
 from configs.schema import register  # noqa: E402
 from eval import read_description, resolve  # noqa: E402
@@ -39,31 +40,27 @@ from reports.scores import scores_file  # noqa: E402
 RUNS = Path("runs", "locomotion")
 RESULTS = ROOT / "benchmarks" / "results" / "locomotion"
 
-# 64 windows of 20 steps an update. All act on a past as long as that: recurrent backbones by two
-# states restarted in turn, attention by running the window again.
+# 64 windows of 20 steps an update. Every rollout sees a past of that length: recurrent backbones
+# keep two states that are reset half a window apart, attention runs its window again.
 COMMON = [
     *("protocol.name=windowed", "protocol.context_length=20", "protocol.batch_steps=1280"),
     *("rollout=rolling", "steps=1500", "evaluation.every=500", "precision=bfloat16"),
 ]
-# Decision Transformer's network and way of acting; optimiser, schedule and target of the others.
-NETWORK_OF_DECISION_TRANSFORMER = [
-    "experiment=decision_transformer",
-    "rollout=window",
-    "trainer.learning_rate=1e-3",
-    "trainer.warmup=100",
-    "trainer.schedule=cosine",
-    "trainer.gradient_clip=1.0",
-    "trainer.ema_decay=0.99",
-    "evaluation.target=data",
+# Decision Transformer's network and rollout; optimiser, schedule and target of the others.
+DECISION_TRANSFORMER = [
+    *("experiment=decision_transformer", "rollout=window", "evaluation.target=data"),
+    *("trainer.learning_rate=1e-3", "trainer.warmup=100", "trainer.schedule=cosine"),
+    *("trainer.gradient_clip=1.0", "trainer.ema_decay=0.99"),
 ]
 TASKS = ("hopper", "walker2d", "halfcheetah")
 MEDIUM = [f"{task}-medium" for task in TASKS]
 NINE = [*MEDIUM, *(f"{task}-medium-{kind}" for kind in ("replay", "expert") for task in TASKS)]
 THREE = ["hopper-medium-replay", "walker2d-medium", "halfcheetah-medium-expert"]
 
-# The transformer in the policy of the others: one token a step, no timesteps; run by window.
+# The transformer in the policy of the others: one token a step, no timesteps.
 ATTENTION = ["backbone=attention", "rollout=window"]
 STREAMED = ["protocol.name=streamed", "protocol.context_length=64", "rollout=carried"]
+EMBEDDED = "policy.timestep_embedding=true"
 
 # Name of runs: their overrides.
 MAIN: dict[str, list[str]] = {
@@ -77,29 +74,26 @@ MAIN: dict[str, list[str]] = {
 OTHERS: dict[str, list[str]] = {
     name: [f"backbone={name}"] for name in ("gru", "lstm", "aaren", "s4d", "mamba")
 }
-# What of Decision Transformer holds it back at so few updates: its three tokens, its timesteps?
+# Which part of Decision Transformer lowers its scores at so few updates: its tokens, its timesteps?
 TRANSFORMERS: dict[str, list[str]] = {
-    "decision_transformer": NETWORK_OF_DECISION_TRANSFORMER,
-    "attention_timestep": [*ATTENTION, "policy.timestep_embedding=true"],
-    "decision_transformer_no_timestep": [
-        *NETWORK_OF_DECISION_TRANSFORMER,
-        "policy.timestep_embedding=false",
-    ],
+    "decision_transformer": DECISION_TRANSFORMER,
+    "attention_timestep": [*ATTENTION, EMBEDDED],
+    "decision_transformer_no_timestep": [*DECISION_TRANSFORMER, "policy.timestep_embedding=false"],
 }
 # Each changes one thing in min_gru.
 ABLATIONS: dict[str, list[str]] = {
     "whole_episodes": ["protocol.name=whole_episodes", "rollout=carried"],
     "no_previous_action": ["policy.previous_action=false"],
     "return_before_head": ["policy.return_before_head=true"],
-    "timestep_embedding": ["policy.timestep_embedding=true"],
+    "timestep_embedding": [EMBEDDED],
     "three_tokens": ["policy.tokens=3"],
     "convolution": ["backbone.convolution=4"],
     "gate_bias_minus_4": ["backbone.gate_bias=-4"],
     "context_5": ["protocol.context_length=5"],
     "context_100": ["protocol.context_length=100"],
 }
-# Forgetting half of the state at each step, as the gates do without a bias of their own; streams
-# that see the initial state at the beginning of an episode only.
+# Gates without a bias, which forget half of the state at each step; streams that are reset only
+# where an episode begins.
 MEMORY: dict[str, list[str]] = {
     "gate_bias_0": ["backbone.gate_bias=0", "rollout=carried"],
     "forget_bias_0": ["backbone=min_lstm", "backbone.forget_bias=0", "rollout=carried"],
@@ -110,7 +104,7 @@ EXTRAS: dict[str, list[str]] = {
     "no_dropout": ["backbone.dropout=0"],
     "no_average": ["trainer.ema_decay=0"],
 }
-# Whether what is seen after so few updates is seen after four times as many.
+# Whether four times as many updates change the ranking.
 FOUR_TIMES = ["steps=6000", "evaluation.every=2000"]
 LONGER: dict[str, list[str]] = {
     "min_gru_longer": FOUR_TIMES,
@@ -126,8 +120,6 @@ GROUPS = {
     "transformers": (MEDIUM, TRANSFORMERS),
     "longer": ([*THREE, "hopper-medium-expert"], LONGER),
 }
-
-
 TARGETS = "episodes=50 target_fraction=[0.25,0.5,0.75,1,1.5,2]"
 # What eval.py is asked of some policies: data sets, names of runs, arguments.
 EVALUATIONS: list[tuple[list[str], list[str], str]] = [
@@ -142,7 +134,7 @@ EVALUATIONS: list[tuple[list[str], list[str], str]] = [
 
 
 def commands(groups: list[str], seeds: list[int]) -> Iterator[tuple[str, list[str]]]:
-    """Yields the name and the overrides of every run, in the order of their worth."""
+    """Yields the name and the overrides of every run, seed by seed."""
     for seed, group in itertools.product(seeds, groups):
         datasets, variants = GROUPS[group]
         for dataset, (name, overrides) in itertools.product(datasets, variants.items()):
@@ -157,35 +149,38 @@ def evaluations(seeds: list[int]) -> Iterator[tuple[str, list[str]]]:
             yield f"{dataset}/{name}-seed{seed}", arguments.split()
 
 
-def train(name: str, overrides: list[str]) -> None:
-    """Trains one run, or resumes it."""
-    asked = ["python", "train.py", *overrides, f"run_dir={RUNS / name}", "resume=true"]
-    print(" ".join(["$", *asked]), flush=True)
+def start(*arguments: str) -> None:
+    """Runs a command of this project, and prints its output if it fails."""
+    print(" ".join(["$ python", *arguments]), flush=True)
     done = subprocess.run(
-        [sys.executable, *asked[1:]], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     if done.returncode:
         print(done.stdout.decode(errors="replace"), flush=True)
+
+
+def train(name: str, overrides: list[str]) -> None:
+    """Trains one run, or resumes it."""
+    start("train.py", *overrides, f"run_dir={RUNS / name}", "resume=true")
 
 
 def evaluate(name: str, arguments: list[str], known: dict[str, Run]) -> None:
     """Makes one further evaluation of a trained policy, unless it has been made."""
     folder = RUNS / name
     if not (ROOT / folder / "scores.json").exists():
-        return  # its policy is not on this machine
+        return  # the row was trained on another machine
     dataset, own = read_description(ROOT / folder, load_description(ROOT / folder))
     ((_, config),) = command.check([f"run={folder}", *arguments], "eval")
-    if Path(scores_file(resolve(config, dataset, own), own)).stem in known[name].evaluations:
-        return
-    asked = ["python", "eval.py", f"run={folder}", *arguments]
-    print(" ".join(["$", *asked]), flush=True)
-    subprocess.run([sys.executable, *asked[1:]], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    file = scores_file(resolve(config, dataset, own), own)
+    if Path(file).stem not in known[name].evaluations:
+        start("eval.py", f"run={folder}", *arguments)
 
 
 def collect(runs: Path, results: Path) -> dict[str, Run]:
-    """Takes finished runs over into the tables, and returns all that are there.
+    """Adds the finished runs of the folder `runs` to the tables, and returns all rows by name.
 
-    A run folder replaces the row of its name, whose other evaluations are kept.
+    A run folder replaces the row of its name. If the score is still the same, the row's further
+    evaluations are kept.
     """
     known: dict[str, Run] = {}
     if (results / "runs.csv").exists():
@@ -233,7 +228,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with exits():
         main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
