@@ -277,24 +277,13 @@ class ReturnConditionedPolicy(nn.Module):
 
     # -- training -----------------------------------------------------------------------------
 
-    def loss(
-        self,
-        observations: Tensor,
-        actions: Tensor,
-        returns_to_go: Tensor,
-        timesteps: Tensor,
-        resets: Tensor,
-        mask: Tensor,
-        state: TrainingState | None = None,
-    ) -> tuple[Tensor, TrainingState]:
+    def loss(self, actions: Tensor, mask: Tensor, **inputs: Any) -> tuple[Tensor, TrainingState]:
         """Returns the mean squared error of the actions over real steps, and the last state.
 
         Args as in `predict`, and:
             mask: (batch, time) bool, true on real steps; padding may only follow real steps.
         """
-        predicted, state = self.predict(
-            observations, actions, returns_to_go, timesteps, resets, state
-        )
+        predicted, state = self.predict(actions=actions, **inputs)
         # In float32 even under mixed precision.
         error = (predicted.float() - actions).square().mean(-1)
         return (error * mask).sum() / mask.sum().clamp(min=1), state

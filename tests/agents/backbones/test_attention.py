@@ -217,7 +217,8 @@ def test_a_window_has_the_actions_and_gradients_of_transformers(decision_transfo
 
     policy.zero_grad()
     peer.zero_grad()
-    loss, _ = policy.loss(observations, actions, returns_to_go, timesteps, resets, mask)
+    inputs = {"observations": observations, "returns_to_go": returns_to_go}
+    loss, _ = policy.loss(actions, mask, timesteps=timesteps, resets=resets, **inputs)
     loss.backward()
     (expected.float() - actions).square().mean().backward()
     wanted = counterparts(peer, lambda parameter: parameter.grad)
