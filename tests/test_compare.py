@@ -2,9 +2,7 @@
 
 import csv
 import io
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -263,25 +261,16 @@ def test_time_spans(seconds, words):
     assert time_span(seconds) == words
 
 
-def start(*arguments):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "compare.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "80"},
-    )
-
-
-def test_as_a_user_starts_it(tmp_path):
+def test_as_a_user_starts_it(start, call, tmp_path):
     make_run(tmp_path / "runs" / "a")
     make_run(tmp_path / "runs" / "unfinished", seed=1, finished=False)
-    found = start(tmp_path / "runs")
+    found = start("compare.py", "runs")
     assert found.returncode == 0, found.stderr
     assert "unfinished is unfinished" in found.stdout
-    assert f"Report: {tmp_path / 'runs' / 'comparison' / 'report.html'}" in found.stdout
+    assert f"Report: {Path('runs', 'comparison', 'report.html')}" in found.stdout
     assert (tmp_path / "runs" / "comparison" / "report.md").is_file()
     (tmp_path / "runs" / "unfinished" / "scores.json").write_text("[]")
-    damaged = start(tmp_path / "runs", "--table", tmp_path / "table")
+    damaged = call("compare.py", "runs", "--table", "table")
     assert damaged.returncode == 1 and "are an empty list" in damaged.stdout
     assert "1 runs on 1 tasks" in (tmp_path / "runs" / "comparison" / "report.md").read_text()
     assert len(records(tmp_path / "table" / "runs.csv")) == 1

@@ -20,6 +20,7 @@ with unfinished_file(Path(sys.argv[1])) as unfinished:
 """
 
 
+@pytest.mark.posix
 def test_what_a_killed_writer_left_behind_goes_with_the_next_write(tmp_path):
     path = tmp_path / "scores.json"
     write_file(path, b"old")

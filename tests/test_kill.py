@@ -154,6 +154,7 @@ CAMPAIGNS = {
 }
 
 
+@pytest.mark.posix
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CAMPAIGNS)
 def test_a_kill_loses_nothing(name, tmp_path):

@@ -1,36 +1,19 @@
 """The whole way at a size that learns; run it with `pytest -m slow`."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from reports.scores import read_scores
 
-ROOT = Path(__file__).parents[1]
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["min_gru", "min_lstm"])
-def test_two_minutes_of_training_beat_the_mean_of_their_data(backbone, tmp_path):
-    subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "train.py"),
-            f"backbone={backbone}",
-            "dataset.steps=100000",
-            "steps=1000",
-            "evaluation.every=0",
-            "evaluation.episodes=20",
-            "run_dir=run",
-        ],
-        cwd=tmp_path,
-        env={**os.environ, "MINARI_DATASETS_PATH": str(tmp_path / "data")},
-        check=True,
-    )
+def test_two_minutes_of_training_beat_the_mean_of_their_data(backbone, start, tmp_path):
+    arguments = [f"backbone={backbone}", "dataset.steps=100000", "steps=1000", "run_dir=run"]
+    arguments += ["evaluation.every=0", "evaluation.episodes=20"]
+    store = {"MINARI_DATASETS_PATH": str(tmp_path / "data")}  # of another size than the others'
+    assert start("train.py", *arguments, variables=store, stderr=None).returncode == 0
     (score,) = read_scores(tmp_path / "run" / "scores.json")
     data = json.loads((tmp_path / "run" / "config.json").read_text())["dataset"]
     # Fewer updates are not enough to count on: the first policies fall over, all at the same step.

@@ -168,6 +168,7 @@ for save in (
 """
 
 
+@pytest.mark.posix
 def test_a_full_disk_costs_nothing_that_was_saved(tmp_path):
     """The file size limit fails the write half way, as a full disk does."""
     save_training_state(tmp_path, {"step": 3})

@@ -248,6 +248,7 @@ def test_a_damaged_record_is_one_sentence(tmp_path, line):
         second.run()
 
 
+@pytest.mark.posix
 def test_a_full_disk_under_the_records_is_one_sentence(tmp_path):
     metrics = Metrics(tmp_path, resume_step=0)
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
@@ -272,6 +273,7 @@ metrics.close()
 """
 
 
+@pytest.mark.posix
 def test_a_full_disk_under_tensorboard_is_one_sentence(tmp_path):
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -321,6 +323,7 @@ def test_a_loss_that_is_not_finite_from_the_start_speaks_of_no_checkpoint(tmp_pa
         trainer.run()
 
 
+@pytest.mark.posix
 def test_a_hang_up_that_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
@@ -333,8 +336,10 @@ def test_a_hang_up_that_is_ignored_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_ctrl_c_and_signals_to_end_save_and_end_cleanly(tmp_path, signum):
+@pytest.mark.posix
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_ctrl_c_and_signals_to_end_save_and_end_cleanly(tmp_path, name):
+    signum = getattr(signal, name)
     before = signal.getsignal(signum)
     trainer = make_trainer(tmp_path, steps=100_000, save_every=100_000)
 

@@ -204,7 +204,7 @@ assert linear_scan(a, a, torch.zeros(1, 2), form="cpu")[0, :, 0].tolist() == [1,
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.posix
 def test_a_forked_child_can_scan_after_its_parent_did():
     code = """
 import os, torch

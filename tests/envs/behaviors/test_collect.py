@@ -1,8 +1,5 @@
 import os
-import resource
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -11,6 +8,7 @@ from pathlib import Path
 import minari
 import numpy as np
 import pytest
+from programs import end, wait_for
 
 from common.errors import UserError
 from envs.behaviors import find_recipe
@@ -21,7 +19,12 @@ from envs.data.sources import DatasetConfig, load_episodes
 HOPPER = find_recipe("hopper-medium")
 REPLAY = find_recipe("hopper-medium-replay")
 HOPPER_PATH = Path(HOPPER.dataset_id)
-COLLECT = [sys.executable, "-m", "envs.behaviors.collect", "dataset=hopper-medium"]
+COLLECT = ["-m envs.behaviors.collect", "dataset=hopper-medium"]
+
+
+def own(store):
+    """The variables of a program that works in the test's own store."""
+    return {"MINARI_DATASETS_PATH": str(store)}
 
 
 def assert_same(ours, theirs):
@@ -102,26 +105,17 @@ def test_bad_arguments_are_one_sentence(store, arguments, error, message):
     assert "\n" not in str(caught.value)
 
 
-def run_command(store, *arguments, **options):
-    return subprocess.run(
-        [*COLLECT, *arguments],
-        env=os.environ | {"MINARI_DATASETS_PATH": str(store)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        **options,
-    )
-
-
-def test_a_full_disk_leaves_no_half_data_set(store):
+@pytest.mark.posix
+def test_a_full_disk_leaves_no_half_data_set(store, start):
     """The system lets no file grow beyond 30 kB: where a write fails, it fails for real."""
 
     def limit():
+        import resource
+
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 
     store.mkdir()
-    result = run_command(store, "steps=2000", preexec_fn=limit)
+    result = start(*COLLECT, "steps=2000", variables=own(store), preexec_fn=limit)
     assert result.returncode == 1, result.stderr
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("error: builtin/hopper/medium-v0 cannot be stored below")
@@ -131,39 +125,34 @@ def test_a_full_disk_leaves_no_half_data_set(store):
     assert load_episodes(DatasetConfig("builtin", "hopper-medium", 300)).n_steps >= 300
 
 
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
-def test_an_interrupted_run_leaves_no_half_data_set(store, kind):
-    command = [*COLLECT, "steps=1000000"]
-    environment = os.environ | {"MINARI_DATASETS_PATH": str(store)}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
-        while not list(store.glob(".making-*/")):
-            assert process.poll() is None
-            time.sleep(0.05)
-        time.sleep(0.3)
-        process.send_signal(kind)
-        _, error = process.communicate(timeout=60)
-    assert b"Traceback" not in error
-    assert process.returncode != 0 and not (store / HOPPER_PATH).exists()
+@pytest.mark.posix
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
+def test_an_interrupted_run_leaves_no_half_data_set(store, start, name):
+    kind = getattr(signal, name)
+    process = start(*COLLECT, "steps=1000000", variables=own(store), wait=False)
+    wait_for(process, lambda: list(store.glob(".making-*/")))
+    time.sleep(0.3)
+    process.send_signal(kind)
+    ended = end(process)
+    assert "Traceback" not in ended.stderr
+    assert ended.returncode != 0 and not (store / HOPPER_PATH).exists()
     assert bool([d for d in store.glob(".making-*") if d.is_dir()]) == (kind == signal.SIGKILL)
     assert load_episodes(DatasetConfig("builtin", "hopper-medium", 300)).n_steps < 10_000
     assert not [d for d in store.glob(".making-*") if d.is_dir()]
 
 
-def test_two_processes_that_want_the_same_make_it_once(store):
-    environment = os.environ | {"MINARI_DATASETS_PATH": str(store)}
+def test_two_processes_that_want_the_same_make_it_once(store, start):
     code = (
         "from envs.data.sources import *;"
         "print(load_episodes(DatasetConfig('builtin', 'hopper-medium', 3000)).returns.sum())"
     )
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE)
-        for _ in range(2)
-    ]
-    sums = [process.communicate(timeout=120)[0] for process in processes]
-    assert sums[0] == sums[1] and float(sums[0]) > 0
-    assert [process.returncode for process in processes] == [0, 0]
+    processes = [start("-c", code, variables=own(store), wait=False) for _ in range(2)]
+    first, second = map(end, processes)
+    assert first.stdout == second.stdout and float(first.stdout) > 0
+    assert first.returncode == second.returncode == 0
 
 
+@pytest.mark.posix
 def test_no_write_permission_is_one_sentence(monkeypatch):
     with tempfile.TemporaryDirectory() as name:
         monkeypatch.setenv("MINARI_DATASETS_PATH", name)

@@ -1,7 +1,6 @@
 import csv
 import json
 import re
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -234,7 +233,7 @@ def test_a_killed_training_resumes(sbx, tmp_path):
     folder = tmp_path / "hopper-tqc-seed0"
     with subprocess.Popen([*command, "steps=100000"], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
-        process.send_signal(signal.SIGKILL)
+        process.kill()
     before = read_returns(folder)
     with np.load(folder / "state.npz") as file:
         done = json.loads(str(file["training"]))["num_timesteps"]

@@ -2,8 +2,6 @@
 
 import json
 import os
-import resource
-import signal
 import subprocess
 import sys
 import time
@@ -141,10 +139,13 @@ def run(path, code="print(load_d4rl(Path(sys.argv[1])).rewards.sum())", **option
     )
 
 
+@pytest.mark.posix
 def test_a_full_disk_keeps_the_data_in_memory(path):
     """The system lets no file grow beyond 30 kB: where a write fails, it fails for real."""
 
     def limit():
+        import resource
+
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 
     out, error = run(path, preexec_fn=limit).communicate(timeout=60)
@@ -172,7 +173,7 @@ def test_a_killed_process_leaves_nothing_that_is_used(path):
     while not list(cache_root().glob("*/.making-*/new/lengths.npy")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.communicate()
     assert len(list(cache_root().glob("*/.making-*"))) == 1
     assert load_d4rl(path).n_steps == 2000

@@ -1,9 +1,6 @@
 """What `python -m envs.data.inspect` says of data whose contents are known."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -105,23 +102,12 @@ def test_data_without_scores_or_environment_have_a_page_too(capsys):
     assert "reference unknown" in page and "neither 1" in page and "environment unknown" in page
 
 
-def test_the_command_takes_mixes_and_explains_mistakes(dataset, capsys):
+def test_the_command_takes_mixes_and_explains_mistakes(dataset, start, capsys):
     main([f"dataset={dataset}+{dataset}", "json=true"])
     summary = json.loads(capsys.readouterr().out)
     assert (summary["episodes"], summary["duplicate_episodes"]) == (14, 8)
     with pytest.raises(UserError, match="there is no key 'data'; the keys are: dataset"):
         main(["data=a"])
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "envs.data.inspect",
-            "dataset=nothing.hdf5",
-            "environment=Hopper-v4",
-        ],
-        env=os.environ,
-        capture_output=True,
-        text=True,
-    )
+    done = start("-m envs.data.inspect", "dataset=nothing.hdf5", "environment=Hopper-v4")
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.strip().startswith("error: there is no file nothing.hdf5")

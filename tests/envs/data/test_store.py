@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import minari
 import numpy as np
@@ -82,7 +80,7 @@ def test_the_observation_after_the_end_is_the_given_one_or_the_last_again():
     assert [m["seed"] for m in storage.get_episode_metadata(range(3))] == [7, 8, 9]
 
 
-def test_the_command_stores_an_npz_file(tmp_path, capsys):
+def test_the_command_stores_an_npz_file(tmp_path, start, capsys):
     column = {"rewards": np.arange(8)[:, None]}  # integers, (N, 1)
     given = arrays() | column
     np.savez(tmp_path / "walk.npz", **given)
@@ -106,12 +104,8 @@ def test_the_command_stores_an_npz_file(tmp_path, capsys):
     ):
         with pytest.raises(UserError, match=message):
             main([*line, *wrong])
-    done = subprocess.run(
-        [sys.executable, "-m", "envs.data.store", *line],
-        env=os.environ,
-        capture_output=True,
-        text=True,
-    )
+    again = {"MINARI_DATASETS_PATH": str(tmp_path / "store")}
+    done = start("-m envs.data.store", *line, variables=again)
     assert done.returncode == 1 and done.stderr.startswith("error: mine/walk-v0 exists already")
 
 

@@ -126,6 +126,7 @@ def test_a_failure_leaves_no_file_and_keeps_the_old_one(tmp_path):
 
 
 @draws
+@pytest.mark.posix
 def test_a_full_disk_is_one_sentence(tmp_path):
     """A limit on the size of files stands for the full disk: ffmpeg's writes fail part way."""
     code = (
