@@ -12,13 +12,12 @@ For every backbone of the registry (3 layers, d 128, one token a step unless it 
 and Decision Transformer on the same steps: ours (its published settings, the window run again at
 every step), that of transformers and that of d3rlpy, where they are installed. d3rlpy pins an older
 gymnasium, so it needs an environment of its own: `pip install d3rlpy -e . --no-deps`, and there
-`python benchmarks/backbones.py --only d3rlpy --append`. Saves backbones.csv and backbones.png.
+`python benchmarks/backbones.py --only d3rlpy --append`. Saves backbones.csv.
 """
 
 import csv
 import importlib.util
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -147,22 +146,20 @@ def d3rlpy_update(batch: dict[str, Tensor]) -> Callable[[], None]:
     return lambda: algorithm.update(minibatch)
 
 
-def actor_of(name: str, batch: int) -> Work:
+def actor_of(name: str) -> Any:
+    """The policy as it acts in a rollout; Decision Transformer runs its window again."""
+    return make_actor(
+        make_policy(name).eval(), "window" if name == TRANSFORMER else "carried", WINDOWS[1]
+    )
+
+
+def step_of(name: str, batch: int) -> Work:
     """One step of the rollout, the state carried on from call to call."""
     if name == "transformers":
-        model, inputs = transformers_model(make_batch((batch, 20)))
+        model, inputs = transformers_model(make_batch((batch, WINDOWS[1])))
         model.eval()
         return lambda: model(**inputs)  # the window that every step runs again
-    rollout = "window" if name == TRANSFORMER else "carried"
-    actor = make_actor(make_policy(name).eval(), rollout, 20)
-    return acting_step(actor, batch, OBSERVATION_DIM)
-
-
-def state_bytes(name: str) -> int:
-    """Bytes that one environment's state takes in the rollout."""
-    rollout = "window" if name == TRANSFORMER else "carried"
-    state = make_actor(make_policy(name), rollout, 20).initial_state(1)
-    return sum(part.nbytes for part in tree_leaves(state) if isinstance(part, Tensor))
+    return acting_step(actor_of(name), batch, OBSERVATION_DIM)
 
 
 def measure(names: list[str], threads: int, rounds: int) -> list[Row]:
@@ -177,7 +174,7 @@ def measure(names: list[str], threads: int, rounds: int) -> list[Row]:
     acting = [n for n in names if n != "d3rlpy"]
     with torch.inference_mode():
         for batch in (1, 100):
-            steps = {n: actor_of(n, batch) for n in acting}
+            steps = {n: step_of(n, batch) for n in acting}
             age = 1
             for history in HISTORIES if batch == 1 else HISTORIES[:2]:
                 for step in steps.values():
@@ -191,38 +188,15 @@ def measure(names: list[str], threads: int, rounds: int) -> list[Row]:
                 print(batch, history, {n: round(1e6 * t) for n, t in times.items()}, flush=True)
     for name in acting:
         if name != "transformers":
-            rows[name]["state bytes"] = state_bytes(name)
+            parts = tree_leaves(actor_of(name).initial_state(1))
+            rows[name]["state bytes"] = sum(x.nbytes for x in parts if isinstance(x, Tensor))
         if name in MIXERS:
             rows[name]["peak MiB 2x1000"] = peak_mebibytes(compiled_update, name)
     return list(rows.values())
 
 
-def plot(rows: list[Row], path: Path) -> None:
-    """Update time, and step time against history."""
-    from matplotlib import pyplot
-
-    figure, (updates, steps) = pyplot.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
-    timed = sorted(
-        (row for row in rows if "update 64x20 ms" in row),
-        key=lambda row: -float(row["update 64x20 ms"]),
-    )
-    names = [row["backbone"].replace(", ", ",\n") for row in timed]
-    colors = ["#d1762c" if row["backbone"].startswith("min_") else "#3b6ea5" for row in timed]
-    updates.barh(names, [float(row["update 64x20 ms"]) for row in timed], color=colors)
-    updates.set(xlabel="ms for one training update, 64 windows of 20 steps")
-    for row in rows:
-        keys = [f"step, batch 1, after {history} us" for history in HISTORIES]
-        if all(key in row for key in keys):
-            minimal = row["backbone"].startswith("min_")
-            line = [float(row[key]) for key in keys]
-            steps.loglog(HISTORIES, line, "o-" if minimal else ".--", label=row["backbone"])
-    steps.set(xlabel="steps of the episode so far", ylabel="us for one step, batch 1")
-    steps.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=120)
-
-
 def main() -> None:
-    """Measures, prints, saves and plots."""
+    """Measures, prints and saves."""
     parser = make_parser(__doc__, rounds=15)
     parser.add_argument("--only", nargs="+", choices=NAMES)
     parser.add_argument("--append", action="store_true", help="keep the other rows of the table")
@@ -237,8 +211,6 @@ def main() -> None:
             before = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
         rows = [row for row in before if row["backbone"] not in names] + rows
     write_csv(path, printed(rows))
-    if importlib.util.find_spec("matplotlib") is not None:
-        plot(rows, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

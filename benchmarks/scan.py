@@ -7,20 +7,24 @@
 - ``growth``: time and memory against time steps, 64 to 1,000,000
 - ``threads``: one thread against several, on an idle machine and with as many busy processes
 - ``headline``: minGRU against a GRU that goes step by step through autograd, as Feng et al. 2024
+- ``mamba``: the mamba layer against mambapy's
 
 Saves a CSV table for each. Packages of the extra ``bench`` that are not installed are left out, by
 name. `--quick` takes small sizes and few rounds, to see that the script works.
 """
 
 import argparse
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
-from scan_layers import VARIANTS, StepwiseGRU, available
+import torch.nn.functional as F
 from timing import (
     ROOT,
     Measure,
@@ -32,7 +36,9 @@ from timing import (
     timed,
     write_csv,
 )
-from torch import nn
+from torch import Tensor, nn
+
+from agents.backbones import MIXERS
 
 Shape = tuple[int, int, int]  # batch, time, d
 SHAPES = [(64, 20, 128), (64, 60, 128), (64, 512, 128), (16, 1024, 256), (1, 100_000, 128)]
@@ -42,9 +48,107 @@ LONGEST = {
     "loop": 4096, "log-space": 100_000, "nn.GRU": 16_384, "nn.LSTM": 100_000, "attention": 4096,
     "mingru-pytorch": 100_000, "mingru-scans": 16_384,
 }  # fmt: skip
-PARTS = ["layers", "growth", "threads", "headline", "memory"]  # memory: a column of the first two
+# `memory` is a column of the tables of the first two.
+PARTS = ["layers", "growth", "threads", "headline", "mamba", "memory"]
 STEPWISE = "GRU, step by step"
 GROWTH = ["minGRU", "minGRU recomputed", "minLSTM", "nn.GRU", "attention"]
+
+
+class Own(nn.Module):
+    """A layer of this project over rows that begin an episode."""
+
+    def __init__(self, name: str, width: int, **settings: Any) -> None:
+        super().__init__()
+        config_class, mixer_class = MIXERS[name]
+        self.mixer = mixer_class(config_class(d_model=width, **settings))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, time, width) -> the same."""
+        resets = torch.zeros(x.shape[:2], dtype=torch.bool)
+        return self.mixer(x, self.mixer.initial_state(len(x)), resets)[0]
+
+
+class Attention(nn.Module):
+    """Causal attention with 4 heads: query, key and value from one Linear, no output projection."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 3 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, time, width) -> the same."""
+        heads = [y.unflatten(-1, (4, -1)).transpose(1, 2) for y in self.linear(x).chunk(3, -1)]
+        y = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True)
+        return y.transpose(1, 2).flatten(2)
+
+
+class First(nn.Module):
+    """The first of a layer's outputs."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, time, width) -> the same."""
+        y = self.layer(x)
+        return y[0] if isinstance(y, tuple) else y
+
+
+class StepwiseGRU(nn.Module):
+    """A GRU as a loop over time: the baseline of the paper's headline."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, time, width) -> the same."""
+        h, states = x.new_zeros(x.shape[0], x.shape[2]), []
+        for t in range(x.shape[1]):
+            h = self.cell(x[:, t], h)
+            states.append(h)
+        return torch.stack(states, dim=1)
+
+
+def mambapy_layer(width: int) -> nn.Module:
+    """Mambapy's layer with the same settings."""
+    theirs = importlib.import_module("mambapy.mamba")
+    return theirs.MambaBlock(theirs.MambaConfig(d_model=width, n_layers=1))
+
+
+Builders = dict[str, Callable[[int], nn.Module]]  # of layers, from their width
+LAYERS: Builders = {
+    "Linear 2d": lambda width: nn.Linear(width, 2 * width),
+    "Linear 3d": lambda width: nn.Linear(width, 3 * width),
+    "minGRU": partial(Own, "min_gru"),
+    "minLSTM": partial(Own, "min_lstm"),
+    "minGRU recomputed": partial(Own, "min_gru", recompute=True),
+    "minLSTM recomputed": partial(Own, "min_lstm", recompute=True),
+    "two-level": partial(Own, "min_gru", scan="two_level"),
+    "loop": partial(Own, "min_gru", scan="reference"),
+    "log-space": partial(Own, "min_gru", scan="log_space"),
+    "nn.GRU": lambda width: First(nn.GRU(width, width, batch_first=True)),
+    "nn.LSTM": lambda width: First(nn.LSTM(width, width, batch_first=True)),
+    "attention": Attention,
+    "mingru-pytorch": lambda width: First(
+        importlib.import_module("minGRU_pytorch").minGRU(width, expansion_factor=1.0)
+    ),
+    "mingru-scans": lambda width: importlib.import_module("mingru").MinGRU(width, width),
+}
+MAMBA: Builders = {"mamba": partial(Own, "mamba"), "mambapy": mambapy_layer}
+
+
+def available(builders: Builders) -> Builders:
+    """The layers whose packages are here; says which are not."""
+    found = {}
+    for name, build in builders.items():
+        try:
+            build(8)
+            found[name] = build
+        except ImportError as error:
+            print(f"left out: {name} ({error}); install the extra 'bench'")
+    return found
 
 
 def make_step(build: Callable[[int], nn.Module], shape: Shape) -> Callable[[], None]:
@@ -65,9 +169,7 @@ def make_step(build: Callable[[int], nn.Module], shape: Shape) -> Callable[[], N
     return step
 
 
-def times_of(
-    builders: dict[str, Callable[[int], nn.Module]], shape: Shape, rounds: int
-) -> dict[str, float]:
+def times_of(builders: Builders, shape: Shape, rounds: int) -> dict[str, float]:
     """Median seconds of each variant that is measured at this length."""
     short = {n: b for n, b in builders.items() if shape[1] <= LONGEST.get(n, shape[1])}
     steps = {name: make_step(build, shape) for name, build in short.items()}
@@ -76,15 +178,15 @@ def times_of(
 
 def variant_step(name: str, shape: Shape) -> Callable[[], None]:
     """One step of a variant, after a short one that compiles and imports."""
-    make_step(VARIANTS[name], (1, 4, shape[2]))()
-    return make_step(VARIANTS[name], shape)
+    make_step(LAYERS[name], (1, 4, shape[2]))()
+    return make_step(LAYERS[name], shape)
 
 
 def layers(quick: bool, threads: int, memory: bool) -> Iterator[Row]:
     """The table of all variants and shapes."""
     for shape in QUICK_SHAPES if quick else SHAPES:
         rounds = 3 if quick else 60 if shape[1] <= 60 else 7
-        times = times_of(available(), shape, rounds)
+        times = times_of(available(LAYERS), shape, rounds)
         for name, value in times.items():
             three = name == "attention" or name.startswith("minLSTM")
             floor = times["Linear 3d" if three else "Linear 2d"]
@@ -100,7 +202,7 @@ def growth(quick: bool, threads: int, memory: bool) -> Iterator[Row]:
     """Time and memory against the number of steps, one sequence, d 64."""
     lengths = [64, 256, 1024] if quick else [64, 512, 4096, 16_384, 100_000, 1_000_000]
     for length in lengths:
-        builders, shape = {name: VARIANTS[name] for name in GROWTH}, (1, length, 64)
+        builders, shape = {name: LAYERS[name] for name in GROWTH}, (1, length, 64)
         times = times_of(builders, shape, 3 if length > 4096 else 9)
         for name, value in times.items():
             yield {
@@ -114,13 +216,25 @@ def headline(quick: bool, threads: int) -> Iterator[Row]:
     """MinGRU against GRUs, batch 16, d 128; the paper's factors are for a T4 and the plain loop."""
     paper = {512: 175, 4096: 1324}
     for length in [64] if quick else [512, 4096]:
-        builders = {n: VARIANTS[n] for n in ("minGRU", "nn.GRU")} | {STEPWISE: StepwiseGRU}
+        builders = {n: LAYERS[n] for n in ("minGRU", "nn.GRU")} | {STEPWISE: StepwiseGRU}
         times = times_of(builders, (16, length, 128), 3)
         for name, value in times.items():
             yield {
                 "threads": threads, "time": length, "layer": name, "ms": round(1e3 * value, 2),
                 "x minGRU": round(value / times["minGRU"], 2),
                 "paper (T4 GPU)": paper.get(length, "") if name == STEPWISE else "",
+            }  # fmt: skip
+
+
+def mamba(quick: bool, threads: int) -> Iterator[Row]:
+    """The mamba layer against mambapy's: 64 windows of 20 steps, and rows of whole episodes."""
+    for shape in QUICK_SHAPES if quick else [(64, 20, 128), (2, 1000, 128)]:
+        times = times_of(available(MAMBA), shape, 3 if quick else 21)
+        for name, value in times.items():
+            yield {
+                "threads": threads, "batch": shape[0], "time": shape[1], "d": shape[2],
+                "layer": name, "ms": round(1e3 * value, 2),
+                "x mamba": round(value / times["mamba"], 2),
             }  # fmt: skip
 
 
@@ -143,7 +257,7 @@ def speedup(quick: bool, threads: int) -> Iterator[Row]:
             for shape in QUICK_SHAPES if quick else SHAPES[:-1]:
                 rounds = 3 if quick else 40 if shape[1] <= 60 else 11
                 for name in ("Linear 2d", "minGRU", "minLSTM"):
-                    step = make_step(VARIANTS[name], shape)
+                    step = make_step(LAYERS[name], shape)
                     measures = {str(n): with_threads(step, n) for n in (1, threads)}
                     one, several = map(median, interleaved(measures, rounds).values())
                     yield {
@@ -176,6 +290,7 @@ def main() -> None:
             "layers": layers(quick, threads, memory),
             "growth": growth(quick, threads, memory),
             "headline": headline(quick, threads),
+            "mamba": mamba(quick, threads),
         }
         for part in (part for part in measured if part in parts):
             tables.setdefault(part, []).extend(printed(measured[part]))

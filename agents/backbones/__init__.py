@@ -2,7 +2,7 @@
 
 `mixer.py` is the contract of a mixer and the settings that all share, `block.py` the residual block
 around a mixer and the stack of blocks, `state.py` the operations on states. Each mixer has a file;
-`minimal.py` is what minGRU and minLSTM share. `convolution.py` and `dropout.py` are layers.
+`convolution.py` and `dropout.py` are layers.
 """
 
 from agents.backbones.aaren import Aaren, AarenConfig

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from agents.backbones.minimal import MinimalConfig, MinimalRNN
+from agents.backbones.min_gru import MinimalConfig, MinimalRNN
 from common.checks import number
 
 

@@ -129,6 +129,22 @@ def linear_backward(decay, state, resets, out, d_out, d_decay, d_value, d_state,
                 carry[:] = nothing
 
 
+@njit(forceinline=True, **OPTIONS)
+def _min_gru_gates(k, x, one, half):
+    """Returns the larger and the smaller of z and 1 - z, the candidate g and its slope."""
+    e = exp_nonpositive(-abs(k))
+    u = exp_nonpositive(-abs(x))
+    # 1 / d and 1 / q by one division: r q and r d.
+    d = one + e
+    q = one + u
+    r = one / (d * q)
+    larger = r * q
+    inverse_q = r * d
+    g = x + half if x >= 0 else u * inverse_q
+    slope = one if x >= 0 else u * inverse_q * inverse_q
+    return larger, e * larger, g, slope
+
+
 @kernel()
 def min_gru_forward(preactivations, state, resets, out, b0, b1, c0, c1):
     """h_t = (1 - z_t) h_{t-1} + z_t g_t, computed from the nearer of h_{t-1} and g_t.
@@ -149,17 +165,8 @@ def min_gru_forward(preactivations, state, resets, out, b0, b1, c0, c1):
             h = out[b, t, c0:c1]
             for c in range(c1 - c0):
                 k = gate[c]
-                x = candidate[c]
                 p = previous[c]
-                # 1 / d and 1 / q by one division: r q and r d.
-                e = exp_nonpositive(-abs(k))
-                u = exp_nonpositive(-abs(x))
-                d = one + e
-                q = one + u
-                r = one / (d * q)
-                # The smaller of z and 1 - z, the candidate, and the step between the two ends.
-                smaller = e * (r * q)
-                g = x + half if x >= 0 else u * (r * d)
+                _, smaller, g, _ = _min_gru_gates(k, candidate[c], one, half)
                 near = g if k >= 0 else p
                 far = p if k >= 0 else g
                 h[c] = near + smaller * (far - near)
@@ -189,18 +196,7 @@ def min_gru_backward(
             d_candidate = d_preactivations[b, t, channels + c0 : channels + c1]
             for c in range(c1 - c0):
                 k = gate[c]
-                x = candidate[c]
-                # Gate and candidate again, as in the forward pass.
-                e = exp_nonpositive(-abs(k))
-                u = exp_nonpositive(-abs(x))
-                d = one + e
-                q = one + u
-                r = one / (d * q)
-                larger = r * q
-                smaller = e * larger
-                inverse_q = r * d
-                g = x + half if x >= 0 else u * inverse_q
-                slope = one if x >= 0 else u * inverse_q * inverse_q
+                larger, smaller, g, slope = _min_gru_gates(k, candidate[c], one, half)
                 z = larger if k >= 0 else smaller
                 keep = smaller if k >= 0 else larger
                 # `total` is the whole gradient of h_t; sigmoid'(k) = larger * smaller.
@@ -212,13 +208,41 @@ def min_gru_backward(
                 carry[:] = nothing
 
 
-@kernel()
-def min_lstm_forward(preactivations, state, resets, out, b0, b1, c0, c1):
-    """h_t = f' h_{t-1} + i' g_t with f' = f / (f + i) and i' = i / (f + i).
+@njit(forceinline=True, **OPTIONS)
+def _min_lstm_gates(kf, ki, x, one, half):
+    """Returns parts of f', i' and g: see the comments.
 
     With m = max(-k_f, -k_i, 0) and u_k = e^-m + e^(-k-m) it is f' = u_i / (u_f + u_i): no exponent
     is positive, so nothing overflows. One of the three exponentials is always 1.
     """
+    # The two gates in order: u_low and u_high are the u_k of the lower and of the higher one.
+    low = kf if kf <= ki else ki
+    high = ki if kf <= ki else kf
+    e_low = exp_nonpositive(-abs(low))
+    e_high = exp_nonpositive(-high if low >= 0 else low - high)
+    u = exp_nonpositive(-abs(x))
+    u_low = one + e_low
+    u_high = e_high + (one if low >= 0 else e_low)
+    # 1 / d and 1 / q by one division: r q and r d.
+    d = u_low + u_high
+    q = one + u
+    r = one / (d * q)
+    # The larger share is that of the higher gate.
+    larger = u_low * (r * q)
+    smaller = u_high * (r * q)
+    # The candidate and its slope.
+    inverse_q = r * d
+    g = x + half if x >= 0 else u * inverse_q
+    slope = one if x >= 0 else u * inverse_q * inverse_q
+    # 1 - sigmoid(k) = e^(-k-m) / u_k for both gates.
+    rest_low = (e_low if low >= 0 else one) / u_low
+    rest_high = e_high / (u_high if u_high > 0 else one)  # 0 / 0: both underflow
+    return larger, smaller, g, slope, rest_low, rest_high
+
+
+@kernel()
+def min_lstm_forward(preactivations, state, resets, out, b0, b1, c0, c1):
+    """h_t = f' h_{t-1} + i' g_t with f' = f / (f + i) and i' = i / (f + i)."""
     one = out.dtype.type(1.0)
     half = out.dtype.type(0.5)
     channels = out.shape[2]
@@ -235,23 +259,8 @@ def min_lstm_forward(preactivations, state, resets, out, b0, b1, c0, c1):
             for c in range(c1 - c0):
                 kf = forget[c]
                 ki = enter[c]
-                x = candidate[c]
                 p = previous[c]
-                # The two gates in order: u_low and u_high as in the docstring.
-                low = kf if kf <= ki else ki
-                high = ki if kf <= ki else kf
-                e_low = exp_nonpositive(-abs(low))
-                e_high = exp_nonpositive(-high if low >= 0 else low - high)
-                u = exp_nonpositive(-abs(x))
-                u_low = one + e_low
-                u_high = e_high + (one if low >= 0 else e_low)
-                # 1 / d and 1 / q by one division: r q and r d.
-                d = u_low + u_high
-                q = one + u
-                r = one / (d * q)
-                # The share of the lower gate, the candidate, and the step between the two ends.
-                smaller = u_high * (r * q)
-                g = x + half if x >= 0 else u * (r * d)
+                _, smaller, g, _, _, _ = _min_lstm_gates(kf, ki, candidate[c], one, half)
                 near = g if kf <= ki else p
                 far = p if kf <= ki else g
                 h[c] = near + smaller * (far - near)
@@ -284,28 +293,11 @@ def min_lstm_backward(
             for c in range(c1 - c0):
                 kf = forget[c]
                 ki = enter[c]
-                x = candidate[c]
-                # Gates and candidate again, as in the forward pass.
-                low = kf if kf <= ki else ki
-                high = ki if kf <= ki else kf
-                e_low = exp_nonpositive(-abs(low))
-                e_high = exp_nonpositive(-high if low >= 0 else low - high)
-                u = exp_nonpositive(-abs(x))
-                u_low = one + e_low
-                u_high = e_high + (one if low >= 0 else e_low)
-                d = u_low + u_high
-                q = one + u
-                r = one / (d * q)
-                smaller = u_high * (r * q)
-                larger = u_low * (r * q)
-                inverse_q = r * d
-                g = x + half if x >= 0 else u * inverse_q
-                slope = one if x >= 0 else u * inverse_q * inverse_q
+                larger, smaller, g, slope, rest_low, rest_high = _min_lstm_gates(
+                    kf, ki, candidate[c], one, half
+                )
                 f = smaller if kf <= ki else larger
                 i = larger if kf <= ki else smaller
-                # 1 - sigmoid(k) = e^(-k-m) / u_k for both gates.
-                rest_low = (e_low if low >= 0 else one) / u_low
-                rest_high = e_high / (u_high if u_high > 0 else one)  # 0 / 0: both underflow
                 # `total` is the whole gradient of h_t.
                 total = dh[c] + carry[c]
                 d_share = total * (previous[c] - g) * (smaller * larger)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agents.scan.gates import gate_and_candidate, log_positive
+from agents.scan.reference import gate_and_candidate
 
 
 def minimal_scan(preactivations: Tensor, initial_state: Tensor, resets: Tensor | None) -> Tensor:
@@ -28,7 +28,12 @@ def minimal_scan(preactivations: Tensor, initial_state: Tensor, resets: Tensor |
         log_zero = 2 * math.log(torch.finfo(gate.dtype).eps)
         log_decay = log_decay.masked_fill(resets.unsqueeze(-1), log_zero)
     total = log_decay.cumsum(dim=1)
-    log_input = F.logsigmoid(gate) + log_positive(candidate)
+    log_input = F.logsigmoid(gate) + _log_positive(candidate)
     states = (total + torch.logcumsumexp(log_input - total, dim=1)).exp()
     # The initial state may be zero or negative and so has no logarithm.
     return states + total.exp() * initial_state.unsqueeze(1)
+
+
+def _log_positive(x: Tensor) -> Tensor:
+    """Returns log g(x), exact where g is too small for its floating-point type."""
+    return torch.where(x >= 0, (x.relu() + 0.5).log(), F.logsigmoid(x))

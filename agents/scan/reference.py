@@ -1,12 +1,31 @@
 """The recurrences one step at a time: the oracle that every other form is tested against.
 
-Any dtype, any device, differentiable any number of times; slow, as a loop over time is.
+Any dtype, any device, differentiable any number of times; slow, as a loop over time is. The gates
+are those of Feng et al. 2024, "Were RNNs All We Needed?" (arXiv 2410.01201): minGRU is equation
+block 3.1, minLSTM block 3.2, their log-space forms appendix B.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from agents.scan.gates import gate_and_candidate, positive
+
+def positive(x: Tensor) -> Tensor:
+    """Returns g(x) = x + 0.5 for x >= 0 and sigmoid(x) below: the candidate, always positive."""
+    return torch.where(x >= 0, x + 0.5, x.sigmoid())
+
+
+def gate_and_candidate(preactivations: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """Returns the pre-activations of the update gate and of the candidate, (..., channels) each.
+
+    From (..., 2 * channels) they are minGRU's. From (..., 3 * channels), minLSTM's, the gate is
+    i' = i / (f + i). That is the sigmoid of log i - log f, so minLSTM is minGRU with this gate.
+    """
+    if preactivations.shape[-1] == 2 * channels:
+        gate, candidate = preactivations.chunk(2, dim=-1)
+        return gate, candidate
+    forget, enter, candidate = preactivations.chunk(3, dim=-1)
+    return F.logsigmoid(enter) - F.logsigmoid(forget), candidate
 
 
 def minimal_step(preactivations: Tensor, state: Tensor) -> Tensor:

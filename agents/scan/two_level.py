@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agents.scan.gates import gate_and_candidate, positive
+from agents.scan.reference import gate_and_candidate, positive
 
 
 def _scan(decay: Tensor, value: Tensor) -> Tensor:

@@ -56,10 +56,8 @@ class FusedPolicy:
             raise NotFusableError(reason)
         self.observation_dim, self.action_dim = policy.observation_dim, policy.action_dim
         self._policy = policy
-        self._layers, self._channels = (
-            len(policy.backbone.blocks),
-            _first_block(policy).mixer.channels,
-        )
+        self._layers = len(policy.backbone.blocks)
+        self._channels = _first_block(policy).mixer.channels
         self._kernel, self._constants = policy_step, _pack(policy)
         self._hidden = policy.hidden.numpy() if policy.config.hidden else None
         self._means = policy.observation_mean.numpy().copy()
