@@ -87,9 +87,8 @@ def resolve(config: EvalConfig, dataset: DatasetInfo, own: Evaluation) -> Evalua
     targets = config.target_return or own.target_returns
     if config.target_fraction is not None:
         targets = [dataset.return_max * fraction for fraction in config.target_fraction]
-    keys = ["rollout", "episodes", "seed", "n_envs", "horizon", "start_noise"]
-    keys += ["engine", "observation_noise", "observation_loss", "action_delay"]
-    given = {key: value for key in keys if (value := getattr(config, key)) is not None}
+    values = {key: value for key, value in vars(config).items() if value is not None}
+    given = {key: values[key] for key in values.keys() & vars(own).keys()}
     if config.environment is None and own.environment_id is None:
         raise UserError(
             f"{config.run} was trained on data that name no environment, so there is nothing to "

@@ -124,7 +124,7 @@ class TrainConfig:
                 "protocol.context_length is 1, but rollout=rolling resets its two states half a "
                 "context apart; raise it to at least 2 or choose rollout=carried."
             )
-        if named := self.dataset.known_environment:  # refused before the data are read
+        if named := self.dataset.environment:  # refused before the data are read
             hidden_indices(self.policy.hidden, named)
             if self.evaluation.asks_for_published:
                 published_target(named)

@@ -67,12 +67,6 @@ class DatasetConfig:
                 )
 
     @property
-    def known_environment(self) -> str | None:
-        """The environment to evaluate in, if it is known before the data are read."""
-        recipe = find_recipe(self.id or "") if self.source == "builtin" else None
-        return self.environment or (recipe.task.environment_id if recipe else None)
-
-    @property
     def label(self) -> str:
         """A short name for run folders: ``hopper-medium``, ``d4rl-hopper-medium-v2``."""
         if self.source == "mix":

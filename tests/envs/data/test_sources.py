@@ -91,9 +91,21 @@ def test_reference_scores_of_the_metadata_come_first():
     assert episodes.reference == Reference(5.0, 50.0, "metadata of test/hopper-v0")
 
 
-def test_reference_scores_of_a_known_environment_are_d4rls():
-    episodes = load(write("test/hopper-v1", env="Hopper-v5", change=hopper_episode))
-    assert episodes.reference == TASKS["hopper"].reference
+@pytest.mark.parametrize(
+    ("environment_id", "observation_dim", "action_dim", "task"),
+    [("Hopper-v5", 11, 3, "hopper"), ("Ant-v5", 105, 8, "ant"), ("Swimmer-v5", 8, 2, None)],
+)
+def test_reference_scores_of_a_known_environment_are_d4rls_and_of_another_none(
+    environment_id, observation_dim, action_dim, task
+):
+    def change(i, episode):
+        length = len(episode["rewards"])
+        episode["observations"] = np.zeros((length + 1, observation_dim))
+        episode["actions"] = np.zeros((length, action_dim), np.float32)
+
+    episodes = load(write("test/zeros-v0", env=environment_id, change=change))
+    assert episodes.environment_id == environment_id
+    assert episodes.reference == (TASKS[task].reference if task else None)
 
 
 @pytest.mark.parametrize("pair", [(np.nan, 5.0), ("x", 5.0), (5.0, 1.0), (0.0, np.inf)])
