@@ -58,7 +58,7 @@ class Comparison:
         cells: Task and row to the runs.
         central: Backbone to the row that its others depart from.
         notes: What differs between runs that stand in one table.
-        marks: Task and row to the numbers, from 1, of the notes that concern them.
+        marks: Task and row to the numbers of their notes, from 1.
     """
 
     cells: dict[tuple[str, str], Cell]
@@ -112,8 +112,8 @@ class Comparison:
         """Returns comparisons small enough for a picture, in each of which averages can be taken.
 
         A set of tasks, not all of them, that three or more rows were run on, and on no others, is
-        a part of its own (an ablation on three of nine data sets), with the central rows beside
-        them. All other rows are the first part, which has all tasks.
+        a part of its own (an ablation on three of nine data sets), together with the central
+        rows. All other rows are the first part, which has all tasks.
         """
         sets: dict[tuple[str, ...], list[str]] = {}
         for row in self.rows:
@@ -187,7 +187,7 @@ def _central_rows(comparison: Comparison) -> dict[str, str]:
     return dict(sorted(central.items(), key=lambda item: comparison.rows.index(item[1])))
 
 
-Found = Iterator[tuple[Note, list[tuple[str, str]]]]  # notes, and the cells that they concern
+Found = Iterator[tuple[Note, list[tuple[str, str]]]]  # notes, and their cells
 
 
 def _unaveraged(comparison: Comparison) -> Found:

@@ -1,7 +1,7 @@
 """Pictures of a comparison in one style: dots with intervals, and lines with bands.
 
-Colours: Okabe and Ito, "Color Universal Design" (2008), which people with any form of colour
-vision can tell apart.
+Colours: Okabe and Ito, "Color Universal Design" (2008), distinguishable with any form of
+colour vision.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""How far the runs of a sweep are: one table that is made again and again while they run."""
+"""The progress of runs: one table, which is updated while they train."""
 
 import time
 from collections.abc import Iterable
@@ -19,9 +19,9 @@ from reports.tables import printable
 
 @dataclass(frozen=True)
 class Progress:
-    """How far one run is.
+    """The progress of one run.
 
-    `steps` is None if the folder does not say. `score` is the final score, or that of the last
+    `steps` is None if config.yaml cannot be read. `score` is the final score, or that of the last
     evaluation in training. `quiet`: seconds since a file of the run changed.
     """
 
@@ -34,39 +34,39 @@ class Progress:
 
 
 def read_progress(folder: Path) -> Progress:
-    """Reads how far one run is; what is not there yet, or damaged, is left open.
+    """Reads the progress of one run; values of missing or damaged files are left out.
 
     Raises:
         FileNotFoundError: A file disappeared while it was read.
     """
     log, config, scores = (folder / n for n in ("metrics.jsonl", "config.yaml", "scores.json"))
-    step, sign = 0, folder.stat().st_mtime
+    step, changed = 0, folder.stat().st_mtime
     score: float | None = None
+    final: float | None = None
     if log.is_file():
-        sign = max(sign, log.stat().st_mtime)
+        changed = max(changed, log.stat().st_mtime)
         with suppress(ValueError, UserError):
             for record in read_log(log):
                 step = record["step"]
                 returned = record.get("eval/return_mean", score)
                 score = record.get("eval/normalized_score_mean", returned)
-    final = _final_score(folder, scores.stat().st_mtime_ns) if scores.is_file() else None
+    if scores.is_file():
+        with suppress(UserError):  # not cached: the other files may follow
+            final = _final_score(folder, scores.stat().st_mtime_ns)
     return Progress(
         folder=folder,
         finished=final is not None or (folder / HELD_OUT).is_file(),
         step=step,
         steps=_steps(config, config.stat().st_mtime_ns) if config.is_file() else None,
         score=score if final is None else final,
-        quiet=max(0.0, time.time() - sign),
+        quiet=max(0.0, time.time() - changed),
     )
 
 
-# Read again only when the file has changed: there may be hundreds, every few seconds.
+# Cached until the file changes: there may be hundreds of runs, read every few seconds.
 @cache
 def _final_score(folder: Path, changed: int) -> float | None:
-    try:
-        run = read_run(folder)
-    except UserError:
-        return None
+    run = read_run(folder)
     # eval.py may have scored a run that is still training.
     return run.score.value if run.settings["scored_at_update"] == "last" else None
 
@@ -80,7 +80,7 @@ def _steps(config: Path, changed: int) -> int | None:
 
 
 def read_all(folders: Iterable[Path]) -> list[Progress]:
-    """Reads how far all runs at and below some folders are.
+    """Reads the progress of all runs at and below some folders.
 
     Raises:
         UserError: One is not a folder, or there is no run in it.
@@ -93,7 +93,7 @@ def read_all(folders: Iterable[Path]) -> list[Progress]:
 
 
 def progress_table(runs: Iterable[Progress]) -> Table:
-    """Makes the table: first the unfinished runs, the last to give a sign on top; then the rest."""
+    """Makes the table: unfinished runs first, ordered by their last change; then finished runs."""
     ordered = sorted(runs, key=lambda run: (run.finished, run.quiet))
     done = sum(run.finished for run in ordered)
     table = Table(title=f"{done} of {len(ordered)} runs done", title_justify="left")

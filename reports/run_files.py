@@ -68,7 +68,7 @@ def find_runs(folders: Iterable[Path]) -> tuple[dict[Path, str], list[Path]]:
             reason = "is not a folder" if folder.exists() else "does not exist"
             raise UserError(f"{folder} {reason}; give run folders, or folders of them: runs/")
         empty = True
-        for parent, below, files in os.walk(folder):  # unlike rglob, it may shrink meanwhile
+        for parent, below, files in os.walk(folder):  # rglob fails if a folder vanishes
             below[:] = sorted(name for name in below if not name.startswith("."))
             path, known = Path(parent), {"config.yaml", "scores.json", RUNS}.intersection(files)
             empty = empty and not known
@@ -192,7 +192,7 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
     """
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):  # a killed run leaves a line without an end
+            if line.endswith("\n"):  # a killed run leaves an incomplete last line
                 yield _make_record(json.loads(line))
 
 
@@ -247,7 +247,7 @@ def write_tables(folder: Path, runs: Iterable[Run]) -> None:
         if (other := named.setdefault(run.name, run)) is not run:
             raise UserError(
                 f"{other.folder} and {run.folder} would both be called {run.name} in {RUNS}: give "
-                "a folder that contains both, so that their names tell them apart."
+                "a folder that contains both, so that their names differ."
             )
     tables: dict[str, list[dict[str, Any]]] = {RUNS: [], EVALUATIONS: [], CURVES: []}
     for name, run in sorted(named.items()):
@@ -256,7 +256,7 @@ def write_tables(folder: Path, runs: Iterable[Run]) -> None:
         data = dict(flatten(asdict(run.data), "data."))
         config = {key: value for key, value in run.config.items() if key != "run_dir"}
         packed = {key: own.pop(key) for key in list(own) if key.endswith(EPISODES)}
-        # The figures that people look for come first, the packed ones last.
+        # Mean scores come first, packed columns last.
         headline = {key: own[key] for key in own if key.endswith("_mean")}
         tables[RUNS].append({"run": name} | headline | own | data | config | packed)
         for stem, scores in {"scores": more, **run.evaluations}.items():

@@ -1,4 +1,4 @@
-"""A finished run: its scores, how it was made and scored, and what tells it from other runs."""
+"""A finished run: its scores, its settings, and how it was trained and scored."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ IGNORED = (
     *("dataset.environment", "evaluation.episodes", "evaluation.every", "evaluation.seed"),
     "evaluation.episodes_in_training",
 )
-UNKNOWN = "-"  # a fact that a run does not tell, or that does not concern it
+UNKNOWN = "-"  # a fact that is not recorded, or does not apply
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class Run:
 
     @cached_property
     def settings(self) -> dict[str, Hashable]:
-        """The settings that tell two runs apart."""
+        """The settings in which runs of different rows differ."""
         updates = self.score.checkpoint_step
         return {
             key: str(value) if isinstance(value, list | dict) else value

@@ -61,7 +61,7 @@ class Table:
         return [name for name in self.rows[0] if any(row[name] is not None for row in self.rows)]
 
     def shown(self) -> list[list[str]]:
-        """Returns the cells as people read them."""
+        """Returns the cells as text, rounded."""
         return [[_shown(row[name]) for name in self.columns] for row in self.rows]
 
     @property
@@ -295,7 +295,7 @@ def facts_table(comparison: Comparison) -> Table:
 
 
 def notes_table(comparison: Comparison) -> Table:
-    """Makes the table of notes, whose numbers stand beside the scores that they concern."""
+    """Makes the table of notes; the other tables refer to their numbers."""
     return Table(
         "notes",
         "Notes",

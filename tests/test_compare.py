@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from run_folders import damage, make_run
 
 import compare
 from agents.policy import PolicyConfig
-from reports.progress import time_span
+from reports.progress import read_progress, time_span
 from reports.run_files import read_run
 from reports.scores import write_scores
 
@@ -252,6 +253,24 @@ def test_names_that_look_like_markup_formulas_or_escapes_are_shown_as_they_are(t
     assert len(list(out.glob("*.png"))) == 4
     damage(tmp_path / "runs" / "[/x] [red]", "config.yaml", lambda text: "- 1\n")
     assert "left out: " in printed([tmp_path / "runs"], tmp_path)[0]
+
+
+def test_a_folder_whose_files_arrive_one_by_one_is_done_with_the_last_of_them(tmp_path):
+    run = make_run(tmp_path / "run", score=60)
+    (run / "config.json").rename(tmp_path / "config.json")
+    assert not read_progress(run).finished
+    (tmp_path / "config.json").rename(run / "config.json")
+    assert read_progress(run).finished
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems refuse such names")
+def test_a_name_that_is_not_utf_8_stops_neither_report_nor_table(tmp_path):
+    make_run(tmp_path / "runs" / os.fsdecode(b"\xff-seed0"))
+    console = Console(file=io.StringIO())
+    table = tmp_path / "table"
+    compare.main([tmp_path / "runs"], out=tmp_path / "out", console=console, table=table)
+    assert records(table / "runs.csv")[0]["run"] == "?-seed0"
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 @pytest.mark.parametrize(
