@@ -6,7 +6,7 @@ replaces envs/behaviors/TASK by the chosen snapshots, `recipe.json` and the trai
 `returns.csv`, and draws `learning_curves.png`. The rule, with `episodes` sampled episodes for each
 candidate:
 
-- expert: of the last third of the snapshots, the 10 with the highest returns in returns.csv; the
+- expert: of the last third of the snapshots, the 5 with the highest returns in returns.csv; the
   best of those with at least 95 % whole episodes, or if there are none, the one with the most.
 - medium: the earliest snapshot with a third to a half of the expert's return; if there is none,
   the nearest to that.
@@ -26,11 +26,11 @@ from common.arguments import parse_arguments, run_command
 from common.checks import check_fields, number, require_extra, seed
 from common.errors import UserError
 from common.files import hidden_directory, only_process, put_in_place
-from envs.behaviors import DIRECTORY, Snapshots, load_snapshots
+from envs.behaviors import DIRECTORY, SNAPSHOTS, Snapshots, load_snapshots
 from envs.behaviors.measure import Measurement, measure
 from envs.tasks import TASKS
 
-CANDIDATES = 10
+CANDIDATES = 5
 REPLAY = 8
 WHOLE = 0.95
 MEDIUM = (1 / 3, 1 / 2)  # of the expert's return
@@ -74,8 +74,8 @@ def read_curve(path: Path) -> tuple[str, dict[int, float]]:
             f"{path} is not a table of one training ({error}); give training= a folder of "
             "envs.behaviors.train."
         ) from None
-    if task not in TASKS:
-        raise UserError(f"{path} names the task {task}, which is none of {', '.join(TASKS)}.")
+    if task not in SNAPSHOTS:
+        raise UserError(f"{path} names the task {task}, which is none of {', '.join(SNAPSHOTS)}.")
     return task, curve
 
 
@@ -132,7 +132,7 @@ def draw(directory: Path) -> None:
     """Draws the learning curve of every task with a returns.csv, the chosen snapshots marked."""
     from matplotlib.figure import Figure
 
-    names = [name for name in TASKS if (directory / name / "returns.csv").exists()]
+    names = [name for name in SNAPSHOTS if (directory / name / "returns.csv").exists()]
     figure = Figure(figsize=(4 * len(names), 3.5), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         _, curve = read_curve(directory / name / "returns.csv")

@@ -16,6 +16,7 @@ from common.arguments import parse_arguments, run_command
 from common.checks import check_fields, number, seed
 from common.errors import UserError
 from common.files import write_file
+from envs.behaviors import SNAPSHOTS
 from envs.behaviors.episodes import run_episodes
 from envs.behaviors.policy import load_behavior
 from envs.tasks import TASKS, Task
@@ -127,7 +128,7 @@ def main(arguments: list[str]) -> None:
     config = parse_arguments(MeasureConfig, arguments)
     directory = Path(config.directory)
     measurements = []
-    for task in TASKS.values():
+    for task in (TASKS[name] for name in SNAPSHOTS):
         for path in sorted((directory / task.name).glob("step_*.safetensors")):
             training_steps = int(path.stem.removeprefix("step_"))
             measurements.append(measure(task, path, training_steps, config.episodes, config.seed))
@@ -135,7 +136,7 @@ def main(arguments: list[str]) -> None:
     if not measurements:
         raise UserError(
             f"directory={directory}: there is no TASK/step_NNNNNNN.safetensors below it, with "
-            f"TASK one of {', '.join(TASKS)}"
+            f"TASK one of {', '.join(SNAPSHOTS)}"
         )
     write_returns(directory / "returns.csv", measurements)
 

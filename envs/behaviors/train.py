@@ -57,7 +57,7 @@ class TrainBehaviorConfig:
         resume: Whether an unfinished training in that folder is resumed.
     """
 
-    env: str = choice(MISSING, TASKS)
+    env: str = choice(MISSING, TOP_QUANTILES_TO_DROP)
     algorithm: str = choice("tqc", ("sac", "tqc"))
     steps: int = number(1_000_000, at_least=1, at_most=MOST_STEPS)
     every: int = number(20_000, at_least=1, at_most=MOST_STEPS)
