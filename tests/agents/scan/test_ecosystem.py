@@ -66,6 +66,7 @@ def train_on_a_share(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow  # torchrun in tests/test_distributed.py proves it by default
 def test_two_processes_find_the_gradient_of_the_whole_batch(tmp_path):
     torch.multiprocessing.spawn(train_on_a_share, args=(str(tmp_path),), nprocs=2)
     backbone, inputs = make(CONFIGS[0])

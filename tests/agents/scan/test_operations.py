@@ -158,6 +158,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_change_of_an_inlined_function_is_seen_by_the_cache(tmp_path):
     """Numba itself looks only at the file of the kernel, which is the same in all three runs."""
     (tmp_path / "kernel_of_test.py").write_text(

@@ -93,7 +93,7 @@ def run(code: str, interpret: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("name", ["linear", "gru", "lstm"])
+@pytest.mark.parametrize("name", ["linear", "gru", pytest.param("lstm", marks=pytest.mark.slow)])
 def test_interpreted_kernels_agree_with_the_loop(name):
     run(_COMPARE.replace("NAME", repr(name)), interpret="1")
 
