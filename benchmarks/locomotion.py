@@ -32,6 +32,7 @@ from agents.checkpoint import load_description  # noqa: E402
 from common.errors import exits  # noqa: E402
 from configs.launch import command  # noqa: E402
 from configs.schema import register  # noqa: E402
+from envs.behaviors import RECIPES  # noqa: E402
 from eval import read_description, resolve  # noqa: E402
 from reports.run_files import read_runs, write_tables  # noqa: E402
 from reports.runs import Run  # noqa: E402
@@ -55,6 +56,7 @@ DECISION_TRANSFORMER = [
 TASKS = ("hopper", "walker2d", "halfcheetah")
 MEDIUM = [f"{task}-medium" for task in TASKS]
 NINE = [*MEDIUM, *(f"{task}-medium-{kind}" for kind in ("replay", "expert") for task in TASKS)]
+EXPERT = [f"{task}-medium-expert" for task in TASKS]
 THREE = ["hopper-medium-replay", "walker2d-medium", "halfcheetah-medium-expert"]
 
 # The transformer in the policy of the others: one token a step, no timesteps.
@@ -111,6 +113,18 @@ LONGER: dict[str, list[str]] = {
     "attention_longer": [*ATTENTION, *FOUR_TIMES],
     "bc_top10_longer": ["experiment=bc_top10", *FOUR_TIMES],
 }
+# What a memory is worth where the policy sees all observations (with the rows of `main`), and where
+# it sees no velocities.
+CONTEXTS: dict[str, list[str]] = {
+    "bc_context_1": ["experiment=bc", "protocol.context_length=1", "rollout=window"],
+    **{f"attention_context_{n}": [*ATTENTION, f"protocol.context_length={n}"] for n in (1, 5)},
+    "gru_streamed": ["backbone=gru", *STREAMED],
+}
+HIDDEN = {
+    f"{name}_hidden": [*overrides, "policy.hidden=velocities"]
+    for name, overrides in (MAIN | CONTEXTS).items()
+    if name in {"min_gru", "min_gru_streamed", "attention", *CONTEXTS}
+}
 GROUPS = {
     "main": (NINE, MAIN),
     "others": (MEDIUM, OTHERS),
@@ -119,6 +133,7 @@ GROUPS = {
     "extras": (THREE, EXTRAS),
     "transformers": (MEDIUM, TRANSFORMERS),
     "longer": ([*THREE, "hopper-medium-expert"], LONGER),
+    "hidden": (EXPERT, CONTEXTS | HIDDEN),
 }
 TARGETS = "episodes=50 target_fraction=[0.25,0.5,0.75,1,1.5,2]"
 # What eval.py is asked of some policies: data sets, names of runs, arguments.
@@ -212,7 +227,9 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     known = collect(ROOT / RUNS, RESULTS)
     runs = list(commands(given.groups, given.seeds))
-    missing = [run for run in runs if run[0] not in known]
+    # Rows of an earlier version of the built-in data are made anew.
+    current = {name for name, run in known.items() if run.task in RECIPES}
+    missing = [run for run in runs if run[0] not in current]
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished.", flush=True)
     if given.dry_run:
         return

@@ -39,7 +39,7 @@ def test_only_runs_that_are_made_are_evaluated():
     assert {name for name, _ in locomotion.evaluations([0])} <= made
 
 
-def test_runs_in_the_tables_are_not_trained_again():
+def test_runs_in_the_tables_are_not_trained_again_unless_their_data_are_of_an_older_version():
     done = subprocess.run(
         [sys.executable, "benchmarks/locomotion.py", "--dry-run", "--groups", "main"],
         cwd=Path(__file__).parents[1],
