@@ -1,6 +1,6 @@
 """Scores a run folder in its environment, one step at a time.
 
-    python eval.py run=runs/hopper-medium/min_gru-streamed-seed0
+    python eval.py run=runs/hopper-medium-expert/min_gru-streamed-seed0
     python eval.py run=PATH episodes=100 target_return=[1800,3600] rollout=window
     python eval.py run=PATH video=hopper.mp4 video_episodes=9
     python eval.py run=PATH target_fraction=[0.25,0.5,0.75,1,1.5,2]

@@ -68,7 +68,7 @@ class Comparison:
 
     @cached_property
     def tasks(self) -> list[str]:
-        """Data sets, as ``builtin/hopper/medium-v0``."""
+        """Data sets, as ``builtin/hopper/medium-v1``."""
         return sorted({task for task, _ in self.cells}, key=short)
 
     @cached_property
@@ -279,7 +279,7 @@ def unusual(facts: Sequence[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def short(task: str) -> str:
-    """Returns a task's short name: ``hopper-medium`` of ``builtin/hopper/medium-v0``."""
+    """Returns a task's short name: ``hopper-medium`` of ``builtin/hopper/medium-v1``."""
     if not task.startswith("builtin/"):
         return task
     return re.sub(r"-v\d+(?= \(|$)", "", task.removeprefix("builtin/")).replace("/", "-")

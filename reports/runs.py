@@ -55,7 +55,7 @@ class Run:
 
     @property
     def task(self) -> str:
-        """The data set without the part that was trained on: ``builtin/hopper/medium-v0``.
+        """The data set without the part that was trained on: ``builtin/hopper/medium-v1``.
 
         Followed by `` (return)`` if no reference returns are known, so that units never mix.
         """

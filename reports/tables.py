@@ -246,7 +246,7 @@ def read_published() -> list[dict[str, str]]:
 def d4rl_name(task: str) -> str:
     """Returns the D4RL data set that a task corresponds to; empty if there is none.
 
-    >>> d4rl_name("builtin/hopper/medium-v0")
+    >>> d4rl_name("builtin/hopper/medium-v1")
     'hopper-medium'
     """
     found = re.fullmatch(

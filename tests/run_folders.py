@@ -42,7 +42,7 @@ def make_run(
     name, _, kind = task.partition("-")
     about = TASKS[name]
     config = TrainConfig(
-        dataset=DatasetConfig(source="builtin", id=f"builtin/{name}/{kind}-v0"),
+        dataset=DatasetConfig(source="builtin", id=f"builtin/{name}/{kind}-v1"),
         backbone=MIXERS[backbone][0](d_model=8, n_layer=1),
         **keys,
     )

@@ -101,7 +101,7 @@ def test_a_resumed_run_ends_with_the_same_bits(start, tmp_path):
 ERRORS = {
     "stepz=3": r"error: key 'stepz' does not exist",
     "protocol.batch_steps=16": r"error: protocol\.batch_steps is 16, too few for 2 processes",
-    "dataset.id=builtin/hopper/simple-v0": "error: there is no built-in data set",
+    "dataset.id=builtin/hopper/simple-v1": "error: there is no built-in data set",
     "trainer.learning_rate=1e30": "error: the loss or its gradient is not finite at update",
 }
 

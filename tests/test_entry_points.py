@@ -24,7 +24,7 @@ from reports.scores import read_scores
 def test_train_then_eval(start, call, tmp_path):
     trained = call("train.py", *SMALL, "steps=80", "held_out=0.2")
     assert trained.returncode == 0, trained.stderr
-    (folder,) = tmp_path.glob("runs/hopper-medium/*")
+    (folder,) = tmp_path.glob("runs/hopper-medium-expert/*")
     assert re.fullmatch(r"min_gru-streamed-seed0-[0-9a-f]{8}", folder.name)
     for name in ("config.yaml", "config.json", "model.safetensors", "training_state.pt"):
         assert (folder / name).is_file()
@@ -274,7 +274,7 @@ WRONG = {
     "backbone=min_grue": r"backbone 'min_grue' does not exist .*there are: .*min_gru, min_lstm",
     "dataset=hoper-medium": r"dataset 'hoper-medium' does not exist .*'hopper-medium'.*walker2d",
     "experiment=stream": r"experiment 'stream' does not exist .*streamed, whole_episodes, windowed",
-    "dataset.id=builtin/hopper/simple-v0": r"there is no built-in data set",
+    "dataset.id=builtin/hopper/simple-v1": r"there is no built-in data set",
     "dataset.source=hdf6": r"dataset.source 'hdf6' does not exist; there are: builtin",
     "dataset=minari": r"dataset\.id",
     "rollout=rolled": r"rollout 'rolled' does not exist; there are: carried, rolling, window",
@@ -292,7 +292,7 @@ WRONG = {
 # What only shows once the program runs, and one of the others from beginning to end.
 STARTED = {
     "stepz=3",
-    "dataset.id=builtin/hopper/simple-v0",
+    "dataset.id=builtin/hopper/simple-v1",
     "dataset.source=hdf6",
     "dataset=minari",
 }

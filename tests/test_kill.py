@@ -145,7 +145,7 @@ CAMPAIGNS = {
     "sweep": [[*TRAIN[:1], "-m", *TRAIN[1:], "seed=0,1"]],
     "collect": [
         ["envs.behaviors.collect", *COLLECT],
-        [*TRAIN, "run_dir=run", "dataset=minari", "dataset.id=builtin/hopper/medium-v0"],
+        [*TRAIN, "run_dir=run", "dataset=minari", "dataset.id=builtin/hopper/medium-v1"],
     ],
     "evaluate": [
         [*TRAIN, "run_dir=run"],

@@ -52,7 +52,7 @@ class Recipe:
     """What a built-in data set is made of, after D4RL (arXiv 2004.07219, section 5).
 
     Attributes:
-        dataset_id: Minari id, such as ``builtin/hopper/medium-v0``.
+        dataset_id: Minari id, such as ``builtin/hopper/medium-v1``.
         task: The task.
         quality: One of QUALITIES.
         snapshots: Training steps of the behaviour policies.

@@ -137,14 +137,14 @@ def draw(directory: Path) -> None:
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         _, curve = read_curve(directory / name / "returns.csv")
         chosen = load_snapshots(directory / name / "recipe.json")
-        axes.plot(list(curve), list(curve.values()), color="gray", linewidth=1)
+        axes.plot(np.array(list(curve)) / 1000, list(curve.values()), color="gray", linewidth=1)
         for label, steps in (
             ("medium-replay", list(chosen.replay)),
             ("medium", [chosen.medium]),
             ("expert", [chosen.expert]),
         ):
-            axes.plot(steps, [curve[step] for step in steps], "o", label=label)
-        axes.set(xlabel="environment steps", ylabel="return, sampled actions", title=name)
+            axes.plot(np.array(steps) / 1000, [curve[step] for step in steps], "o", label=label)
+        axes.set(xlabel="thousand environment steps", ylabel="return, sampled actions", title=name)
         axes.legend()
     figure.savefig(directory / "learning_curves.png", dpi=120)
 

@@ -34,7 +34,7 @@ def scores(folder: Path) -> dict[str, Path]:
 def test_a_killed_sweep_makes_only_what_is_missing(start, call, tmp_path, monkeypatch):
     sweep = [*SMALL, "evaluation.every=0", "steps=300", "seed=range(3)"]
     killed = start("train.py", "-m", *sweep, wait=False)
-    second = "runs/hopper-medium/min_gru-streamed-seed1*/training_state.pt"
+    second = "runs/hopper-medium-expert/min_gru-streamed-seed1*/training_state.pt"
     wait_for(killed, lambda: list(tmp_path.glob(second)))
     killed.kill()
     killed.communicate()
@@ -72,7 +72,7 @@ def test_a_run_that_fails_ends_no_other_one(start, call, tmp_path, launcher):
     (tmp_path / "elsewhere").mkdir()
     sweep = [
         *QUICK,
-        "dataset.id=builtin/hopper/medium-v0,builtin/hopper/none-v0,builtin/walker2d/medium-v0",
+        "dataset.id=builtin/hopper/medium-v1,builtin/hopper/none-v1,builtin/walker2d/medium-v1",
         "run_dir='elsewhere/${dataset.id}'",
     ]
     if launcher == "basic":
@@ -85,7 +85,7 @@ def test_a_run_that_fails_ends_no_other_one(start, call, tmp_path, launcher):
     assert made == {"hopper", "walker2d"}
     assert "1 of 3 runs are not finished:" in errors, errors
     summary = errors[errors.index("1 of 3 runs") :]
-    assert re.search(r"none-v0.*: there is no built-in data set", summary)
+    assert re.search(r"none-v1.*: there is no built-in data set", summary)
     # Runs side by side say only what came of them.
     assert output.count("updates 0 to") == (2 if launcher == "basic" else 0)
     assert output.count("is finished: score") == (0 if launcher == "basic" else 2)
@@ -141,7 +141,7 @@ def test_submitit_as_on_slurm_but_here(start, tmp_path):
 @pytest.mark.slow
 def test_ray_on_a_cluster_of_this_machine(start, tmp_path):
     pytest.importorskip("ray")
-    sweep = [*QUICK, "dataset.id=builtin/hopper/medium-v0,builtin/hopper/none-v0", "seed=0,1"]
+    sweep = [*QUICK, "dataset.id=builtin/hopper/medium-v1,builtin/hopper/none-v1", "seed=0,1"]
     status, _, errors = outcome(start("train.py", "-m", *sweep, "hydra/launcher=ray"))
     assert status == 1 and "2 of 4 runs are not finished" in errors
     assert "there is no built-in data set" in errors

@@ -71,7 +71,7 @@ def test_what_was_scored_otherwise_is_noted(tmp_path, more, fact, value, usual):
     make_run(tmp_path / "c-seed0", **more)
     found = compared(tmp_path)
     assert found.notes == [Note("c", "hopper-medium", fact, value, usual)]
-    assert found.marks == {("builtin/hopper/medium-v0", "c"): [1]}
+    assert found.marks == {("builtin/hopper/medium-v1", "c"): [1]}
 
 
 def test_a_configuration_that_changes_from_task_to_task_is_noted(tmp_path):

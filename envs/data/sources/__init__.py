@@ -28,7 +28,7 @@ class DatasetConfig:
     Attributes:
         source: `builtin` (made here, on first use), `minari` (any data set of Minari), `d4rl` (an
             HDF5 file of D4RL) or `mix` (several of these).
-        id: ``builtin/hopper/medium-v0``, short ``hopper-medium``; or any Minari id.
+        id: ``builtin/hopper/medium-v1``, short ``hopper-medium``; or any Minari id.
         steps: Least number of steps when a built-in data set is made.
         seed: Seed when a built-in data set is made.
         path: Of `d4rl`: the file.

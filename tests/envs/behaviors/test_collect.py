@@ -54,9 +54,9 @@ def test_makes_a_real_minari_data_set(store, recwarn, capfd):
     make_dataset(HOPPER, 600, seed=3)
     assert not [w for w in recwarn if issubclass(w.category, UserWarning)]
     assert "WARNING" not in capfd.readouterr().err
-    dataset = minari.load_dataset("builtin/hopper/medium-v0")
+    dataset = minari.load_dataset("builtin/hopper/medium-v1")
     assert dataset.total_steps >= 600
-    assert list(minari.list_local_datasets()) == ["builtin/hopper/medium-v0"]
+    assert list(minari.list_local_datasets()) == ["builtin/hopper/medium-v1"]
     scores = minari.get_normalized_score(dataset, np.array([-20.272305, 3234.3]))
     np.testing.assert_allclose(scores, [0, 1], atol=1e-12)
     assert dataset.recover_environment().spec.id == "Hopper-v5"
@@ -74,12 +74,12 @@ def test_makes_a_real_minari_data_set(store, recwarn, capfd):
 
 def test_the_command_makes_keeps_and_replaces(store, capsys):
     main(["dataset=hopper-medium", "steps=300"])
-    assert "builtin/hopper/medium-v0: " in capsys.readouterr().out
+    assert "builtin/hopper/medium-v1: " in capsys.readouterr().out
     before = minari.load_dataset(HOPPER.dataset_id).total_steps
     with pytest.raises(UserError, match=r"exists already in .*add overwrite=true"):
         main(["dataset=hopper-medium", "steps=2000"])
     assert minari.load_dataset(HOPPER.dataset_id).total_steps == before
-    main(["dataset=builtin/hopper/medium-v0", "steps=2000", "overwrite=true"])
+    main(["dataset=builtin/hopper/medium-v1", "steps=2000", "overwrite=true"])
     assert minari.load_dataset(HOPPER.dataset_id).total_steps >= 2000
     assert not list(store.glob(".making-*"))
 
@@ -118,7 +118,7 @@ def test_a_full_disk_leaves_no_half_data_set(store, start):
     result = start(*COLLECT, "steps=2000", variables=own(store), preexec_fn=limit)
     assert result.returncode == 1, result.stderr
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: builtin/hopper/medium-v0 cannot be stored below")
+    assert last.startswith("error: builtin/hopper/medium-v1 cannot be stored below")
     assert "File too large" in last and "make room" in last
     assert "Traceback" not in result.stderr
     assert not (store / HOPPER_PATH).exists() and not list(store.glob(".making-*"))

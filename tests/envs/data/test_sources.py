@@ -241,10 +241,10 @@ def test_a_built_in_data_set_is_made_once_and_then_loaded(capfd, caplog):
     loaded = load_episodes(config)
     assert capfd.readouterr() == ("", "") and not caplog.records
     np.testing.assert_array_equal(loaded.observations, made.observations)
-    assert made.dataset_id == "builtin/hopper/medium-v0"
+    assert made.dataset_id == "builtin/hopper/medium-v1"
     assert made.environment_id == "Hopper-v5"
     assert made.reference == TASKS["hopper"].reference
-    same = load_minari("builtin/hopper/medium-v0")
+    same = load_minari("builtin/hopper/medium-v1")
     np.testing.assert_array_equal(same.rewards, made.rewards)
 
     load_episodes(DatasetConfig("builtin", "hopper-medium", steps=500, seed=7))
