@@ -289,7 +289,7 @@ def show_result(folder: Path, console: Console) -> None:
 
 
 def run_folder(config: TrainConfig, overrides: list[str]) -> Path:
-    """Names a run after what tells it from others: runs/hopper-medium-expert/min_gru-streamed-seed0."""
+    """Names a run after what tells it from others: runs/walker2d-medium/min_gru-streamed-seed0."""
     if config.run_dir:
         return Path(config.run_dir)
     given = {override.partition("=")[0]: override for override in overrides}  # the last of a key
