@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agents.acting import make_actor as make_actor
+    from agents.actor import Actor as Actor
+    from agents.actor import load_actor as load_actor
     from agents.backbones import MIXERS as MIXERS
     from agents.backbones import build_backbone as build_backbone
     from agents.checkpoint import load_policy as load_policy
@@ -17,12 +19,14 @@ if TYPE_CHECKING:
     from agents.trainer import TrainerConfig as TrainerConfig
 
 _MODULES = {
+    "Actor": "actor",
     "MIXERS": "backbones",
     "PolicyConfig": "policy",
     "ReturnConditionedPolicy": "policy",
     "Trainer": "trainer",
     "TrainerConfig": "trainer",
     "build_backbone": "backbones",
+    "load_actor": "actor",
     "load_policy": "checkpoint",
     "make_actor": "acting",
 }

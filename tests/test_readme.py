@@ -1,4 +1,4 @@
-"""Every command of the README is one that its program accepts, and the first two are .ci/run's."""
+"""Every command of the README is one that its program accepts, and its Python runs."""
 
 import argparse
 import re
@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from agents.backbones.min_gru import MinGRUConfig
+from agents.checkpoint import RunDescription, save_description, save_policy
+from agents.policy import PolicyConfig, ReturnConditionedPolicy
 from common import arguments
 from configs.launch import command
 from configs.schema import register
@@ -98,3 +101,19 @@ def test_the_setup_commands_are_those_of_the_check():
     assert tests.endswith('pip install -c constraints.txt -e ".[test]" && python -m pytest')
     assert '${CONSTRAINTS--c constraints.txt} -e ".[test]"' in check
     assert check.rstrip().endswith("python -m pytest")
+
+
+def test_the_python_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    (run,) = re.findall(r"runs/[\w./-]+", blocks[0])
+    backbone = MinGRUConfig(d_model=16, n_layer=1)
+    policy = ReturnConditionedPolicy(PolicyConfig(), backbone, observation_dim=11, action_dim=3)
+    description = RunDescription({}, {"rollout": "carried", "context_length": 20})
+    (tmp_path / run).mkdir(parents=True)
+    save_description(tmp_path / run, policy, backbone, description)
+    save_policy(tmp_path / run, policy, 1)
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        names: dict = {}
+        exec(block, names)
+        assert names["terminated"], "an untrained Hopper falls"
