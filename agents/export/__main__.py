@@ -1,0 +1,106 @@
+"""Writes a policy as arrays in an .npz file, with the one file min_rnn.py that acts with them.
+
+python -m agents.export run=runs/hopper-medium-expert/min_gru-streamed-seed0 to=policy.npz
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.checkpoint import load_policy
+from agents.policy import ReturnConditionedPolicy
+from agents.step.fused import obstacle
+from common.arguments import parse_arguments, run_command
+from common.errors import UserError
+from common.files import write_files
+
+PROGRAM = Path(__file__).with_name("min_rnn.py")
+MEND = "free some space or give another place as to=PATH.npz"
+
+
+@dataclass
+class ExportConfig:
+    """Arguments of this command.
+
+    Attributes:
+        run: The run folder.
+        to: The file to write, PATH.npz; min_rnn.py is written beside it.
+    """
+
+    run: str
+    to: str
+
+    def __post_init__(self) -> None:
+        if not self.to.endswith(".npz"):
+            raise UserError(f"to is '{self.to}'; give a file that ends in .npz.")
+
+
+def arrays_of(
+    policy: ReturnConditionedPolicy, rollout: str, context_length: int
+) -> dict[str, np.ndarray]:
+    """Returns all that acting needs, as min_rnn.py reads it: weights by name, and settings.
+
+    Raises:
+        UserError: min_rnn.py cannot act with the policy, or not in this way.
+    """
+    if rollout not in ("carried", "rolling"):
+        raise UserError(
+            f"the policy was scored with rollout={rollout}, which min_rnn.py does not have; train "
+            "one with rollout=carried or rollout=rolling."
+        )
+    if (reason := obstacle(policy)) is not None:
+        raise UserError(f"the policy cannot be exported: {reason}")
+    config, first = policy.config, policy.backbone.blocks[0]
+    settings: dict[str, Any] = {
+        "return_scale": np.float32(config.return_scale),
+        "sees_returns": np.float32(config.return_to_go),
+        "sees_actions": np.float32(config.previous_action),
+        "hidden": policy.hidden.numpy(),
+        "epsilon": np.float32(policy.backbone.norm.eps),
+        "layers": len(policy.backbone.blocks),
+        "channels": first.mixer.channels,  # type: ignore[union-attr]
+        "context_length": context_length if rollout == "rolling" else 0,
+    }
+    weights = {name: tensor.numpy() for name, tensor in policy.state_dict().items()}
+    return weights | {name: np.asarray(value) for name, value in settings.items()}
+
+
+def export(run: str | Path, to: str | Path) -> None:
+    """Writes the policy of a run folder to an .npz file, and min_rnn.py beside it.
+
+    Raises:
+        UserError: The run has no such policy, or a file cannot be written or is in the way.
+    """
+    policy, description, _ = load_policy(Path(run))
+    try:
+        how = {key: description.evaluation[key] for key in ("rollout", "context_length")}
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{Path(run) / 'config.json'} does not say how the policy acts ({error}); copy it "
+            "again from its source, or train again."
+        ) from error
+    program, content = Path(to).with_name(PROGRAM.name), PROGRAM.read_bytes()
+    if program.exists() and program.read_bytes()[:60] != content[:60]:
+        raise UserError(f"{program} is in the way and is none of ours; give another folder as to=.")
+    buffer = io.BytesIO()
+    arrays: dict[str, Any] = arrays_of(policy, **how)
+    np.savez(buffer, **arrays)
+    files = {Path(to).name: buffer.getvalue(), program.name: content}
+    write_files(Path(to).parent, files, MEND)
+
+
+def main(arguments: list[str]) -> None:
+    """Exports one run folder from the command line."""
+    config = parse_arguments(ExportConfig, arguments)
+    export(config.run, config.to)
+    program = Path(config.to).with_name(PROGRAM.name)
+    print(f"Written: {config.to} ({Path(config.to).stat().st_size:,} bytes) and {program}")
+
+
+if __name__ == "__main__":
+    run_command(main)
