@@ -15,39 +15,40 @@ class Policy:
         """Loads the policy; without a target return it asks for its own."""
         with np.load(path, allow_pickle=False) as file:
             self.weights = {name: file[name] for name in file.files}
-        asked = self.weights["target_return"] if target_return is None else target_return
-        self.target = np.asarray(asked, np.float32)
+        target = self.weights["target_return"] if target_return is None else target_return
+        self.target = np.asarray(target, np.float32)
         self.context_length = int(self.weights["context_length"])  # 0: one state, carried
         self.reset()
 
     def reset(self, rows=None):
         """Begins an episode: in one environment, or in each of the rows of a batch."""
         self.rows, batch, w = rows, rows or 1, self.weights
-        copies = 2 if self.context_length else 1
-        self.states = np.zeros((copies, w["layers"], batch, w["channels"]), np.float32)
+        shape = (2 if self.context_length else 1, w["layers"], batch, w["channels"])
+        self.states = np.zeros(shape, np.float32)
         self.action = np.zeros((batch, len(w["head.bias"])), np.float32)
         self.return_to_go = np.zeros(batch, np.float32)
         self.time = np.full(batch, -1)
         self.first = np.ones(batch, bool)
 
-    def act(self, observation, reward=0.0, is_first=None):
+    def act(self, observation, reward=None, is_first=None):
         """Returns the action, (action_dim,) or (rows, action_dim); is_first marks new episodes."""
         batch, observed = len(self.time), len(self.weights["observation_mean"])
         observation = np.asarray(observation, np.float32)
         if observation.shape != ((observed,) if self.rows is None else (batch, observed)):
             raise ValueError(f"observation has the shape {observation.shape}, for {self.rows} rows")
         first = self.first if is_first is None else self.first | np.asarray(is_first, bool)
-        reward = np.asarray(reward, np.float32)
+        if reward is None and self.weights["sees_returns"] and not first.all():
+            raise ValueError("give the reward of the previous action, or call reset()")
+        reward = np.float32(0) if reward is None else np.asarray(reward, np.float32)
         self.return_to_go = np.where(first, self.target, self.return_to_go - reward)
         self.time = np.where(first, 0, self.time + 1)
         self.first = np.zeros(batch, bool)
-        # Rolling: two states, reset half a context apart; the older one acts.
-        ages, context = [self.time], self.context_length
+        ages, context = [self.time], self.context_length  # rolling: two, half a context apart
         if context:
             late = np.where(self.time < context // 2, self.time, self.time - context // 2)
             ages = [self.time % context, late % context]
-        inputs = observation.reshape(batch, observed)
-        actions = [self.step(inputs, s, a == 0) for s, a in zip(self.states, ages, strict=True)]
+        x = observation.reshape(batch, observed)
+        actions = [self.step(x, s, a == 0) for s, a in zip(self.states, ages, strict=True)]
         self.action = np.where((ages[0] >= ages[-1])[:, None], actions[0], actions[-1])
         action = np.clip(self.action, self.weights["action_low"], self.weights["action_high"])
         return action if self.rows is not None else action[0]
@@ -76,15 +77,14 @@ class Policy:
             hidden = self.linear(self.norm(x, block + "mlp_norm"), block + "mlp.0")
             x = x + self.linear(np.maximum(hidden, 0), block + "mlp.2")
         x = self.norm(x, "backbone.norm")
-        if "head_return_embedding.weight" in w:
-            x = x + returns @ w["head_return_embedding.weight"].T
+        x = x + returns @ w.get("head_return_embedding.weight", np.zeros((1, 1), np.float32)).T
         low, high = w["action_low"], w["action_high"]
         return (high + low) / 2 + np.tanh(self.linear(x, "head")) * (high - low) / 2
 
     def linear(self, x, name):
         """Applies a Linear; returns x where the network has none of this name."""
-        weight = self.weights.get(name + ".weight")
-        return x if weight is None else x @ weight.T + self.weights[name + ".bias"]
+        w = self.weights
+        return x @ w[name + ".weight"].T + w[name + ".bias"] if name + ".weight" in w else x
 
     def norm(self, x, name):
         """Applies a LayerNorm; returns x where the network has none of this name."""

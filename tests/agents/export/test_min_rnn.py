@@ -128,10 +128,13 @@ def test_a_file_of_the_user_is_not_replaced(tmp_path):
         ExportConfig("run", "policy.pt")
 
 
-def test_a_wrong_observation_is_refused(tmp_path):
+def test_a_wrong_observation_or_no_reward_is_refused(tmp_path):
     save_run(tmp_path, *POLICIES[1], "carried")
     export(tmp_path, tmp_path / "policy.npz")
     policy = Policy(tmp_path / "policy.npz")
     policy.reset(3)
     with pytest.raises(ValueError, match=r"shape \(2, 5\), for 3 rows"):
         policy.act(np.ones((2, 5)))
+    policy.act(np.ones((3, 5)))
+    with pytest.raises(ValueError, match="give the reward of the previous action"):
+        policy.act(np.ones((3, 5)))
