@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from agents.acting import make_actor
-from agents.checkpoint import load_policy
+from agents.checkpoint import load_policy, scored_as
 from agents.policy import ReturnConditionedPolicy
 from common.errors import UserError
 
@@ -160,12 +160,12 @@ def load_actor(
         UserError: The folder holds no checkpoint or a damaged one, or the target is not for it.
     """
     policy, description, _ = load_policy(Path(run))
+    how = scored_as(Path(run), description)
     try:
-        how = {key: description.evaluation[key] for key in ("rollout", "context_length")}
         return Actor(policy.to(device), target_return=target_return, **how)
-    except (KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise UserError(
-            f"{Path(run) / 'config.json'} does not say how the policy acts ({error}); copy it "
+            f"{Path(run) / 'config.json'} does not say how the policy acts: {error} Copy it "
             "again from its source, or train again."
         ) from error
 

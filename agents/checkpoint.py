@@ -202,6 +202,17 @@ def load_description(folder: Path) -> RunDescription:
     return _read_config(folder / "config.json")[1]
 
 
+def scored_as(folder: Path, description: RunDescription) -> dict[str, Any]:
+    """Returns how a run acted when it was scored: its `rollout` and `context_length`."""
+    try:
+        return {key: description.evaluation[key] for key in ("rollout", "context_length")}
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / 'config.json'} does not say how the policy acts: its evaluation has no "
+            "rollout or no context_length; copy it again from its source, or train again."
+        ) from error
+
+
 def load_policy(folder: Path) -> tuple[ReturnConditionedPolicy, RunDescription, int]:
     """Rebuilds a policy from a run folder.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.checkpoint import load_policy
+from agents.checkpoint import load_policy, scored_as
 from agents.policy import ReturnConditionedPolicy
 from agents.step.fused import obstacle
 from common.arguments import parse_arguments, run_command
@@ -77,18 +77,11 @@ def export(run: str | Path, to: str | Path) -> None:
         UserError: The run has no such policy, or a file cannot be written or is in the way.
     """
     policy, description, _ = load_policy(Path(run))
-    try:
-        how = {key: description.evaluation[key] for key in ("rollout", "context_length")}
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{Path(run) / 'config.json'} does not say how the policy acts ({error}); copy it "
-            "again from its source, or train again."
-        ) from error
     program, content = Path(to).with_name(PROGRAM.name), PROGRAM.read_bytes()
     if program.exists() and program.read_bytes()[:60] != content[:60]:
         raise UserError(f"{program} is in the way and is none of ours; give another folder as to=.")
     buffer = io.BytesIO()
-    arrays: dict[str, Any] = arrays_of(policy, **how)
+    arrays: dict[str, Any] = arrays_of(policy, **scored_as(Path(run), description))
     np.savez(buffer, **arrays)
     files = {Path(to).name: buffer.getvalue(), program.name: content}
     write_files(Path(to).parent, files, MEND)
