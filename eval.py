@@ -7,15 +7,21 @@
     python eval.py run=PATH observation_noise=0.1 action_delay=1 horizon=5000
 
 scores.json in the run folder holds the run's own evaluation; another is written into a file named
-after what differs, such as scores-horizon-5000.json. configs/schema.py has every key.
+after what differs, such as scores-horizon-5000.json. configs/schema.py has every key. In Python:
+
+    from eval import evaluate
+
+    scores = evaluate("runs/hopper-medium-expert/min_gru-streamed-seed0", episodes=20)
 """
 
 from __future__ import annotations
 
-import common.interrupt  # isort: skip  # noqa: F401
-from dataclasses import replace
+if __name__ == "__main__":
+    import common.interrupt  # isort: skip  # noqa: F401
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -34,9 +40,33 @@ from envs.tasks import DatasetInfo, Evaluation, from_plain, without_version
 from reports.scores import Score, make_scores, print_scores, scores_file, write_scores
 
 
+def evaluate(run: str | Path, **keys: Any) -> list[Score]:
+    """Scores a run folder as `python eval.py` does, which also writes the scores there.
+
+    Args:
+        run: The run folder.
+        **keys: Fields of `configs.schema.EvalConfig`, such as episodes=20 or rollout="window".
+
+    Returns:
+        One score for each target return.
+
+    Raises:
+        UserError: A key or the run folder cannot be used as they are.
+    """
+    known = [item.name for item in fields(EvalConfig) if item.name != "run"]
+    if unknown := sorted(keys.keys() - set(known)):
+        raise UserError(f"evaluate() has no key {unknown[0]!r}; the keys are {', '.join(known)}.")
+    return score_folder(EvalConfig(str(run), **keys), Console(quiet=True))
+
+
 def main(config: EvalConfig, overrides: list[str]) -> None:
+    """Scores the run folder of a command line."""
+    score_folder(config, Console())
+
+
+def score_folder(config: EvalConfig, console: Console) -> list[Score]:
     """Scores one run folder."""
-    console, folder = Console(), Path(config.run)
+    folder = Path(config.run)
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     device = resolve_device(config.device)
     if config.video is not None:
@@ -53,7 +83,8 @@ def main(config: EvalConfig, overrides: list[str]) -> None:
         )
     path = folder / scores_file(evaluation, own)
 
-    scores = score_policy(policy, evaluation, dataset, step, console=console)
+    shown_on = None if console.quiet else console
+    scores = score_policy(policy, evaluation, dataset, step, console=shown_on)
     write_scores(path, scores)
     print_scores(scores, dataset, console)
     say(f"Written to {path}")
@@ -66,6 +97,7 @@ def main(config: EvalConfig, overrides: list[str]) -> None:
             f"return {played.episode_returns.mean():,.1f} in {played.episode_lengths.mean():,.0f} "
             f"steps: {config.video}"
         )
+    return scores
 
 
 def read_description(folder: Path, description: RunDescription) -> tuple[DatasetInfo, Evaluation]:
@@ -137,5 +169,10 @@ def score_policy(
     return make_scores(result, evaluation, dataset, step, policy.config.hidden or ())
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """Scores as the command line says."""
     command.run("eval", command.Program(main))
+
+
+if __name__ == "__main__":
+    start()

@@ -6,22 +6,28 @@
     python train.py -m seed=0,1,2
     torchrun --nproc-per-node 2 train.py
 
-`python train.py --help` lists the groups and every key.
+`python train.py --help` lists the groups and every key. In Python, nothing is printed:
+
+    from train import train
+
+    run = train("hopper-medium-expert", steps=300)
+    run.folder, run.scores, run.metrics
+    actor = run.actor(target_return=3000)
 """
 
 from __future__ import annotations
 
-import common.interrupt  # isort: skip  # noqa: F401
-import hashlib
-import re
+if __name__ == "__main__":
+    import common.interrupt  # isort: skip  # noqa: F401
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from rich.console import Console
 
 from agents import distributed
+from agents.actor import Actor, load_actor
 from agents.checkpoint import (
     RunDescription,
     check_run_folder,
@@ -30,51 +36,109 @@ from agents.checkpoint import (
     load_policy,
     save_description,
 )
-from agents.policy import ReturnConditionedPolicy, check_hidden
+from agents.policy import ReturnConditionedPolicy
 from agents.prediction import prediction_errors
 from agents.trainer import Trainer
-from common.errors import UserError
 from configs.launch import command
-from configs.schema import TrainConfig, check_memory, published_target, resolve_device
+from configs.launch.data import Data, read_data
+from configs.launch.from_python import make_config, overrides_of
+from configs.launch.run_folder import config_text, run_folder
+from configs.schema import TrainConfig, check_memory, resolve_device
 from envs.data.baselines import guess_errors
 from envs.data.batches import make_batches
-from envs.data.combine import hold_out
 from envs.data.episodes import Episodes
-from envs.data.sources import load_episodes, named_environment
-from envs.data.spaces import environment_spaces, fitting_spaces
-from envs.tasks import DatasetInfo, Evaluation, hidden_indices
+from envs.data.sources import DatasetConfig
+from envs.tasks import hidden_indices
 from eval import read_description, score_policy
 from reports.held_out import HELD_OUT, HeldOut, print_held_out, read_held_out, write_held_out
-from reports.scores import print_scores, read_scores, write_scores
+from reports.progress import finished
+from reports.run_files import read_log
+from reports.scores import Score, print_scores, read_scores, write_scores
 
-# Of the episodes, to measure a run by whose data name no environment.
-HELD_OUT_SHARE = 0.1
+
+def train(data: str | Episodes | DatasetConfig | TrainConfig, **keys: Any) -> TrainedRun:
+    """Trains a policy and scores it, as `python train.py` does; prints nothing.
+
+    Args:
+        data: The name of a data set (built in, of Minari, a D4RL file); episodes in memory; or a
+            configuration.
+        **keys: Fields of `configs.schema.TrainConfig`, such as steps=300, run_dir="runs/mine" or
+            trainer=TrainerConfig(learning_rate=3e-4); backbone may also be a name.
+
+    Returns:
+        The run: its folder, scores, metrics and actor.
+
+    Raises:
+        UserError: A key, the data or the run folder cannot be used as they are.
+        KeyboardInterrupt: The training was stopped, and saved; resume=True resumes it.
+    """
+    episodes = data if isinstance(data, Episodes) else None
+    config = make_config(data, keys)
+    folder = run_folder(config, overrides_of(config))
+    try:
+        make_run(config, folder, episodes, quiet=True)
+    except command.Stopped as stop:
+        raise KeyboardInterrupt(str(stop)) from None
+    return TrainedRun(folder)
 
 
 @dataclass(frozen=True)
-class Data:
-    """What a run learns from and is measured by."""
+class TrainedRun:
+    """A run that has ended.
 
-    episodes: Episodes
-    held_out: Episodes | None
-    info: DatasetInfo
-    evaluation: Evaluation
+    Attributes:
+        folder: Its folder; all that follows is read from it.
+    """
+
+    folder: Path
+
+    def actor(self, target_return: float | None = None) -> Actor:
+        """Returns the actor of the policy; see agents.load_actor."""
+        return load_actor(self.folder, target_return)
+
+    @property
+    def scores(self) -> list[Score]:
+        """The scores of the run's own evaluation; none where the data name no environment."""
+        path = self.folder / "scores.json"
+        return read_scores(path) if path.exists() else []
+
+    @property
+    def held_out(self) -> HeldOut | None:
+        """The error on the episodes held out, where the data name no environment."""
+        return read_held_out(self.folder) if (self.folder / HELD_OUT).exists() else None
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of the training: the step, the losses, the scores on the way."""
+        return list(read_log(self.folder / "metrics.jsonl"))
+
+
+# -- one run ----------------------------------------------------------------------------------
 
 
 def main(config: TrainConfig, overrides: list[str]) -> None:
-    """Runs one training: data, policy, updates, scores."""
+    """Makes the run of a command line."""
+    make_run(config, run_folder(config, overrides))
+
+
+def make_run(
+    config: TrainConfig, folder: Path, episodes: Episodes | None = None, *, quiet: bool = False
+) -> None:
+    """Runs one training: data, policy, updates, scores.
+
+    `episodes` are given where the data are in memory.
+    """
     # Find the device, the other processes and the run folder; a finished run is only shown.
     device = resolve_device(config.device)
     check_memory(config, device)
     ranks = distributed.join(device, config.seed)
-    console = Console(quiet=not ranks.leads, markup=False, highlight=False)
-    folder = run_folder(config, overrides)
-    if line := ranks.from_first(lambda: prepare(config, overrides)):
+    console = Console(quiet=quiet or not ranks.leads, markup=False, highlight=False)
+    if line := ranks.from_first(lambda: claimable(config, folder)):
         console.print(line, soft_wrap=True)
         return show_result(folder, console)
 
     # Read the data, and resolve the evaluation that the run ends with.
-    data = read_data(config, console)
+    data = read_data(config, console, episodes)
 
     # Build the policy and make the run folder.
     torch.manual_seed(config.seed)
@@ -108,57 +172,6 @@ def main(config: TrainConfig, overrides: list[str]) -> None:
 # -- the data and the policy ------------------------------------------------------------------
 
 
-def read_data(config: TrainConfig, console: Console) -> Data:
-    """Reads the data of a run; what their environment rules out is said before."""
-    if config.policy.hidden or config.evaluation.asks_for_published:
-        known = named_environment(config.dataset)
-        hidden = hidden_indices(config.policy.hidden, known)
-        if config.evaluation.asks_for_published:
-            published_target(known)
-        if known is not None:
-            check_hidden(hidden, environment_spaces(known)[0].shape[0])
-    episodes, held_out = load_episodes(config.dataset), None
-    alone = episodes.environment_id is None
-    if share := config.held_out or (HELD_OUT_SHARE if alone else 0):
-        episodes, held_out = hold_out(episodes, share, config.seed)
-    info = describe(episodes)
-    evaluation = resolve_evaluation(config, info)
-    if evaluation.environment_id is not None:
-        dimensions = episodes.observations.shape[1], episodes.actions.shape[1]
-        played_in = evaluation.environment_id, evaluation.environment_kwargs
-        fitting_spaces(info.id, dimensions, *played_in)
-    elif held_out is not None:
-        console.print(
-            f"note: {info.id} names no environment, so there is no rollout; held out, to measure "
-            f"the error of the actions: {held_out.n_episodes:,} episodes, of "
-            f"{episodes.n_episodes + held_out.n_episodes:,}.",
-            soft_wrap=True,
-        )
-    if config.protocol.name == "windowed" and config.rollout == "carried" and not alone:
-        console.print(
-            f"note: trained on windows of {config.protocol.context_length} steps, the policy will "
-            "carry its state further than that; rollout=rolling carries it as far as in training.",
-            soft_wrap=True,
-        )
-    return Data(episodes, held_out, info, evaluation)
-
-
-def describe(episodes: Episodes) -> DatasetInfo:
-    """Returns what the run folder keeps of its data."""
-    return DatasetInfo(
-        id=episodes.dataset_id,
-        environment_id=episodes.environment_id,
-        environment_kwargs=episodes.environment_kwargs,
-        reference=episodes.reference,
-        episodes=episodes.n_episodes,
-        steps=episodes.n_steps,
-        return_mean=float(episodes.returns.mean()),
-        return_top10=float(episodes.top_fraction_return(0.1)),
-        return_max=float(episodes.returns.max()),
-        sha256=episodes.sha256(),
-    )
-
-
 def make_policy(config: TrainConfig, data: Data) -> ReturnConditionedPolicy:
     """Builds the policy for a data set, with the statistics of the data."""
     known = data.info.environment_id, data.info.environment_kwargs
@@ -172,25 +185,6 @@ def make_policy(config: TrainConfig, data: Data) -> ReturnConditionedPolicy:
     statistics = {name: torch.as_tensor(getattr(data.episodes, name)) for name in names}
     policy.set_statistics(**statistics, target_return=data.evaluation.target_returns[0])
     return policy
-
-
-def resolve_evaluation(config: TrainConfig, dataset: DatasetInfo) -> Evaluation:
-    """Returns the evaluation that a run ends with; refuses a published target that is unknown."""
-    target = config.evaluation.target_return
-    if config.evaluation.asks_for_published:
-        target = published_target(dataset.environment_id)
-    elif target is None:
-        target = dataset.return_top10
-    return Evaluation(
-        dataset.environment_id,
-        config.rollout,
-        config.protocol.context_length,
-        (target,),
-        environment_kwargs=dataset.environment_kwargs,
-        episodes=config.evaluation.episodes,
-        seed=config.evaluation.seed,
-        observation_loss=config.conditions.observation_loss,
-    )
 
 
 # -- training and scoring ---------------------------------------------------------------------
@@ -288,57 +282,27 @@ def show_result(folder: Path, console: Console) -> None:
 # -- the run folder ---------------------------------------------------------------------------
 
 
-def run_folder(config: TrainConfig, overrides: list[str]) -> Path:
-    """Names a run after what tells it from others: runs/walker2d-medium/min_gru-streamed-seed0."""
-    if config.run_dir:
-        return Path(config.run_dir)
-    given = {override.partition("=")[0]: override for override in overrides}  # the last of a key
-    experiment = given.get("experiment", "").partition("=")[2]
-    recipe = config.protocol.name if experiment in ("", "null") else experiment
-    unnamed = {"dataset", "backbone", "experiment", "protocol.name", "seed", "device", "resume"}
-    unnamed |= {"dataset.path", "dataset.name", "dataset.parts", "overwrite", "run_dir"}
-    # Only what needs no quoting in a shell or an override.
-    others = [given[key] for key in sorted(given.keys() - unnamed)]
-    rest = "".join("-" + re.sub(r"[^\w.]+", "-", other).strip("-") for other in others)
-    if len(rest.encode()) > 100:
-        rest = "-" + hashlib.sha256(rest.encode()).hexdigest()[:8]
-    name = f"{config.backbone.name}-{recipe}-seed{config.seed}{rest}"
-    return Path("runs", config.dataset.label, name)
+def claimable(config: TrainConfig, folder: Path) -> str | None:
+    """Checks the folder of a run; returns one line if resuming finds nothing left to do."""
+    asked = {"resume": config.resume, "overwrite": config.overwrite}
+    resumes = check_run_folder(folder, config_text(config), **asked)
+    return finished(folder, config.steps) if resumes else None
 
 
 def prepare(config: TrainConfig, overrides: list[str]) -> str | None:
-    """Checks the folder of a run; returns one line if resuming finds nothing left to do."""
-    asked = {"resume": config.resume, "overwrite": config.overwrite}
-    resumes = check_run_folder(run_folder(config, overrides), config_text(config), **asked)
-    return result(config, overrides) if resumes else None
+    """Checks the folder of a run of a sweep; returns one line if nothing is left to do in it."""
+    return claimable(config, run_folder(config, overrides))
 
 
 def result(config: TrainConfig, overrides: list[str]) -> str | None:
-    """Returns one line on a run that was scored after its last update; None if it was not."""
-    folder = run_folder(config, overrides)
-    try:
-        if (folder / HELD_OUT).exists():
-            held_out = read_held_out(folder)
-            step, episodes = held_out.checkpoint_step, held_out.episodes
-            found = f"held-out loss {held_out.loss:.4g}"
-        else:
-            score = read_scores(folder / "scores.json")[0]
-            step, episodes = score.checkpoint_step, score.evaluation.episodes
-            name, mean, std = "score", score.normalized_score_mean, score.normalized_score_std
-            if mean is None:
-                name, mean, std = "return", score.return_mean, score.return_std
-            found = f"{name} {mean:,.1f} ± {std:,.1f}"
-    except UserError:  # none, or damaged: scored again
-        return None
-    return f"{folder} is finished: {found}, {episodes} episodes" if step == config.steps else None
+    """Returns one line on a finished run of a sweep; None if it is not finished."""
+    return finished(run_folder(config, overrides), config.steps)
 
 
-def config_text(config: TrainConfig) -> str:
-    """Returns config.yaml: every value of the run, but not how this start of it was asked for."""
-    values = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(values, dict)
-    return OmegaConf.to_yaml({k: v for k, v in values.items() if k not in ("resume", "overwrite")})
+def start() -> None:
+    """Trains as the command line says."""
+    command.run("train", command.Program(main, run_folder, prepare, result))
 
 
 if __name__ == "__main__":
-    command.run("train", command.Program(main, run_folder, prepare, result))
+    start()

@@ -21,7 +21,14 @@ from common.memory import require_memory
 from configs.launch.ray import RayLauncherConfig
 from envs.data.batches import ProtocolConfig
 from envs.data.sources import DATASETS, DatasetConfig
-from envs.tasks import ENGINES, MOST_EPISODES, hidden_indices, task_of_environment
+from envs.tasks import (
+    ENGINES,
+    MOST_EPISODES,
+    DatasetInfo,
+    Evaluation,
+    hidden_indices,
+    task_of_environment,
+)
 
 DEVICES = ("auto", "cpu", "cuda")
 TARGETS = ("data", "published")
@@ -224,6 +231,25 @@ def check_memory(config: TrainConfig, device: torch.device) -> None:
         f"training the network of {count:,} parameters",
         "lower backbone.d_model or backbone.n_layer.",
         torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None,
+    )
+
+
+def resolve_evaluation(config: TrainConfig, dataset: DatasetInfo) -> Evaluation:
+    """Returns the evaluation that a run ends with; refuses a published target that is unknown."""
+    target = config.evaluation.target_return
+    if config.evaluation.asks_for_published:
+        target = published_target(dataset.environment_id)
+    elif target is None:
+        target = dataset.return_top10
+    return Evaluation(
+        dataset.environment_id,
+        config.rollout,
+        config.protocol.context_length,
+        (target,),
+        environment_kwargs=dataset.environment_kwargs,
+        episodes=config.evaluation.episodes,
+        seed=config.evaluation.seed,
+        observation_loss=config.conditions.observation_loss,
     )
 
 

@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from common.errors import UserError
-from reports.held_out import HELD_OUT
+from reports.held_out import HELD_OUT, read_held_out
 from reports.run_files import find_runs, read_log, read_run
+from reports.scores import read_scores
 from reports.tables import printable
 
 
@@ -118,3 +119,22 @@ def time_span(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def finished(folder: Path, steps: int) -> str | None:
+    """Returns one line on a run that was scored after its last update; None if it was not."""
+    try:
+        if (folder / HELD_OUT).exists():
+            held_out = read_held_out(folder)
+            step, episodes = held_out.checkpoint_step, held_out.episodes
+            found = f"held-out loss {held_out.loss:.4g}"
+        else:
+            score = read_scores(folder / "scores.json")[0]
+            step, episodes = score.checkpoint_step, score.evaluation.episodes
+            name, mean, std = "score", score.normalized_score_mean, score.normalized_score_std
+            if mean is None:
+                name, mean, std = "return", score.return_mean, score.return_std
+            found = f"{name} {mean:,.1f} ± {std:,.1f}"
+    except UserError:  # none, or damaged: scored again
+        return None
+    return f"{folder} is finished: {found}, {episodes} episodes" if step == steps else None

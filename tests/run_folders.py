@@ -4,12 +4,12 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-import train
 from agents.backbones import MIXERS
 from agents.checkpoint import RunDescription, claim_run_folder, save_description
 from agents.metrics import Metrics
 from agents.policy import ReturnConditionedPolicy
-from configs.schema import TrainConfig
+from configs.launch.run_folder import config_text
+from configs.schema import TrainConfig, resolve_evaluation
 from envs.data.sources import DatasetConfig
 from envs.tasks import TASKS, DatasetInfo, RolloutResult
 from reports.scores import make_scores, write_scores
@@ -48,7 +48,7 @@ def make_run(
     )
     for key, value in (protocol or {}).items():
         setattr(config.protocol, key, value)
-    claim_run_folder(folder, train.config_text(config), resume=False, overwrite=False)
+    claim_run_folder(folder, config_text(config), resume=False, overwrite=False)
     dataset = DatasetInfo(
         id=config.dataset.id,
         environment_id=about.environment_id,
@@ -61,7 +61,7 @@ def make_run(
         return_max=3300.0,
         sha256=sha256 or "0" * 64,
     )
-    own = train.resolve_evaluation(config, dataset)
+    own = resolve_evaluation(config, dataset)
     own = replace(own, target_returns=targets[:1], episodes=episodes)
     described = RunDescription(asdict(dataset), asdict(own))
     policy = ReturnConditionedPolicy(

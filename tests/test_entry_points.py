@@ -12,9 +12,9 @@ from programs import ROOT, SMALL, end, wait_for
 from rich.console import Console
 from safetensors.torch import load_file
 
-import train
 from common.errors import UserError
 from configs.launch import command
+from configs.launch.data import read_data
 from configs.schema import register
 from envs.data.store import store_episodes
 from reports.held_out import read_held_out
@@ -138,7 +138,7 @@ def test_a_published_target_that_is_unknown_is_refused_before_the_data_are_read(
     for target, message in (("published", "none is known for Pendulum-v1"), ("data", "is damaged")):
         [(_, config)] = command.check([*mine, f"evaluation.target={target}"], "train")
         with pytest.raises(UserError, match=message):
-            train.read_data(config, Console())
+            read_data(config, Console())
 
 
 def test_hidden_and_lost_observations_from_training_to_evaluation(call, tmp_path):

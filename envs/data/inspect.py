@@ -185,5 +185,10 @@ def main(arguments: list[str]) -> None:
         print_summary(summary, Console())
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """Inspects as the command line says."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    start()

@@ -16,6 +16,8 @@ from envs.data.sources.minari import environment_of_set, load_minari
 
 # Each source, and the keys that locate its data.
 SOURCES = {"builtin": ("id",), "minari": ("id",), "d4rl": ("path", "name"), "mix": ("parts",)}
+# Episodes of a Python program, given to train.train: there is nothing to load.
+SOURCES |= {"memory": ("id",)}
 
 # Bytes of a collected step of the smallest environment, Hopper: float32, and a float64 reward.
 _LEAST_STEP_BYTES = 4 * (11 + 3) + 8
@@ -27,7 +29,8 @@ class DatasetConfig:
 
     Attributes:
         source: `builtin` (made here, on first use), `minari` (any data set of Minari), `d4rl` (an
-            HDF5 file of D4RL) or `mix` (several of these).
+            HDF5 file of D4RL), `mix` (several of these) or `memory` (Episodes given to
+            train.train in Python).
         id: ``builtin/hopper/medium-v1``, short ``hopper-medium``; or any Minari id.
         steps: Least number of steps when a built-in data set is made.
         seed: Seed when a built-in data set is made.
@@ -70,7 +73,7 @@ class DatasetConfig:
     def label(self) -> str:
         """A short name for run folders: ``hopper-medium``, ``d4rl-hopper-medium-v2``."""
         if self.source == "mix":
-            return "+".join(_config_of(part).label for part in self.parts) or "mix"
+            return "+".join(config_of(part).label for part in self.parts) or "mix"
         if self.source == "d4rl":
             return f"d4rl-{self.name or Path(self.path or '').stem}"
         name = (self.id or "").removeprefix("builtin/").rsplit("-v", 1)[0]
@@ -86,7 +89,11 @@ DATASETS = {
 
 def load_episodes(config: DatasetConfig) -> Episodes:
     """Loads a data set, or raises UserError; makes a built-in one, downloads others if need be."""
-    episodes = _load(config)
+    return part_of(_load(config), config)
+
+
+def part_of(episodes: Episodes, config: DatasetConfig) -> Episodes:
+    """Returns the episodes that are to be kept."""
     if config.top_fraction is not None:
         episodes = best(episodes, config.top_fraction)
     if config.max_episodes is not None or config.max_steps is not None:
@@ -104,6 +111,8 @@ def named_environment(config: DatasetConfig) -> str | None:
         return environment_of_file(_path(config))
     if config.source == "builtin":
         return recipe_of(_id(config)).task.environment_id
+    if config.source == "memory":
+        return None
     return environment_of_set(_id(config))
 
 
@@ -113,7 +122,7 @@ def load_named(name: str, environment: str | None = None) -> Episodes:
     The word is a built-in data set, a Minari id, a D4RL file (.hdf5, .h5) or the name of one, or
     several of these joined by +.
     """
-    return load_episodes(replace(_config_of(name), environment=environment))
+    return load_episodes(replace(config_of(name), environment=environment))
 
 
 def _load(config: DatasetConfig) -> Episodes:
@@ -123,12 +132,18 @@ def _load(config: DatasetConfig) -> Episodes:
         return load_d4rl(_path(config), config.environment)
     if config.source == "builtin":
         return load_builtin(_id(config), config.steps, config.seed, config.environment)
+    if config.source == "memory":
+        raise UserError(
+            f"dataset.source is 'memory': {config.id or 'the data'} were in the memory of a Python "
+            "program; give its Episodes to train() again, or store them with "
+            "envs.store_episodes and train on dataset=minari."
+        )
     return load_minari(_id(config), config.environment)
 
 
 def _parts(config: DatasetConfig) -> list[DatasetConfig]:
     shared = {key: getattr(config, key) for key in ("environment", "steps", "seed")}
-    return [replace(_config_of(name), **shared) for name in config.parts]
+    return [replace(config_of(name), **shared) for name in config.parts]
 
 
 def _path(config: DatasetConfig) -> Path:
@@ -145,7 +160,8 @@ def _id(config: DatasetConfig) -> str:
     return config.id
 
 
-def _config_of(name: str) -> DatasetConfig:
+def config_of(name: str) -> DatasetConfig:
+    """Returns the configuration of a data set that one word names; see `load_named`."""
     if "+" in name:
         return DatasetConfig("mix", parts=name.split("+"))
     if find_recipe(name) is not None:

@@ -1,0 +1,58 @@
+"""A configuration made in Python, and what a command line would have overridden to get it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, get_type_hints
+
+from omegaconf import OmegaConf
+
+from agents.backbones import MIXERS
+from agents.backbones.min_gru import MinGRUConfig
+from common.checks import check_choice
+from common.errors import UserError
+from configs.schema import TrainConfig
+from envs.data.episodes import Episodes
+from envs.data.sources import DATASETS, DatasetConfig, config_of
+
+
+def make_config(
+    data: str | Episodes | DatasetConfig | TrainConfig, keys: dict[str, Any]
+) -> TrainConfig:
+    """Returns the configuration of a run that is asked for in Python."""
+    known = [item.name for item in fields(TrainConfig) if item.name != "dataset"]
+    if unknown := sorted(keys.keys() - set(known)):
+        raise UserError(f"train() has no key {unknown[0]!r}; the keys are {', '.join(known)}.")
+    if isinstance(name := keys.get("backbone"), str):
+        check_choice("backbone", name, MIXERS)
+        keys = keys | {"backbone": MIXERS[name][0]()}
+    for key, kind in get_type_hints(TrainConfig).items():
+        if key in keys and is_dataclass(kind) and not isinstance(keys[key], kind):
+            raise UserError(f"{key} is {keys[key]!r:.60}; give a {kind.__name__}.")
+    if isinstance(data, TrainConfig):
+        return replace(data, **keys)
+    if isinstance(data, Episodes):
+        data = DatasetConfig("memory", data.dataset_id)
+    elif not isinstance(data, DatasetConfig):
+        data = DATASETS.get(data) or config_of(data)
+    return TrainConfig(data, **{"backbone": MinGRUConfig()} | keys)
+
+
+def overrides_of(config: TrainConfig) -> list[str]:
+    """Returns what a command line would override to get a configuration made in Python."""
+    usual = TrainConfig(dataset=DatasetConfig("memory"), backbone=type(config.backbone)())
+    defaults = dict(_keys(OmegaConf.to_container(OmegaConf.structured(usual))))
+    values = dict(_keys(OmegaConf.to_container(OmegaConf.structured(config))))
+    located = {"dataset.source", "dataset.id"}  # the folder above is named after them
+    changed = (k for k, v in values.items() if k not in located and v != defaults.get(k))
+    return [f"{key}={values[key]}" for key in changed]
+
+
+def _keys(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields each value with its key, such as trainer.learning_rate."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
