@@ -353,7 +353,8 @@ def test_ctrl_c_while_a_script_is_imported_is_one_line(script, start, tmp_path):
     # A module that it imports stands in for the moment at which the user interrupts.
     (tmp_path / "rich.py").write_text("raise KeyboardInterrupt")
     code = f"import sys, runpy; sys.path.insert(0, {str(tmp_path)!r}); "
-    code += f"sys.path.insert(1, {str(ROOT)!r}); runpy.run_path({str(ROOT / script)!r})"
+    code += f"sys.path.insert(1, {str(ROOT)!r}); "
+    code += f"runpy.run_path({str(ROOT / script)!r}, run_name='__main__')"
     found = start("-c", code)
     assert found.returncode != 0
     assert found.stderr == "interrupted.\n"

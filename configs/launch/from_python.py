@@ -27,9 +27,11 @@ def make_config(
     if isinstance(name := keys.get("backbone"), str):
         check_choice("backbone", name, MIXERS)
         keys = keys | {"backbone": MIXERS[name][0]()}
-    for key, kind in get_type_hints(TrainConfig).items():
-        if key in keys and is_dataclass(kind) and not isinstance(keys[key], kind):
-            raise UserError(f"{key} is {keys[key]!r:.60}; give a {kind.__name__}.")
+    hints = get_type_hints(TrainConfig)
+    for key, value in keys.items():
+        kind = hints[key]
+        if isinstance(kind, type) and is_dataclass(kind) and not isinstance(value, kind):
+            raise UserError(f"{key} is {value!r:.60}; give a {kind.__name__}.")
     if isinstance(data, TrainConfig):
         return replace(data, **keys)
     if isinstance(data, Episodes):
