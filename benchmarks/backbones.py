@@ -13,11 +13,13 @@ and Decision Transformer on the same steps: ours (its published settings, the wi
 every step), that of transformers and that of d3rlpy, where they are installed. d3rlpy pins an older
 gymnasium, so it needs an environment of its own: `pip install d3rlpy -e . --no-deps`, and there
 `python benchmarks/backbones.py --only d3rlpy --append`. Saves backbones.csv.
+`python benchmarks/backbones.py --picture` draws the steps of its table into step_time.png.
 """
 
 import csv
 import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,6 +46,15 @@ WINDOWS, PACKED = (64, 20), (2, 1000)
 HISTORIES = [10, 100, 1000, 10_000]
 TRANSFORMER = "attention, Decision Transformer's settings"
 NAMES = [*MIXERS, TRANSFORMER, "transformers", "d3rlpy"]
+# The lines of the picture, and their words in it.
+LINES = {
+    "min_gru": "minGRU, one compiled kernel",
+    "gru": "GRU",
+    "attention": "attention, keys and values cached",
+    "mamba": "Mamba",
+    "s4d": "S4D",
+    TRANSFORMER: "Decision Transformer, window run again",
+}
 
 
 def make_policy(name: str) -> ReturnConditionedPolicy:
@@ -195,12 +206,38 @@ def measure(names: list[str], threads: int, rounds: int) -> list[Row]:
     return list(rows.values())
 
 
+def draw(table: Path, picture: Path) -> None:
+    """Draws the time of a step against the steps before it, a line a backbone."""
+    import matplotlib.pyplot as plt
+
+    from reports.pictures import COLOURS, STYLE
+
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = {row["backbone"]: row for row in csv.DictReader(file)}
+    with plt.rc_context(STYLE | {"font.size": 13}):
+        figure, panel = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
+        for i, (name, words) in enumerate(LINES.items()):
+            times = [float(rows[name][f"step, batch 1, after {n} us"]) for n in HISTORIES]
+            colour, width = COLOURS[i], 4 if i == 0 else 2
+            panel.plot(HISTORIES, times, marker="o", color=colour, lw=width)
+            x, side = ((9000, "right"), (11, "left"))[i % 2 == 0]  # neighbours do not touch
+            panel.text(x, times[0] * 1.07, words, color=colour, va="bottom", ha=side)
+        panel.set(xscale="log", yscale="log", ylim=(50, 4500), xlabel="steps of the episode so far")
+        panel.set_yticks([100, 1000], ["100 us", "1 ms"])
+        panel.set_title("Time of one step of the policy, one environment, one core", fontsize=13)
+        figure.savefig(picture, metadata={"Software": None})
+    print(f"Drawn into {picture}")
+
+
 def main() -> None:
     """Measures, prints and saves."""
     parser = make_parser(__doc__, rounds=15)
     parser.add_argument("--only", nargs="+", choices=NAMES)
     parser.add_argument("--append", action="store_true", help="keep the other rows of the table")
+    parser.add_argument("--picture", action="store_true", help="draw the table, measure nothing")
     arguments = parser.parse_args()
+    if arguments.picture:
+        return draw(arguments.out / "backbones.csv", arguments.out / "step_time.png")
     torch.set_num_threads(arguments.threads)
     missing = {n for n in ("transformers", "d3rlpy") if importlib.util.find_spec(n) is None}
     names = [name for name in arguments.only or NAMES if name not in missing]

@@ -22,7 +22,11 @@ from envs.simulation.rollout import Actor, Scene, rollout
 from envs.simulation.simulators import Simulators, mujoco
 from envs.tasks import Evaluation, RolloutResult
 
-MAX_FPS = 32.0  # drawing in software is slow, and Hopper's 125 frames a second show no more
+# Drawing in software is slow, and Hopper's 125 frames a second show no more; a GIF, for a page, is
+# large.
+MAX_FPS = {".mp4": 32.0, ".gif": 16.0}
+# A GIF has 256 colours, chosen for the film, and half the width.
+GIF = "scale=iw/2:-1:flags=area,split[a][b];[a]palettegen=stats_mode=diff[p];[b][p]paletteuse"
 TILE = 240  # width, in pixels, of an episode in a grid
 
 # Making a context can abort the process, and PyOpenGL keeps the first platform that it has tried:
@@ -38,7 +42,7 @@ mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), 100)
 def record_episodes(
     actor: Actor, evaluation: Evaluation, path: str | Path, *, episodes: int = 1
 ) -> RolloutResult:
-    """Plays the first episodes of an evaluation and writes them as an mp4, in real time.
+    """Plays the first episodes of an evaluation and writes them as an mp4 or GIF, in real time.
 
     Several episodes stand side by side, each with its return so far; one that has ended is still
     and dark. They are the first of ``rollout(actor, evaluation)`` at its first target return, up to
@@ -48,7 +52,7 @@ def record_episodes(
     Args:
         actor: The policy.
         evaluation: Is played by Gymnasium, whatever its engine.
-        path: Ends in ``.mp4``. The file appears only when it is complete.
+        path: Ends in ``.mp4`` or ``.gif``. The file appears only when it is complete.
         episodes: Number of episodes.
 
     Raises:
@@ -56,8 +60,8 @@ def record_episodes(
             the file cannot be written.
     """
     path = Path(path)
-    if path.suffix.lower() != ".mp4":
-        raise UserError(f"The video '{path}' must have a name that ends in .mp4.")
+    if path.suffix.lower() not in MAX_FPS:
+        raise UserError(f"The video '{path}' must have a name that ends in .mp4 or .gif.")
     require_extra("imageio_ffmpeg", "a video", "video")
     os.environ["MUJOCO_GL"] = offscreen_backend(os.environ.get("MUJOCO_GL"))
     shown = replace(
@@ -161,13 +165,17 @@ class _Film:
     def _open(self, environments: list[gymnasium.Env], scene: Scene) -> None:
         for environment in environments:
             _set_camera(environment, small=len(environments) > 1)
-        step_fps = environments[0].metadata.get("render_fps", MAX_FPS)
-        self.stride = math.ceil(step_fps / MAX_FPS)
+        ending = self.path.suffix.lower()
+        step_fps = environments[0].metadata.get("render_fps", MAX_FPS[ending])
+        self.stride = math.ceil(step_fps / MAX_FPS[ending])
         self.playing = scene.playing
         self.views = [environment.render() for environment in environments]
         size = _frame(self.views, scene).shape[1::-1]
+        how: dict[str, Any] = {"quality": 7}
+        if ending == ".gif":
+            how = {"codec": "gif", "pix_fmt_out": "pal8", "output_params": ["-filter_complex", GIF]}
         self.writer = self.ffmpeg.write_frames(
-            str(self.path), size, fps=step_fps / self.stride, quality=7, ffmpeg_log_level="error"
+            str(self.path), size, fps=step_fps / self.stride, ffmpeg_log_level="error", **how
         )
         self.writer.send(None)
 

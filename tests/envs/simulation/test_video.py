@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from common.errors import UserError
 from envs.simulation import video
@@ -94,6 +95,20 @@ def test_a_grid_shows_the_first_episodes_and_how_each_ended(tmp_path):
 
 
 @draws
+def test_a_gif_is_smaller_and_in_real_time(tmp_path):
+    shown = record_episodes(Gait(), HOPPER, tmp_path / "hopper.gif")
+    with Image.open(tmp_path / "hopper.gif") as film:
+        assert (film.format, film.size) == ("GIF", (240, 240))
+        assert film.n_frames == -(-shown.episode_lengths.item() // 8) + 1  # 125 a second
+        film.seek(film.n_frames - 1)
+        last = np.asarray(film.convert("RGB")).astype(int)
+        assert 60 <= film.info["duration"] <= 70  # milliseconds: 8 steps
+        film.seek(0)
+        first = np.asarray(film.convert("RGB"))
+    assert first.std() > 10 and np.abs(first - last).mean() > 1
+
+
+@draws
 @pytest.mark.parametrize("small", [False, True])
 def test_the_camera_follows_the_body(monkeypatch, small):
     monkeypatch.setenv("MUJOCO_GL", offscreen_backend())
@@ -158,8 +173,8 @@ def test_a_policy_of_another_environment_is_refused(tmp_path):
 
 
 def test_another_ending_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"clip\.gif' must have a name that ends in \.mp4"):
-        record_episodes(Gait(), HOPPER, tmp_path / "clip.gif")
+    with pytest.raises(UserError, match=r"clip\.avi' must have a name that ends in \.mp4 or \.gif"):
+        record_episodes(Gait(), HOPPER, tmp_path / "clip.avi")
 
 
 def test_missing_extra_names_the_command(tmp_path, monkeypatch):
