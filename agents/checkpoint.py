@@ -31,8 +31,9 @@ from safetensors.torch import save as serialise_tensors
 from torch import Tensor
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from agents.backbones import mixer_entry
+from agents.backbones import backbone_names, mixer_entry
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
+from common.checks import nearest
 from common.errors import UserError
 from common.files import leftovers, write_file
 
@@ -250,9 +251,19 @@ def load_policy(folder: Path) -> tuple[ReturnConditionedPolicy, RunDescription, 
 
 def _read_config(path: Path) -> tuple[partial[ReturnConditionedPolicy], RunDescription]:
     """Returns what makes a policy, its weights not loaded, and its data and evaluation."""
-    try:
+    with _description_explained(path):
         content = json.loads(path.read_bytes())
-        config_class, _ = mixer_entry(content["backbone"]["name"])
+        name = content["backbone"]["name"]
+    # A run folder names its backbone, and never a module: what is imported is for the user to say.
+    if name not in (names := backbone_names()):
+        raise UserError(
+            f"{path} describes a policy whose backbone '{name}' is not known here"
+            f"{nearest(str(name), names)}; make it known with backbone.module=MODULE, the module "
+            "that registers it, or in Python by importing that module first; or else the file is "
+            "damaged, or of another version of this project: train again."
+        )
+    config_class, _ = mixer_entry(name)
+    with _description_explained(path):
         make = partial(
             ReturnConditionedPolicy,
             PolicyConfig(**content["policy"]),
@@ -261,6 +272,12 @@ def _read_config(path: Path) -> tuple[partial[ReturnConditionedPolicy], RunDescr
             action_dim=content["action_dim"],
         )
         return make, RunDescription(content["dataset"], content["evaluation"])
+
+
+@contextmanager
+def _description_explained(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (*_WRONG, UserError) as error:
         raise UserError(
             f"{path} does not describe a policy ({_reason(error)}); the file is damaged or of "

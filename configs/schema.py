@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 
@@ -10,7 +11,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from agents.acting import ROLLOUTS
-from agents.backbones import MIXERS
+from agents.backbones import backbone_names, mixer_entry
 from agents.backbones.attention import AttentionConfig
 from agents.backbones.mixer import BackboneConfig
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
@@ -206,8 +207,9 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="eval_schema", node=EvalConfig)
-    for name, (config_class, _) in MIXERS.items():
-        store.store(group="backbone", name=name, node=config_class)
+    for name in backbone_names():
+        with suppress(UserError):  # of a package that cannot be imported; said where it is chosen
+            store.store(group="backbone", name=name, node=mixer_entry(name)[0])
     for name, config in DATASETS.items():
         store.store(group="dataset", name=name, node=config)
     if find_spec("ray"):
