@@ -6,6 +6,7 @@ model.safetensors   the weights to act with (EMA), with a checksum; needs config
 training_state.pt   all that resuming needs; loads with weights_only=True
 metrics.jsonl, events.out.tfevents.*   the records, as JSON lines and for TensorBoard
 scores.json, scores-*.json             the run's own evaluation, and others
+tracker.json        the run's id at each tracker that was asked for
 held_out.json       in place of scores.json where the data name no environment
 """
 
@@ -42,7 +43,8 @@ STATE = "training_state.pt"
 # What training writes, in the order in which overwriting removes it: an interrupted removal leaves
 # a run that is neither finished nor resumed from the discarded state.
 RESULTS = ("scores.json", "held_out.json")
-FILES = (*RESULTS, STATE, WEIGHTS, "metrics.jsonl", "config.json", "config.yaml")
+TRACKED = "tracker.json"
+FILES = (*RESULTS, STATE, WEIGHTS, "metrics.jsonl", TRACKED, "config.json", "config.yaml")
 # Only a folder whose config.yaml begins with this line is a run: elsewhere nothing is replaced.
 MARK = "# A run folder of Decision minRNN, written by train.py."
 LOCK = ".decision-minrnn.lock"

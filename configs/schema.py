@@ -15,8 +15,9 @@ from agents.backbones import backbone_names, mixer_entry
 from agents.backbones.attention import AttentionConfig
 from agents.backbones.mixer import BackboneConfig
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
+from agents.trackers import TRACKERS
 from agents.trainer import PRECISIONS, TrainerConfig
-from common.checks import MOST_RETURN, MOST_STEPS, check_fields, choice, number, seed
+from common.checks import MOST_RETURN, MOST_STEPS, check_fields, choice, number, require_extra, seed
 from common.errors import UserError
 from common.memory import require_memory
 from configs.launch.ray import RayLauncherConfig
@@ -104,6 +105,7 @@ class TrainConfig:
         precision: `float32`, or `bfloat16` for automatic mixed precision in training.
         run_dir: The run folder; null names it after the data set, the backbone, the protocol,
             the seed and whatever else was overridden, below runs/.
+        tracker: Who gets the records of the training too: `wandb` or `trackio`, each an extra.
         resume: Resumes from the last save of the run folder.
         overwrite: Discards the run that the folder holds.
     """
@@ -122,11 +124,14 @@ class TrainConfig:
     device: str = choice("auto", DEVICES)
     precision: str = choice("float32", PRECISIONS)
     run_dir: str | None = None
+    tracker: str | None = choice(None, TRACKERS)
     resume: bool = False
     overwrite: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.tracker is not None:
+            require_extra(self.tracker, f"tracker={self.tracker}", self.tracker)
         if self.rollout == "rolling" and self.protocol.context_length < 2:
             raise UserError(
                 "protocol.context_length is 1, but rollout=rolling resets its two states half a "
