@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from importlib import import_module
 from io import StringIO
@@ -27,20 +28,11 @@ from common.files import write_file
 PROJECT = "decision-minrnn"
 
 
-class _Wandb:
-    """A run of wandb, with the step among the values.
-
-    A resumed run records updates since the last save again, which wandb's own step would refuse.
-    """
-
-    def __init__(self, run: Any) -> None:
-        self.run, self.finish = run, run.finish
-
-    def log(self, values: dict[str, float], step: int) -> None:
-        self.run.log({"step": step, **values})
+# What takes a record and its step, what ends the run, the run's id, and where to look at it.
+_Started = tuple[Callable[[dict[str, float], int], Any], Callable[[], Any], str, str]
 
 
-def _start_wandb(folder: Path, config: Any, known: str | None) -> tuple[Any, str, str]:
+def _start_wandb(folder: Path, config: Any, known: str | None) -> _Started:
     wandb = import_module("wandb")
     (folder / ".wandb").mkdir(
         exist_ok=True
@@ -56,26 +48,26 @@ def _start_wandb(folder: Path, config: Any, known: str | None) -> tuple[Any, str
         config=config,
         dir=folder,
     )
+    # Not wandb's own step, which refuses the updates that a resumed run makes, and records, again.
     run.define_metric("*", step_metric="step")
     shown = f"offline: wandb sync {Path(run.dir).parent}" if run.offline else run.url
-    return _Wandb(run), run.id, shown
+    return lambda values, step: run.log({"step": step, **values}), run.finish, run.id, shown
 
 
-def _start_trackio(folder: Path, config: Any, known: str | None) -> tuple[Any, str, str]:
+def _start_trackio(folder: Path, config: Any, known: str | None) -> _Started:
     trackio = import_module("trackio")
     # A run is resumed by its name alone, and only the folders above tell equal names apart.
     project = f"{PROJECT}-{folder.parent.name}"
-    with redirect_stdout(StringIO()):
-        run = trackio.init(
-            project,
-            name=folder.name,
-            config=config,
-            resume="allow" if known else "never",
-            embed=False,
-            auto_log_gpu=False,
-            auto_log_cpu=False,
-        )
-    return run, folder.name, f"trackio show --project {project}"
+    run = trackio.init(
+        project,
+        name=folder.name,
+        config=config,
+        resume="allow" if known else "never",
+        embed=False,
+        auto_log_gpu=False,
+        auto_log_cpu=False,
+    )
+    return run.log, trackio.finish, folder.name, f"trackio show --project {project}"
 
 
 _STARTS = {"wandb": _start_wandb, "trackio": _start_trackio}
@@ -101,7 +93,9 @@ class Tracker:
             config: Any = {}
             if (folder / "config.yaml").exists():
                 config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-            self.run, identity, shown = _STARTS[name](folder, config, known.get(name))
+            with redirect_stdout(StringIO()):  # trackio prints
+                started = _STARTS[name](folder, config, known.get(name))
+            self._log, self._finish, identity, shown = started
         except Exception as error:  # its errors share no base class
             raise UserError(
                 f"tracker={name} cannot be started ({_reason(error)}); log in there, or set "
@@ -112,14 +106,14 @@ class Tracker:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Passes one record on."""
-        self._do(lambda: self.run.log(values, step))
+        self._do(lambda: self._log(values, step))
 
     def finish(self) -> None:
         """Waits until everything is written or sent."""
         with redirect_stdout(StringIO()):
-            self._do(self.run.finish)
+            self._do(self._finish)
 
-    def _do(self, action: Any) -> None:
+    def _do(self, action: Callable[[], Any]) -> None:
         if not self.works:
             return
         try:
