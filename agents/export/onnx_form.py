@@ -1,9 +1,8 @@
 """A policy as one ONNX file: a step of its rollout, with the state as inputs and outputs.
 
-The file is made from the policy's own step and from the classes of agents.acting, so it acts as
-the run was scored. What else acting needs (return-to-go, previous action, resets, the bounds of the
-actions) happens inside: the caller gives observation, reward and is_first, and gives the
-next_state_k that came out of a step to the next one as state_k.
+All that acting needs happens inside (return-to-go, previous action, resets, the bounds of the
+actions). The caller gives observation, reward and is_first, and gives each next_state_k that came
+out of a step to the next one as state_k.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.acting import ROLLOUTS, RollingActor, WindowActor
 from agents.backbones.mixer import Mixer
 from agents.backbones.s4d import S4D
 from agents.backbones.state import State, map_state, tensors_of
@@ -28,27 +27,19 @@ from agents.policy import PolicyState, ReturnConditionedPolicy
 from common.checks import check_choice, require_extra
 from common.errors import UserError
 
-OPSET = 18  # the oldest that PyTorch's exporter writes without converting: read by most runtimes
+OPSET = 18  # the first that PyTorch's exporter writes without a conversion
 KEY = "decision_minrnn"  # of the file's metadata
 HOW_TO_ACT = (
     "A step of a policy. Begin with zeros as state_0, state_1, ... (their first axis is the batch) "
-    "and is_first = true, which makes any state good; then give each next_state_k as state_k, the "
-    "reward of the previous action, and is_first = true in the rows whose episode begins. Returns "
-    "to go, the previous action and the bounds of the actions need no care outside. target_return, "
-    "where it is an input, may be left out: its default is in the metadata."
+    "and is_first = true, which makes any state good. Then give each next_state_k as state_k, the "
+    "reward of the previous action, and is_first = true in the rows in which an episode begins. "
+    "The action is within the bounds of the data. target_return, where the policy sees a return, "
+    "may be left out; its default is in the metadata."
 )
 
 
-class _Unfused(RollingActor):
-    """The rolling actor with the policy's own step in place of the compiled one."""
-
-    def __init__(self, policy: ReturnConditionedPolicy, context_length: int) -> None:
-        super(RollingActor, self).__init__(policy, context_length)
-        self.step = policy.step
-
-
 class _RealS4D(Mixer):
-    """An S4D mixer's step in real numbers, because ONNX has no complex ones."""
+    """The step of an S4D mixer in real numbers: ONNX has no complex ones."""
 
     decay: Tensor
     readout: Tensor
@@ -61,73 +52,47 @@ class _RealS4D(Mixer):
         self.register_buffer("readout", torch.view_as_real(readout.conj().resolve_conj()))
 
     def initial_state(self, batch_size: int) -> Tensor:
-        """Returns S4D's own initial state."""
+        """Returns that of S4D."""
         return self.mixer.initial_state(batch_size)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Maps x (batch, d_model) as S4D does."""
         (a, b), (real, imaginary) = self.decay.unbind(-1), state.unbind(-1)
         real, imaginary = a * real - b * imaginary + x.unsqueeze(-1), a * imaginary + b * real
-        parts = torch.stack([real, imaginary], dim=-1)
-        y = F.gelu((parts * self.readout).sum((-2, -1)) + self.mixer.D * x)
-        return F.glu(self.mixer.output(y)), parts
+        after = torch.stack([real, imaginary], dim=-1)
+        y = F.gelu((after * self.readout).sum((-2, -1)) + self.mixer.D * x)
+        return F.glu(self.mixer.output(y)), after
 
 
-class _StepByStep(ReturnConditionedPolicy):
-    """Runs a sequence by the steps of the policy: the parallel forms have no ONNX operators.
+class _Step(nn.Module):
+    """The acting classes of agents.acting as functions of tensors, all with the batch first.
 
-    One ONNX Scan, whose body is one step, however long the window is.
+    They are written once more because an exported graph has no sizes that depend on data, and
+    because the parallel forms of the mixers, which `window` runs, have no ONNX operators.
     """
 
-    def forward(
-        self,
-        observations: Tensor,
-        returns_to_go: Tensor,
-        previous_actions: Tensor,
-        timesteps: Tensor,
-        resets: Tensor,
-        state: State,
-    ) -> tuple[Tensor, State]:
-        """Maps a sequence as the policy does; but returns the last action alone, (batch, 1, ...)."""
-        from torch._higher_order_ops.scan import scan
-
-        def body(carry: list[Tensor], inputs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-            parts = iter(carry[1:])
-            action, after = self.step(*inputs, map_state(lambda _: next(parts), state))
-            # Copies, because what a body returns must be neither its input nor twice the same.
-            return [action, *(part.clone() for part in tensors_of(after))], []
-
-        inputs = observations, returns_to_go, previous_actions, timesteps, resets
-        first = [previous_actions[:, 0].clone(), *(part.clone() for part in tensors_of(state))]
-        last, _ = scan(body, first, [x.transpose(0, 1) for x in inputs])
-        return last[0].unsqueeze(1), state
-
-
-class _ExportedStep(nn.Module):
-    """A step of a rollout between tensors whose first axis is the batch."""
-
-    def __init__(
-        self, policy: ReturnConditionedPolicy, rollout: str, context_length: int
-    ) -> None:
+    def __init__(self, policy: ReturnConditionedPolicy, rollout: str, context_length: int) -> None:
         super().__init__()
         self.policy = copy.deepcopy(policy).cpu().requires_grad_(False).eval()
         for block in self.policy.backbone.blocks:
             if type(block.mixer) is S4D:
-                block.mixer = _RealS4D(block.mixer)
-        self.rolling = rollout == "rolling"
-        if rollout == "window":
-            self.policy.__class__ = _StepByStep
-        self.actor = _actor(self.policy, rollout, context_length)
-        self.like = self.actor.initial_state(1)
-        past = self.like.past if rollout == "window" else self.like
-        # The target is an input of its own, not a part of the state: where it stands in the actor's
-        # state. The tensors of the backbone come first, two rows a row of the batch if `rolling`.
-        self.target = len(tensors_of(past)) - 1
-        self.backbone = len(tensors_of(past.backbone))
+                block.mixer = _RealS4D(block.mixer)  # type: ignore[assignment]
+        self.rollout, self.context_length = rollout, context_length
 
-    def initial_state(self, batch_size: int) -> list[Tensor]:
+    def initial_state(self, rows: int) -> list[Tensor]:
         """Returns the state of rows that are about to begin an episode."""
-        return self._parts(self.actor.initial_state(batch_size))
+        backbone, *others, _ = self.policy.initial_state(rows)
+        parts = tensors_of(backbone)
+        if self.rollout == "rolling":
+            parts = [torch.stack([part, part], dim=1) for part in parts]
+        if self.rollout == "window":
+            blank = self.policy.action_low.new_zeros(rows, self.context_length)
+            channels = self.policy.observation_dim, self.policy.action_dim
+            observations, actions = (blank.unsqueeze(-1).repeat(1, 1, n) for n in channels)
+            length = others[-1]
+            parts = [observations, blank, actions, blank.long(), length]
+        # Copies: one tensor given twice is one input to the exporter.
+        return [part.clone() for part in (*parts, *others)]
 
     def forward(
         self,
@@ -138,42 +103,67 @@ class _ExportedStep(nn.Module):
         state: list[Tensor],
     ) -> tuple[Tensor, list[Tensor]]:
         """Returns the action within the bounds of the data, and the next state."""
-        parts = [self._joined(i, part) for i, part in enumerate(state)]
-        parts.insert(self.target, target_return)
-        past = _filled(self.like, iter(parts))
-        action, after = self.actor.act(observation, reward, past, is_first)
-        action = torch.minimum(
-            torch.maximum(action, self.policy.action_low), self.policy.action_high
+        *memory, action, return_to_go, timestep = state
+        past = PolicyState((), action, return_to_go, timestep, target_return)
+        return_to_go, timestep = self.policy.observe(reward, past, is_first)
+        act = {"carried": self._carried, "rolling": self._rolling, "window": self._window}
+        action, memory = act[self.rollout](
+            memory, is_first, observation, return_to_go, action, timestep
         )
-        return action, self._parts(after)
+        low, high = self.policy.action_low, self.policy.action_high
+        bounded = torch.minimum(torch.maximum(action, low), high)
+        return bounded, [*memory, action, return_to_go, timestep]
 
-    def _joined(self, index: int, part: Tensor) -> Tensor:
-        """Turns (batch, 2, ...) into the rolling actor's two halves, one after the other."""
-        rolling = self.rolling and index < self.backbone
-        return part.transpose(0, 1).flatten(0, 1) if rolling else part
+    def _step(
+        self, memory: list[Tensor], resets: Tensor, *inputs: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        parts = iter(memory)
+        like = self.policy.backbone.expected
+        state = map_state(lambda _: next(parts), like)
+        action, state = self.policy.step(*inputs, resets, state)
+        return action, tensors_of(state)
 
-    def _parts(self, state: Any) -> list[Tensor]:
-        parts = tensors_of(state)
-        batch = parts.pop(self.target).shape[0]
-        if self.rolling:
-            for i in range(self.backbone):
-                parts[i] = parts[i].unflatten(0, (2, batch)).transpose(0, 1)
-        return parts
+    _carried = _step
 
+    def _rolling(
+        self, memory: list[Tensor], is_first: Tensor, *inputs: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See agents.acting.RollingActor; the two states are (batch, 2, ...)."""
+        timestep, context = inputs[-1], self.context_length
+        half = context // 2
+        late = torch.where(timestep < half, timestep, (timestep - half) % context)
+        ages = torch.stack([timestep % context, late], dim=1)
+        twice = [torch.stack([x, x], dim=1).flatten(0, 1) for x in inputs]
+        states = [part.flatten(0, 1) for part in memory]
+        actions, states = self._step(states, (ages == 0).flatten(), *twice)
+        first, second = actions.view(-1, 2, self.policy.action_dim).unbind(1)
+        action = torch.where(ages[:, :1] >= ages[:, 1:], first, second)
+        return action, [part.view(-1, 2, *part.shape[1:]) for part in states]
 
-def _actor(policy: ReturnConditionedPolicy, rollout: str, context_length: int) -> Any:
-    """Returns what agents.acting.make_actor does, without the compiled step."""
-    if rollout == "carried":
-        return policy
-    return (_Unfused if rollout == "rolling" else WindowActor)(policy, context_length)
+    def _window(
+        self, memory: list[Tensor], is_first: Tensor, *inputs: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See agents.acting.WindowActor; runs step by step, as an ONNX Scan."""
+        from torch._higher_order_ops.scan import scan  # has no public name yet
 
+        *windows, length = memory
+        length = torch.where(is_first, 1, (length + 1).clamp(max=self.context_length))
+        windows = [
+            torch.cat([window[:, 1:], newest.unsqueeze(1)], dim=1)
+            for window, newest in zip(windows, inputs, strict=True)
+        ]
+        position = torch.arange(self.context_length)
+        begins = position == (self.context_length - length).unsqueeze(1)
 
-def _filled(like: Any, tensors: Iterator[Tensor]) -> Any:
-    """Returns a state of the same structure, with these tensors."""
-    if isinstance(like, Tensor):
-        return next(tensors)
-    parts = [_filled(part, tensors) for part in like]
-    return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
+        def body(carry: list[Tensor], step: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+            action, states = self._step(carry[1:], *step)
+            # Copies, because a body may return neither its input nor one tensor twice.
+            return [action, *(part.clone() for part in states)], []
+
+        blank = tensors_of(self.policy.backbone.initial_state(length.shape[0]))
+        first = [torch.zeros_like(inputs[2]), *(part.clone() for part in blank)]
+        last, _ = scan(body, first, [x.transpose(0, 1) for x in (begins, *windows)])
+        return last[0], [*windows, length]
 
 
 def onnx_of(
@@ -192,67 +182,67 @@ def onnx_of(
     """
     for module in ("onnx", "onnxscript"):
         require_extra(module, "an export to ONNX", "onnx")
-    check_choice("rollout", rollout, ROLLOUTS)
     import onnx_ir as ir
 
-    name = type(policy.backbone.blocks[0].mixer).__name__
-    step = _ExportedStep(policy, rollout, context_length)
-    program = _traced(step, name, rollout)
-    model = program.model
+    step = _Step(policy, rollout, context_length)
+    model = _traced(step).model
     for node in model.graph.all_nodes():
         node.metadata_props.clear()  # source lines, with the paths of this machine
+    sees_returns = policy.config.return_to_go
     if policy.config.return_to_go:
-        default = policy.target_return.reshape(1).numpy(force=True)
-        target = next(value for value in model.graph.inputs if value.name == "target_return")
-        # An input with an initial value is optional in ONNX.
-        target.const_value = ir.tensor(default, name="target_return")
-        target.shape = ir.Shape(["targets"])
+        # An input that is also an initializer is one with a default.
+        target = model.graph.inputs[3]
+        target.const_value = ir.tensor(policy.target_return.view(1).numpy(), name=target.name)
+        target.shape = ir.Shape(["targets"])  # one for all rows, or one for each
         model.graph.register_initializer(target)
-    low, high = policy.action_low.tolist(), policy.action_high.tolist()
     metadata = {
         "rollout": rollout,
         "context_length": context_length,
-        "target_return": policy.target_return.item() if policy.config.return_to_go else None,
+        "target_return": policy.target_return.item() if sees_returns else None,
         "observation_dim": policy.observation_dim,
         "action_dim": policy.action_dim,
-        "action_low": low,
-        "action_high": high,
+        "action_low": policy.action_low.tolist(),
+        "action_high": policy.action_high.tolist(),
         "opset": OPSET,
     }
     model.doc_string = HOW_TO_ACT
-    model.metadata_props[KEY] = json.dumps(metadata | facts)
+    model.metadata_props[KEY] = json.dumps(facts | metadata)
     content: bytes = ir.to_proto(model).SerializeToString()
     return content
 
 
-def _traced(step: _ExportedStep, mixer: str, rollout: str) -> Any:
-    rows = 3  # neither 1 nor the number of anything else
+def _traced(step: _Step) -> Any:
+    rows = 3  # an example; the batch is free
     policy, state = step.policy, step.initial_state(rows)
     arguments = (
         torch.zeros(rows, policy.observation_dim),
         torch.zeros(rows),
         torch.ones(rows, dtype=torch.bool),
-        policy.target_return.repeat(rows),
+        torch.zeros(1),  # the target: one for all rows
         state,
     )
     free = {0: torch.export.Dim("batch")}
-    states = [f"state_{i}" for i in range(len(state))]
+    shapes = (free, free, free, None, [free] * len(state))
+    names = [f"state_{i}" for i in range(len(state))]
     with _quiet():
+        # Traced here and not by torch.onnx, which would fix the batch where it cannot be free. A
+        # Scan is traced from bytecode (strict) only.
+        program = torch.export.export(
+            step, arguments, dynamic_shapes=shapes, strict=step.rollout == "window"
+        )
         return torch.onnx.export(
-            step,
-            arguments,
-            dynamo=True,
+            program,
             verbose=False,
             opset_version=OPSET,
-            input_names=["observation", "reward", "is_first", "target_return", *states],
-            output_names=["action", *(f"next_{name}" for name in states)],
-            dynamic_shapes=(free, free, free, free, [free] * len(state)),
+            input_names=["observation", "reward", "is_first", "target_return", *names],
+            output_names=["action", *(f"next_{name}" for name in names)],
+            dynamic_shapes=shapes,
         )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the exporter, which warns of what the caller cannot change."""
+    """Silences the exporter, which warns of what nobody can mend."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
