@@ -13,21 +13,23 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agents.acting import make_actor
+from agents.backbones import MIXERS
 from agents.backbones.mixer import Mixer
 from agents.backbones.s4d import S4D
-from agents.backbones.state import State, map_state, tensors_of
+from agents.backbones.state import map_state, tensors_of
 from agents.policy import PolicyState, ReturnConditionedPolicy
-from common.checks import check_choice, require_extra
+from common.checks import require_extra
 from common.errors import UserError
 
 OPSET = 18  # the first that PyTorch's exporter writes without a conversion
+LEAST = {"carried": 0, "rolling": 2, "window": 1}  # steps of the past
 KEY = "decision_minrnn"  # of the file's metadata
 HOW_TO_ACT = (
     "A step of a policy. Begin with zeros as state_0, state_1, ... (their first axis is the batch) "
@@ -73,10 +75,10 @@ class _Step(nn.Module):
 
     def __init__(self, policy: ReturnConditionedPolicy, rollout: str, context_length: int) -> None:
         super().__init__()
-        self.policy = copy.deepcopy(policy).cpu().requires_grad_(False).eval()
+        self.policy = copy.deepcopy(policy)
         for block in self.policy.backbone.blocks:
             if type(block.mixer) is S4D:
-                block.mixer = _RealS4D(block.mixer)  # type: ignore[assignment]
+                block.mixer = _RealS4D(block.mixer)
         self.rollout, self.context_length = rollout, context_length
 
     def initial_state(self, rows: int) -> list[Tensor]:
@@ -118,9 +120,9 @@ class _Step(nn.Module):
         self, memory: list[Tensor], resets: Tensor, *inputs: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
         parts = iter(memory)
-        like = self.policy.backbone.expected
-        state = map_state(lambda _: next(parts), like)
-        action, state = self.policy.step(*inputs, resets, state)
+        state = map_state(lambda _: next(parts), self.policy.backbone.expected)
+        observation, return_to_go, action, timestep = inputs
+        action, state = self.policy.step(observation, return_to_go, action, timestep, resets, state)
         return action, tensors_of(state)
 
     _carried = _step
@@ -169,7 +171,7 @@ class _Step(nn.Module):
 def onnx_of(
     policy: ReturnConditionedPolicy, rollout: str, context_length: int, **facts: Any
 ) -> bytes:
-    """Returns a step of the policy as an ONNX file.
+    """Returns a step of the policy as an ONNX file, which has been run to see that it agrees.
 
     Args:
         policy: The policy; it stays as it is.
@@ -180,38 +182,52 @@ def onnx_of(
     Raises:
         UserError: The extra is not installed, or the policy has no form in ONNX.
     """
-    for module in ("onnx", "onnxscript"):
-        require_extra(module, "an export to ONNX", "onnx")
-    import onnx_ir as ir
-
-    step = _Step(policy, rollout, context_length)
-    model = _traced(step).model
-    for node in model.graph.all_nodes():
-        node.metadata_props.clear()  # source lines, with the paths of this machine
-    sees_returns = policy.config.return_to_go
-    if policy.config.return_to_go:
-        # An input that is also an initializer is one with a default.
-        target = model.graph.inputs[3]
-        target.const_value = ir.tensor(policy.target_return.view(1).numpy(), name=target.name)
-        target.shape = ir.Shape(["targets"])  # one for all rows, or one for each
-        model.graph.register_initializer(target)
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        require_extra(module, "an export to .onnx", "onnx")
+    if rollout not in LEAST or (
+        rollout != "carried"
+        and not (isinstance(context_length, int) and context_length >= LEAST[rollout])
+    ):
+        raise UserError(
+            f"the policy was scored with rollout={rollout} and context_length={context_length}, "
+            "which has no form in ONNX; there are carried, rolling (over at least 2 steps) and "
+            "window (over at least 1)."
+        )
+    mixers = {type(block.mixer) for block in policy.backbone.blocks}
+    names = [name for name, (_, mixer) in MIXERS.items() if mixer in mixers]
     metadata = {
+        "backbone": ", ".join(names or sorted(mixer.__name__ for mixer in mixers)),
         "rollout": rollout,
-        "context_length": context_length,
-        "target_return": policy.target_return.item() if sees_returns else None,
+        "context_length": None if rollout == "carried" else context_length,
+        "target_return": policy.target_return.item() if policy.config.return_to_go else None,
         "observation_dim": policy.observation_dim,
         "action_dim": policy.action_dim,
         "action_low": policy.action_low.tolist(),
         "action_high": policy.action_high.tolist(),
         "opset": OPSET,
     }
-    model.doc_string = HOW_TO_ACT
-    model.metadata_props[KEY] = json.dumps(facts | metadata)
-    content: bytes = ir.to_proto(model).SerializeToString()
+    policy = copy.deepcopy(policy).cpu().requires_grad_(False).eval()
+    step = _Step(policy, rollout, context_length)
+    try:
+        with _quiet():
+            model = _traced(step)
+            content = _file_of(model, policy, json.dumps(metadata | facts))
+            agrees = _agrees(content, step, make_actor(policy, rollout, context_length))
+    except Exception as error:  # of PyTorch's exporter, of whatever class
+        raise UserError(
+            f"the policy cannot be exported, because PyTorch's exporter to ONNX fails on its "
+            f"backbone {metadata['backbone']} ({_cause(error)}); choose another backbone."
+        ) from error
+    if not agrees:
+        raise UserError(
+            f"the policy cannot be exported, because the ONNX form of its backbone "
+            f"{metadata['backbone']} acts otherwise than the policy; choose another backbone."
+        )
     return content
 
 
 def _traced(step: _Step) -> Any:
+    """Returns the program as onnx_ir's model."""
     rows = 3  # an example; the batch is free
     policy, state = step.policy, step.initial_state(rows)
     arguments = (
@@ -224,31 +240,85 @@ def _traced(step: _Step) -> Any:
     free = {0: torch.export.Dim("batch")}
     shapes = (free, free, free, None, [free] * len(state))
     names = [f"state_{i}" for i in range(len(state))]
-    with _quiet():
-        # Traced here and not by torch.onnx, which would fix the batch where it cannot be free. A
-        # Scan is traced from bytecode (strict) only.
-        program = torch.export.export(
-            step, arguments, dynamic_shapes=shapes, strict=step.rollout == "window"
-        )
-        return torch.onnx.export(
-            program,
-            verbose=False,
-            opset_version=OPSET,
-            input_names=["observation", "reward", "is_first", "target_return", *names],
-            output_names=["action", *(f"next_{name}" for name in names)],
-            dynamic_shapes=shapes,
-        )
+    # PyTorch's newer exporter, because it manages all eight backbones, and the older one neither a
+    # Scan nor the sizes of a free batch. The program is traced here and not by torch.onnx, which
+    # would fix the batch where it cannot be free; a Scan is traced from bytecode (strict) only.
+    program = torch.export.export(
+        step, arguments, dynamic_shapes=shapes, strict=step.rollout == "window"
+    )
+    exported: Any = torch.onnx.export(
+        program,
+        dynamo=True,
+        verbose=False,
+        opset_version=OPSET,
+        input_names=["observation", "reward", "is_first", "target_return", *names],
+        output_names=["action", *(f"next_{name}" for name in names)],
+        dynamic_shapes=shapes,
+    )
+    return exported.model
+
+
+def _file_of(model: Any, policy: ReturnConditionedPolicy, metadata: str) -> bytes:
+    import onnx_ir as ir
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    RemoveUnusedNodesPass()(model)
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()  # source lines, with the paths of this machine
+    target = model.graph.inputs[3]
+    if policy.config.return_to_go:
+        # An input that is also an initializer may be left out. One number serves all rows.
+        target.const_value = ir.tensor(policy.target_return.view(1).numpy(), name=target.name)
+        target.shape = ir.Shape(["targets"])
+        model.graph.register_initializer(target)
+    model.doc_string = HOW_TO_ACT
+    model.metadata_props[KEY] = metadata
+    content: bytes = ir.to_proto(model).SerializeToString()
+    return content
+
+
+def _agrees(content: bytes, step: _Step, actor: Any) -> bool:
+    """Returns whether the file acts as the actor in a few random steps of another batch."""
+    import onnxruntime  # type: ignore[import-untyped]
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 1  # errors only
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    generator, policy, rows = torch.Generator().manual_seed(0), step.policy, 5
+    parts, state = step.initial_state(rows), actor.initial_state(rows)
+    for count in range(3):
+        noise = torch.randn(rows, policy.observation_dim, generator=generator)
+        observation = policy.observation_mean + policy.observation_std * noise
+        reward = torch.rand(rows, generator=generator)
+        is_first = (torch.arange(rows) % 3 == count) | (count == 0)
+        action, state = actor.act(observation, reward, state, is_first)
+        inputs = {"observation": observation, "reward": reward, "is_first": is_first}
+        inputs |= {f"state_{i}": part for i, part in enumerate(parts)}
+        found, *after = session.run(None, {name: x.numpy() for name, x in inputs.items()})
+        parts = [torch.from_numpy(part) for part in after]
+        if not torch.allclose(torch.from_numpy(found), action, rtol=1e-3, atol=1e-3):
+            return False
+    return True
+
+
+def _cause(error: BaseException) -> str:
+    """Returns the first line of the error at the root of a chain."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silences the exporter, which warns of what nobody can mend."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
+    levels = [logger.level for logger in loggers]
     try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
