@@ -66,7 +66,7 @@ class _RealS4D(Mixer):
         return F.glu(self.mixer.output(y)), after
 
 
-class _Step(nn.Module):
+class Step(nn.Module):
     """The acting classes of agents.acting as functions of tensors, all with the batch first.
 
     They are written once more because an exported graph has no sizes that depend on data, and
@@ -207,7 +207,7 @@ def onnx_of(
         "opset": OPSET,
     }
     policy = copy.deepcopy(policy).cpu().requires_grad_(False).eval()
-    step = _Step(policy, rollout, context_length)
+    step = Step(policy, rollout, context_length)
     try:
         with _quiet():
             model = _traced(step)
@@ -226,7 +226,7 @@ def onnx_of(
     return content
 
 
-def _traced(step: _Step) -> Any:
+def _traced(step: Step) -> Any:
     """Returns the program as onnx_ir's model."""
     rows = 3  # an example; the batch is free
     policy, state = step.policy, step.initial_state(rows)
@@ -260,11 +260,11 @@ def _traced(step: _Step) -> Any:
 
 def _file_of(model: Any, policy: ReturnConditionedPolicy, metadata: str) -> bytes:
     import onnx_ir as ir
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
+    from onnx_ir.passes import common
 
-    RemoveUnusedNodesPass()(model)
-    for node in model.graph.all_nodes():
-        node.metadata_props.clear()  # source lines, with the paths of this machine
+    common.RemoveUnusedNodesPass()(model)
+    common.DeduplicateInitializersPass()(model)  # transposed weights, one for each of 3 tokens
+    common.ClearMetadataAndDocStringPass()(model)  # source lines, with the paths of this machine
     target = model.graph.inputs[3]
     if policy.config.return_to_go:
         # An input that is also an initializer may be left out. One number serves all rows.
@@ -277,7 +277,7 @@ def _file_of(model: Any, policy: ReturnConditionedPolicy, metadata: str) -> byte
     return content
 
 
-def _agrees(content: bytes, step: _Step, actor: Any) -> bool:
+def _agrees(content: bytes, step: Step, actor: Any) -> bool:
     """Returns whether the file acts as the actor in a few random steps of another batch."""
     import onnxruntime  # type: ignore[import-untyped]
 
