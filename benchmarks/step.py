@@ -17,7 +17,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import onnxruntime  # type: ignore[import-untyped]
 import torch
 from timing import Row, Work, acting_step, interleaved, make_parser, printed, timed, write_csv
 from torch import nn
@@ -89,9 +88,12 @@ def exported(backbone: str) -> bytes:
 
 def onnx_step(backbone: str, batch: int) -> Work:
     """A step of the ONNX file in ONNX Runtime, NumPy in and out, with as many threads as torch."""
+    content = exported(backbone)  # says what to install where the extra is missing
+    import onnxruntime  # type: ignore[import-untyped]
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-    session = onnxruntime.InferenceSession(exported(backbone), options)
+    session = onnxruntime.InferenceSession(content, options)
     generator = np.random.default_rng(0)
     inputs = {
         "observation": generator.normal(size=(batch, OBSERVATION_DIM)).astype(np.float32),

@@ -69,8 +69,8 @@ class _RealS4D(Mixer):
 class Step(nn.Module):
     """The acting classes of agents.acting as functions of tensors, all with the batch first.
 
-    They are written once more because an exported graph has no sizes that depend on data, and
-    because the parallel forms of the mixers, which `window` runs, have no ONNX operators.
+    They are written once more because tracing their code (len, chunk) fixes the size of the batch,
+    and because the parallel forms of the mixers, which `window` runs, have no ONNX operators.
     """
 
     def __init__(self, policy: ReturnConditionedPolicy, rollout: str, context_length: int) -> None:
@@ -240,9 +240,10 @@ def _traced(step: Step) -> Any:
     free = {0: torch.export.Dim("batch")}
     shapes = (free, free, free, None, [free] * len(state))
     names = [f"state_{i}" for i in range(len(state))]
-    # PyTorch's newer exporter, because it manages all eight backbones, and the older one neither a
-    # Scan nor the sizes of a free batch. The program is traced here and not by torch.onnx, which
-    # would fix the batch where it cannot be free; a Scan is traced from bytecode (strict) only.
+    # PyTorch's newer exporter manages all eight backbones in all rollouts; the older one
+    # (dynamo=False) is deprecated and cannot trace a scan. The program is traced here and not by
+    # torch.onnx, which fixes the batch without a word where it cannot be free. A scan is traced
+    # from bytecode (strict) only.
     program = torch.export.export(
         step, arguments, dynamic_shapes=shapes, strict=step.rollout == "window"
     )
