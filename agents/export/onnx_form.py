@@ -267,11 +267,13 @@ def _file_of(model: Any, policy: ReturnConditionedPolicy, metadata: str) -> byte
     common.DeduplicateInitializersPass()(model)  # transposed weights, one for each of 3 tokens
     common.ClearMetadataAndDocStringPass()(model)  # source lines, with the paths of this machine
     target = model.graph.inputs[3]
+    target.const_value = ir.tensor(policy.target_return.view(1).numpy(), name=target.name)
+    model.graph.register_initializer(target)
     if policy.config.return_to_go:
         # An input that is also an initializer may be left out. One number serves all rows.
-        target.const_value = ir.tensor(policy.target_return.view(1).numpy(), name=target.name)
         target.shape = ir.Shape(["targets"])
-        model.graph.register_initializer(target)
+    else:
+        model.graph.inputs.remove(target)
     model.doc_string = HOW_TO_ACT
     model.metadata_props[KEY] = metadata
     content: bytes = ir.to_proto(model).SerializeToString()

@@ -96,9 +96,9 @@ def exported(tmp_path_factory):
 
 
 @pytest.mark.parametrize("rows", [1, 7])
-def test_two_hundred_steps_with_resets_equal_those_of_the_policy(exported, rows):
+def test_a_thousand_steps_with_resets_equal_those_of_the_policy(exported, rows):
     policy, path = exported
-    assert_acts_alike(path.read_bytes(), policy, "carried", rows, 200)
+    assert_acts_alike(path.read_bytes(), policy, "carried", rows, 1000)
 
 
 def test_each_row_may_have_a_target_of_its_own_and_any_state_at_first(exported):
