@@ -231,6 +231,7 @@ def make_trainer(
         precision=config.precision,
         evaluate=evaluate,
         evaluate_every=every,
+        tracker=config.tracker,
         console=console,
         ranks=ranks,
     )

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from agents.actor import load_actor as load_actor
     from agents.backbones import MIXERS as MIXERS
     from agents.backbones import build_backbone as build_backbone
+    from agents.backbones import register_backbone as register_backbone
+    from agents.backbones.mixer import BackboneConfig as BackboneConfig
+    from agents.backbones.mixer import Mixer as Mixer
     from agents.checkpoint import load_policy as load_policy
     from agents.policy import PolicyConfig as PolicyConfig
     from agents.policy import ReturnConditionedPolicy as ReturnConditionedPolicy
@@ -20,7 +23,9 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "Actor": "actor",
+    "BackboneConfig": "backbones.mixer",
     "MIXERS": "backbones",
+    "Mixer": "backbones.mixer",
     "PolicyConfig": "policy",
     "ReturnConditionedPolicy": "policy",
     "Trainer": "trainer",
@@ -29,6 +34,7 @@ _MODULES = {
     "load_actor": "actor",
     "load_policy": "checkpoint",
     "make_actor": "acting",
+    "register_backbone": "backbones",
 }
 __all__ = list(_MODULES)
 

@@ -6,6 +6,7 @@ model.safetensors   the weights to act with (EMA), with a checksum; needs config
 training_state.pt   all that resuming needs; loads with weights_only=True
 metrics.jsonl, events.out.tfevents.*   the records, as JSON lines and for TensorBoard
 scores.json, scores-*.json             the run's own evaluation, and others
+tracker.json        the run's id at each tracker that was asked for
 held_out.json       in place of scores.json where the data name no environment
 """
 
@@ -31,8 +32,9 @@ from safetensors.torch import save as serialise_tensors
 from torch import Tensor
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from agents.backbones import mixer_entry
+from agents.backbones import backbone_names, mixer_entry
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
+from common.checks import nearest
 from common.errors import UserError
 from common.files import leftovers, write_file
 
@@ -41,7 +43,8 @@ STATE = "training_state.pt"
 # What training writes, in the order in which overwriting removes it: an interrupted removal leaves
 # a run that is neither finished nor resumed from the discarded state.
 RESULTS = ("scores.json", "held_out.json")
-FILES = (*RESULTS, STATE, WEIGHTS, "metrics.jsonl", "config.json", "config.yaml")
+TRACKED = "tracker.json"
+FILES = (*RESULTS, STATE, WEIGHTS, "metrics.jsonl", TRACKED, "config.json", "config.yaml")
 # Only a folder whose config.yaml begins with this line is a run: elsewhere nothing is replaced.
 MARK = "# A run folder of Decision minRNN, written by train.py."
 LOCK = ".decision-minrnn.lock"
@@ -250,9 +253,19 @@ def load_policy(folder: Path) -> tuple[ReturnConditionedPolicy, RunDescription, 
 
 def _read_config(path: Path) -> tuple[partial[ReturnConditionedPolicy], RunDescription]:
     """Returns what makes a policy, its weights not loaded, and its data and evaluation."""
-    try:
+    with _description_explained(path):
         content = json.loads(path.read_bytes())
-        config_class, _ = mixer_entry(content["backbone"]["name"])
+        name = content["backbone"]["name"]
+    # A run folder names its backbone, and never a module: what is imported is for the user to say.
+    if name not in (names := backbone_names()):
+        raise UserError(
+            f"{path} describes a policy whose backbone '{name}' is not known here"
+            f"{nearest(str(name), names)}; make it known with backbone.module=MODULE, the module "
+            "that registers it, or in Python by importing that module first; or else the file is "
+            "damaged, or of another version of this project: train again."
+        )
+    config_class, _ = mixer_entry(name)
+    with _description_explained(path):
         make = partial(
             ReturnConditionedPolicy,
             PolicyConfig(**content["policy"]),
@@ -261,6 +274,12 @@ def _read_config(path: Path) -> tuple[partial[ReturnConditionedPolicy], RunDescr
             action_dim=content["action_dim"],
         )
         return make, RunDescription(content["dataset"], content["evaluation"])
+
+
+@contextmanager
+def _description_explained(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (*_WRONG, UserError) as error:
         raise UserError(
             f"{path} does not describe a policy ({_reason(error)}); the file is damaged or of "

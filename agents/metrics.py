@@ -1,4 +1,4 @@
-"""The records of a run: metrics.jsonl, and the same for TensorBoard."""
+"""The records of a run: metrics.jsonl, and the same for TensorBoard and for a tracker."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from agents.checkpoint import MEND
+from agents.trackers import Tracker
 from common.errors import UserError
 from common.files import write_file
 
@@ -26,6 +27,7 @@ class Metrics:
         folder: The run folder.
         resume_step: Updates of the last save; later records are removed, because the resumed run
             writes them again.
+        tracker: Gets the records too.
 
     Attributes:
         evaluated: The updates that have a record of an evaluation.
@@ -34,8 +36,9 @@ class Metrics:
         UserError: A line of metrics.jsonl other than the last is damaged, or the disk is full.
     """
 
-    def __init__(self, folder: Path, *, resume_step: int) -> None:
+    def __init__(self, folder: Path, *, resume_step: int, tracker: Tracker | None = None) -> None:
         self.path = folder / "metrics.jsonl"
+        self.tracker = tracker
         self.evaluated: set[int] = set()
         if self.path.exists():
             self._cut(resume_step)
@@ -90,6 +93,8 @@ class Metrics:
                 os.fsync(file.fileno())
             scalars = [Summary.Value(tag=n, simple_value=value) for n, value in values.items()]
             self._write_event(step=step, summary=Summary(value=scalars))
+        if self.tracker is not None:
+            self.tracker.log(step, values)
 
     def _write_event(self, **content: Any) -> None:
         event = Event(wall_time=time.time(), **content)
@@ -97,6 +102,8 @@ class Metrics:
         self.file.flush()
 
     def close(self) -> None:
-        """Closes TensorBoard's file; every record is in it already."""
+        """Closes TensorBoard's file; every record is in it already. Ends the tracked run."""
         with suppress(OSError):  # the full disk that `record` has reported
             self.file.close()
+        if self.tracker is not None:
+            self.tracker.finish()

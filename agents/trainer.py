@@ -35,6 +35,7 @@ from agents.checkpoint import (
 from agents.distributed import Ranks
 from agents.metrics import Metrics
 from agents.policy import ReturnConditionedPolicy, TrainingState
+from agents.trackers import Tracker
 from common.checks import MOST_STEPS, check_fields, choice, number
 from common.errors import UserError
 
@@ -122,6 +123,7 @@ class Trainer:
         precision: A key of PRECISIONS; all but float32 is automatic mixed precision.
         evaluate: Called every `evaluate_every` updates (0: never) with the EMA policy and the
             number of updates; returns the scalars to record.
+        tracker: A name of agents.trackers: who gets the records too.
         ranks: The processes that share the batches; each has a trainer.
     """
 
@@ -136,6 +138,7 @@ class Trainer:
         precision: str = "float32",
         evaluate: Callable[[ReturnConditionedPolicy, int], dict[str, float]] | None = None,
         evaluate_every: int = 0,
+        tracker: str | None = None,
         console: Console | None = None,
         ranks: Ranks | None = None,
     ) -> None:
@@ -147,6 +150,7 @@ class Trainer:
         self.precision = PRECISIONS[precision]
         self.evaluate = evaluate
         self.evaluate_every = evaluate_every
+        self.tracker = tracker
         self.console = console or Console()
         self.ranks = ranks or Ranks()
         self.step = 0
@@ -262,7 +266,11 @@ class Trainer:
         Raises:
             UserError: The loss is not finite, or the run folder cannot be written.
         """
-        metrics = Metrics(self.folder, resume_step=self.step) if self.ranks.leads else None
+        tracker = metrics = None
+        if self.ranks.leads:
+            if self.tracker is not None:
+                tracker = Tracker(self.tracker, self.folder, self.console)
+            metrics = Metrics(self.folder, resume_step=self.step, tracker=tracker)
         columns = (
             TextColumn("training"),
             BarColumn(),

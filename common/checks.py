@@ -93,7 +93,8 @@ def check_choice(key: str, value: Any, options: Iterable[Any]) -> None:
 
 def require_extra(module: str, what: str, extra: str) -> None:
     """Checks that a package of an extra of this project is installed, which `what` needs."""
-    if find_spec(module) is None:
+    found = find_spec(module)
+    if found is None or found.origin is None:  # a folder of that name, such as ./wandb, is none
         install = f'pip install -e ".[{extra}]"'
         raise UserError(f"{what} needs an extra that is not installed: {install}")
 

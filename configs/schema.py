@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 
@@ -10,12 +11,13 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from agents.acting import ROLLOUTS
-from agents.backbones import MIXERS
+from agents.backbones import backbone_names, mixer_entry
 from agents.backbones.attention import AttentionConfig
 from agents.backbones.mixer import BackboneConfig
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
+from agents.trackers import TRACKERS
 from agents.trainer import PRECISIONS, TrainerConfig
-from common.checks import MOST_RETURN, MOST_STEPS, check_fields, choice, number, seed
+from common.checks import MOST_RETURN, MOST_STEPS, check_fields, choice, number, require_extra, seed
 from common.errors import UserError
 from common.memory import require_memory
 from configs.launch.ray import RayLauncherConfig
@@ -103,6 +105,7 @@ class TrainConfig:
         precision: `float32`, or `bfloat16` for automatic mixed precision in training.
         run_dir: The run folder; null names it after the data set, the backbone, the protocol,
             the seed and whatever else was overridden, below runs/.
+        tracker: Who gets the records of the training too: `wandb` or `trackio`, each an extra.
         resume: Resumes from the last save of the run folder.
         overwrite: Discards the run that the folder holds.
     """
@@ -121,11 +124,14 @@ class TrainConfig:
     device: str = choice("auto", DEVICES)
     precision: str = choice("float32", PRECISIONS)
     run_dir: str | None = None
+    tracker: str | None = choice(None, TRACKERS)
     resume: bool = False
     overwrite: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.tracker is not None:
+            require_extra(self.tracker, f"tracker={self.tracker}", self.tracker)
         if self.rollout == "rolling" and self.protocol.context_length < 2:
             raise UserError(
                 "protocol.context_length is 1, but rollout=rolling resets its two states half a "
@@ -206,8 +212,9 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="eval_schema", node=EvalConfig)
-    for name, (config_class, _) in MIXERS.items():
-        store.store(group="backbone", name=name, node=config_class)
+    for name in backbone_names():
+        with suppress(UserError):  # of a package that cannot be imported; said where it is chosen
+            store.store(group="backbone", name=name, node=mixer_entry(name)[0])
     for name, config in DATASETS.items():
         store.store(group="dataset", name=name, node=config)
     if find_spec("ray"):

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from importlib import import_module
 from pathlib import Path
 
 # The tests' tensors are small, and they must not fight over the cores.
@@ -26,6 +27,17 @@ STOPS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(
 # the tests start.
 for stop in STOPS:
     signal.signal(stop, signal.default_int_handler if stop == signal.SIGINT else signal.SIG_DFL)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Lets a mixer from outside the project be tested as its own are; see test_backbones.py."""
+    parser.addoption("--backbone-module", help="a module that registers a backbone, to be tested")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Imports the module before the tests are collected."""
+    if module := config.getoption("--backbone-module"):
+        import_module(module)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -27,6 +27,7 @@ from common.errors import UserError, exits
 from common.terminal import keep_standard_output
 from configs.launch.overrides import FOLDER, check, composed, quoted
 from configs.launch.sweep import Program, Stopped, run_sweep
+from configs.launch.typed import KEY, BackboneModules
 from configs.schema import register
 
 __all__ = ["Program", "Stopped", "check", "run"]
@@ -62,17 +63,20 @@ def run(name: str, program: Program) -> None:
 
 
 def _run(name: str, program: Program) -> None:
-    register()
     options = _options(sys.argv[1:])
+    modules = BackboneModules.of(options.overrides)
+    modules.load()
+    register()
     name = options.config_name or name
     if options.config_dir is not None:
         _add_folder(Path(options.config_dir))
     if options.help:
-        return print(_help(name, program, options.overrides))
+        return print(_help(name, program, modules.others))
     if options.shell_completion or options.hydra_help:
         return _leave_to_hydra(name, sys.argv[1:])
-    overrides = list(map(quoted, options.overrides))
+    overrides = list(map(quoted, modules.others))
     runs = check(overrides, name)
+    modules.check_used([config for _, config in runs])
     if options.cfg or options.info:
         return _leave_to_hydra(name, [*options.flags, *overrides])
     if options.multirun:
@@ -81,7 +85,7 @@ def _run(name: str, program: Program) -> None:
                 "torchrun makes one run with several processes; start the runs of a sweep "
                 "without it: python train.py -m ..."
             )
-        sys.exit(run_sweep(name, program, runs, overrides))
+        sys.exit(run_sweep(name, program, runs, overrides, modules))
     if len(runs) > 1:
         raise UserError(f"{len(runs)} runs are asked for; start a sweep with -m.")
     [(run, config)] = runs
@@ -135,5 +139,6 @@ def _help(name: str, program: Program, overrides: list[str]) -> str:
             for group in ("dataset", "backbone", "experiment"):
                 text = f"  {group}: {', '.join(sorted(options(group)))}"
                 lines.append(fill(text, 98, subsequent_indent=" " * 6))
+            lines.append(f"  {KEY}=MODULE: a module of yours that registers another backbone")
     lines += ["", "Keys, with their values:", *describe_keys(config)]
     return "\n".join(lines) + "\n" + FLAGS.format(script=Path(sys.argv[0]).name)

@@ -30,6 +30,8 @@ class Data:
 
 def read_data(config: TrainConfig, console: Console, given: Episodes | None = None) -> Data:
     """Reads the data of a run; what their environment rules out is said before."""
+    if (named := config.dataset.environment) is not None:
+        environment_spaces(named)
     if config.policy.hidden or config.evaluation.asks_for_published:
         known = given.environment_id if given else named_environment(config.dataset)
         hidden = hidden_indices(config.policy.hidden, known)

@@ -8,9 +8,8 @@ from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
 
-from agents.backbones import MIXERS
+from agents.backbones import mixer_entry
 from agents.backbones.min_gru import MinGRUConfig
-from common.checks import check_choice
 from common.errors import UserError
 from configs.schema import TrainConfig
 from envs.data.episodes import Episodes
@@ -25,8 +24,7 @@ def make_config(
     if unknown := sorted(keys.keys() - set(known)):
         raise UserError(f"train() has no key {unknown[0]!r}; the keys are {', '.join(known)}.")
     if isinstance(name := keys.get("backbone"), str):
-        check_choice("backbone", name, MIXERS)
-        keys = keys | {"backbone": MIXERS[name][0]()}
+        keys = keys | {"backbone": mixer_entry(name)[0]()}
     hints = get_type_hints(TrainConfig)
     for key, value in keys.items():
         kind = hints[key]

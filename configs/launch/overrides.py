@@ -25,6 +25,7 @@ from omegaconf.errors import (
 )
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from agents.backbones import mixer_entry
 from common.checks import check_choice, nearest
 from common.errors import UserError
 
@@ -127,6 +128,8 @@ def composed(overrides: list[str], name: str) -> DictConfig:
                     f"hydra/launcher={option} needs an extra that is not installed: "
                     f'pip install -e ".[{LAUNCHERS[option]}]"'
                 ) from error
+            if group == "backbone":
+                mixer_entry(option)  # says why one of an installed package is not there
             check_choice(group, option, error.options)
         cause = error.__cause__
         if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:

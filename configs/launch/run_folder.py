@@ -19,7 +19,7 @@ def run_folder(config: TrainConfig, overrides: list[str]) -> Path:
     experiment = given.get("experiment", "").partition("=")[2]
     recipe = config.protocol.name if experiment in ("", "null") else experiment
     unnamed = {"dataset", "backbone", "experiment", "protocol.name", "seed", "device", "resume"}
-    unnamed |= {"dataset.path", "dataset.name", "dataset.parts", "overwrite", "run_dir"}
+    unnamed |= {"dataset.path", "dataset.name", "dataset.parts", "overwrite", "run_dir", "tracker"}
     # Only what needs no quoting in a shell or an override.
     others = [given[key] for key in sorted(given.keys() - unnamed)]
     rest = "".join("-" + re.sub(r"[^\w.]+", "-", other).strip("-") for other in others)
@@ -33,4 +33,5 @@ def config_text(config: TrainConfig) -> str:
     """Returns config.yaml: every value of the run, but not how this start of it was asked for."""
     values = OmegaConf.to_container(OmegaConf.structured(config))
     assert isinstance(values, dict)
-    return OmegaConf.to_yaml({k: v for k, v in values.items() if k not in ("resume", "overwrite")})
+    unstored = {"resume", "overwrite", "tracker"}
+    return OmegaConf.to_yaml({k: v for k, v in values.items() if k not in unstored})

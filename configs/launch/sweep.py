@@ -31,6 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from common.errors import UserError
 from configs.launch.overrides import FOLDER, parse, to_dataclass
 from configs.launch.ray import RayLauncher
+from configs.launch.typed import NO_MODULES, BackboneModules
 
 ROOT = FOLDER.parent
 _stopped = False  # whether a run of this process was stopped: it begins no other one
@@ -63,7 +64,11 @@ class Program:
 
 
 def run_sweep(
-    name: str, program: Program, runs: list[tuple[list[str], Any]], arguments: list[str]
+    name: str,
+    program: Program,
+    runs: list[tuple[list[str], Any]],
+    arguments: list[str],
+    modules: BackboneModules = NO_MODULES,
 ) -> int:
     """Makes the runs of a sweep and prints which of them failed.
 
@@ -72,6 +77,7 @@ def run_sweep(
         program: What each run does.
         runs: The overrides and the dataclass of each.
         arguments: All overrides; those of Hydra's own keys choose the launcher.
+        modules: Imported by each process that makes runs.
 
     Returns:
         The exit status: 0 if every run is finished, else 1.
@@ -95,7 +101,7 @@ def run_sweep(
     outcomes: list[str | None] = []
     try:
         if left:
-            task = Task(program, os.getcwd(), os.getpid())
+            task = Task(program, modules, os.getcwd(), os.getpid())
             outcomes = _launch(name, [run for run, _ in left], task, arguments)
     except (KeyboardInterrupt, Exception) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -118,12 +124,14 @@ class Task:
 
     Attributes:
         program: What it does.
+        modules: What it imports first.
         folder: The working directory of the sweep, against which each process resolves paths.
         process: The process that started the sweep; any other one prints only the result of its
             run, because several of them may share a terminal.
     """
 
     program: Program
+    modules: BackboneModules
     folder: str
     process: int
 
@@ -138,6 +146,7 @@ class Task:
         away = os.getpid() != self.process
         try:
             os.chdir(self.folder)
+            self.modules.load()
             run = list(HydraConfig.get().overrides.task)
             values = to_dataclass(config)
             with redirect_stdout(io.StringIO()) if away else nullcontext():
@@ -161,6 +170,7 @@ def _launch(name: str, runs: list[list[str]], task: Task, arguments: list[str]) 
     """Makes runs with the launcher that the arguments choose; returns what each returned."""
     # Processes that launchers start import the same code, whether it is installed or not.
     paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    paths.append(task.modules.folder or "")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, dict.fromkeys(paths)))
     with initialize_config_dir(str(FOLDER), job_name=name, version_base="1.3"):
         hydra = GlobalHydra.instance().hydra

@@ -14,6 +14,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import gymnasium as gym
 import minari
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from minari.namespace import create_namespace, list_local_namespaces
 from minari.storage import get_dataset_path
 
@@ -62,8 +64,9 @@ def store_episodes(
             ``next_observations``, of the shape of the observations, the outcomes of the actions
             (else the last observation of each episode is stored twice; training does not use the
             second), and ``seeds``, (episodes,) int, of the resets.
-        environment_id: Gymnasium id of the environment of the data, and of the evaluation; None
-            for data without one, such as the logs of a robot.
+        environment_id: Gymnasium id of the environment of the data, and of the evaluation, or
+            ``my_package:My-v0``, which imports my_package first; None for data without one, such
+            as the logs of a robot.
         action_low: (action_dim,), lower bounds of the actions; by default the environment's.
         action_high: (action_dim,), upper bounds of the actions; by default the environment's.
         reference: Reference returns; by default D4RL's for its three tasks, else none.
@@ -227,19 +230,35 @@ def _write(
         )
         for i, (begin, end) in enumerate(episodes.borders)
     )
+    environment = _specification(episodes.environment_id)
     with warnings.catch_warnings(), quiet_model_files():
         # Minari asks for an e-mail address and a link to the code.
         warnings.simplefilter("ignore", UserWarning)
         dataset = minari.create_dataset_from_buffers(
             episodes.dataset_id,
             buffers,
-            env=episodes.environment_id,
-            eval_env=episodes.environment_id,
+            env=environment,
+            eval_env=environment,
             observation_space=space,
             action_space=gym.spaces.Box(episodes.action_low, episodes.action_high),
             data_format="hdf5",
         )
     dataset.storage.update_metadata(metadata)
+
+
+def _specification(environment_id: str | None) -> EnvSpec | None:
+    """Returns what Minari stores of an environment that has been made.
+
+    A copy of Gymnasium's, which forgets the module to import, and may hold a class that no file
+    can hold.
+    """
+    if environment_id is None:
+        return None
+    found = copy(gym.spec(environment_id.rpartition(":")[2]))
+    found.id = environment_id
+    if callable(made_by := found.entry_point):
+        found.entry_point = f"{made_by.__module__}:{made_by.__qualname__}"
+    return found
 
 
 @dataclass
@@ -249,7 +268,8 @@ class StoreConfig:
     Attributes:
         file: An .npz file of flat arrays.
         id: Minari id of the new data set, version included.
-        environment: Gymnasium id; null for data without one, such as the logs of a robot.
+        environment: Gymnasium id, or `my_package:My-v0`, which imports my_package first; null for
+            data without one, such as the logs of a robot.
         action_low: Lower bounds of the actions; by default the environment's.
         action_high: Upper bounds of the actions; by default the environment's.
         reference_min: Return that scores 0; by default D4RL's for its three tasks, else none.

@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from typing import Any
 
 import gymnasium as gym
@@ -60,20 +61,26 @@ def make_environment(environment_id: str, *, bare: bool = False, **kwargs: Any) 
     sources of data do.
 
     Args:
-        environment_id: Gymnasium id, such as ``Hopper-v5``.
+        environment_id: Gymnasium id, such as ``Hopper-v5``, or ``my_package:My-v0``, which imports
+            my_package first; only what the user typed may name a module.
         bare: Omits the time limit and the checks of ``gymnasium.make``.
         **kwargs: Passed to ``gymnasium.make``.
 
     Raises:
         UserError: The environment does not exist, cannot be made or has other spaces.
     """
+    module, _, name = environment_id.rpartition(":")
+    if module:
+        _import_module_of(environment_id, module)
     try:
         with quiet_model_files():
             environment = gym.make(environment_id, disable_env_checker=True, **kwargs)
     except gym.error.UnregisteredEnv as error:
+        other = f"give an id that {module} registers"
+        mend = other if module else "install the package that registers it"
         raise UserError(
-            f"environment '{environment_id}' does not exist"
-            f"{nearest(environment_id, list(gym.registry))}; install the package that registers it."
+            f"environment '{environment_id}' does not exist{nearest(name, list(gym.registry))}; "
+            f"{mend}."
         ) from error
     # An environment's own code can fail in any way on keyword arguments that it does not take.
     except Exception as error:
@@ -98,6 +105,17 @@ def make_environment(environment_id: str, *, bare: bool = False, **kwargs: Any) 
         raise
     flat = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
     return environment if flat else FlattenObservation(environment)
+
+
+def _import_module_of(environment_id: str, module: str) -> None:
+    try:
+        import_module(module)
+    except Exception as error:  # another's code can fail in any way
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(".")
+        raise UserError(
+            f"environment '{environment_id}' is registered by the module {module}, which cannot be "
+            f"imported ({reason}); install its package, or put its folder on PYTHONPATH."
+        ) from error
 
 
 def require_vectors(name: str, observations: gym.Space, actions: gym.Space) -> None:

@@ -37,8 +37,8 @@ class DatasetConfig:
         path: Of `d4rl`: the file.
         name: Of `d4rl`, instead of a path: ``hopper-medium-v2``, downloaded if need be.
         parts: Of `mix`: names of built-in data sets, Minari ids, D4RL files or names.
-        environment: Gymnasium id to evaluate in; null means the data set's own, or for D4RL files
-            the v4 environment of the task.
+        environment: Gymnasium id to evaluate in, or `my_package:My-v0`, which imports my_package
+            first; null means the data set's own, or for D4RL files the v4 environment of the task.
         top_fraction: Keeps only this fraction of the episodes, those with the highest returns.
         max_episodes: Keeps at most this many episodes, drawn at random, always the same.
         max_steps: Keeps at most this many steps, in whole episodes drawn likewise.

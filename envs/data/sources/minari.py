@@ -96,9 +96,10 @@ def _environment(
     """
     spec = dataset._eval_env_spec or dataset.env_spec  # Minari has no public name for the first
     recorded_in = None if spec is None else str(spec.id)
-    if asked_for is not None and asked_for != recorded_in:
-        return asked_for, {}
-    if asked_for is None and recorded_in is not None and ":" in recorded_in:
+    if asked_for is not None:
+        same = recorded_in in (asked_for, asked_for.rpartition(":")[2])
+        return asked_for, dict(spec.kwargs) if spec and same else {}
+    if recorded_in is not None and ":" in recorded_in:
         raise UserError(
             f"{dataset.spec.dataset_id} names the environment {recorded_in}, and to make that is "
             f"to import a module; if you trust it, give dataset.environment={recorded_in}"
