@@ -110,6 +110,7 @@ EXTRAS: dict[str, list[str]] = {
 FOUR_TIMES = ["steps=6000", "evaluation.every=2000"]
 LONGER: dict[str, list[str]] = {
     "min_gru_longer": FOUR_TIMES,
+    "min_gru_streamed_longer": [*STREAMED, *FOUR_TIMES],
     "attention_longer": [*ATTENTION, *FOUR_TIMES],
     "bc_top10_longer": ["experiment=bc_top10", *FOUR_TIMES],
 }
@@ -132,7 +133,7 @@ GROUPS = {
     "memory": (NINE, MEMORY),
     "extras": (THREE, EXTRAS),
     "transformers": (MEDIUM, TRANSFORMERS),
-    "longer": ([*THREE, "hopper-medium-expert"], LONGER),
+    "longer": (list(dict.fromkeys([*THREE, *EXPERT])), LONGER),
     "hidden": (EXPERT, CONTEXTS | HIDDEN),
 }
 TARGETS = "episodes=50 target_fraction=[0.25,0.5,0.75,1,1.5,2]"
@@ -219,14 +220,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--groups", nargs="+", default=list(GROUPS), choices=GROUPS)
+    parser.add_argument("--names", nargs="+", default=[], help="only these runs of the groups")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on one thread")
+    parser.add_argument("--overrides", nargs="+", default=[], help="further keys of every run")
     parser.add_argument("--evaluate", action="store_true", help="evaluate what was trained")
     parser.add_argument("--dry-run", action="store_true", help="only print what is missing")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     known = collect(ROOT / RUNS, RESULTS)
     runs = list(commands(given.groups, given.seeds))
+    if given.names:
+        runs = [run for run in runs if run[0].split("/")[1].rsplit("-", 1)[0] in given.names]
     # Rows of an earlier version of the built-in data are made anew.
     current = {name for name, run in known.items() if run.task in RECIPES}
     missing = [run for run in runs if run[0] not in current]
@@ -239,7 +244,7 @@ def main() -> None:
                 register()
                 list(pool.map(lambda e: evaluate(e[0], e[1], known), evaluations(given.seeds)))
             else:
-                list(pool.map(lambda run: train(*run), missing))
+                list(pool.map(lambda run: train(run[0], run[1] + given.overrides), missing))
     finally:
         collect(ROOT / RUNS, RESULTS)
 

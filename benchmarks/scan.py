@@ -64,7 +64,7 @@ class Own(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, time, width) -> the same."""
-        resets = torch.zeros(x.shape[:2], dtype=torch.bool)
+        resets = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         return self.mixer(x, self.mixer.initial_state(len(x)), resets)[0]
 
 

@@ -27,7 +27,9 @@ ARROWS = {
     "agents.step": ["agents.policy", "agents.backbones", "agents.scan"],
     "agents.acting": ["agents.step", "agents.policy", "agents.backbones"],
     "agents.actor": ["agents.acting", "agents.checkpoint", "agents.policy"],
-    "agents.export": ["agents.step", "agents.checkpoint", "agents.policy"],
+    "agents.export": [
+        "agents.acting", "agents.step", "agents.checkpoint", "agents.policy", "agents.backbones",
+    ],
     "agents.checkpoint": ["agents.policy", "agents.backbones"],
     "agents.distributed": ["agents.policy", "agents.backbones"],
     "agents.trackers": ["agents.checkpoint"],

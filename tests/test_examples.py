@@ -5,7 +5,7 @@ import runpy
 
 import numpy as np
 import pytest
-from programs import ROOT
+from programs import ROOT, SMALL
 
 from common.errors import UserError
 from envs.simulation.video import offscreen_backend
@@ -13,7 +13,7 @@ from envs.simulation.video import offscreen_backend
 EXAMPLES = ROOT / "examples"
 # What the notebook says first, and what a test puts in its place.
 USUAL = 'data, steps, episodes, horizon = "hopper-medium-expert", 600, 20, 400'
-SMALL = """from envs.data.sources import DatasetConfig
+SMALL_START = """from envs.data.sources import DatasetConfig
 data = DatasetConfig("builtin", "builtin/hopper/medium-expert-v1", steps=1500)
 steps, episodes, horizon = 20, 2, 20"""
 
@@ -44,6 +44,22 @@ def test_own_data(tmp_path, monkeypatch):
     assert run.folder.is_dir() and np.isfinite(run.scores[0].return_mean)
 
 
+def test_new_mixer(call):
+    keys = [*SMALL, "backbone.module=examples.new_mixer", "backbone=leaky_integrator"]
+    trained = call("train.py", *keys, "steps=20", "run_dir=run")
+    assert trained.returncode == 0, trained.stderr
+    assert "leaky_integrator" in trained.stdout and "normalised score" in trained.stdout
+
+
+@pytest.mark.slow
+def test_new_mixer_passes_the_battery(start):
+    battery = ROOT / "tests/agents/backbones/test_backbones.py"
+    module = "--backbone-module=examples.new_mixer"
+    found = start("-m pytest", battery, module, "-k", "leaky_integrator", "-n0", "-m", "not slow")
+    assert found.returncode == 0, found.stdout
+    assert "passed" in found.stdout
+
+
 def test_the_notebook(tmp_path, monkeypatch, shared_store):
     nbformat = pytest.importorskip("nbformat", reason="the extra test has it")
     from nbclient import NotebookClient
@@ -52,7 +68,7 @@ def test_the_notebook(tmp_path, monkeypatch, shared_store):
     assert all(not cell.get("outputs") for cell in notebook.cells)
     first = notebook.cells[1]
     assert USUAL in first.source
-    first.source = first.source.replace(USUAL, SMALL)
+    first.source = first.source.replace(USUAL, SMALL_START)
     try:
         offscreen_backend()
     except UserError:

@@ -1,1 +1,1 @@
-"""A policy without PyTorch: its arrays in one file, and one file of NumPy that acts with them."""
+"""A policy without PyTorch: arrays and a file of NumPy that acts with them, or an ONNX file."""

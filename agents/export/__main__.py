@@ -1,6 +1,10 @@
-"""Writes a policy as arrays in an .npz file, with the one file min_rnn.py that acts with them.
+"""Writes a policy in a form that needs no PyTorch.
 
 python -m agents.export run=runs/hopper-medium-expert/min_gru-streamed-seed0 to=policy.npz
+python -m agents.export run=runs/hopper-medium-expert/min_gru-streamed-seed0 to=policy.onnx
+
+.npz has the arrays of a minGRU or minLSTM policy; the one file min_rnn.py, which needs NumPy alone,
+acts with them and is written beside it. .onnx is a step of any policy for ONNX Runtime and others.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from common.errors import UserError
 from common.files import write_files
 
 PROGRAM = Path(__file__).with_name("min_rnn.py")
-MEND = "free some space or give another place as to=PATH.npz"
+MEND = "free some space or give another place as to=PATH"
 
 
 @dataclass
@@ -29,15 +33,15 @@ class ExportConfig:
 
     Attributes:
         run: The run folder.
-        to: The file to write, PATH.npz; min_rnn.py is written beside it.
+        to: The file to write: PATH.npz, with min_rnn.py beside it, or PATH.onnx (extra: onnx).
     """
 
     run: str
     to: str
 
     def __post_init__(self) -> None:
-        if not self.to.endswith(".npz"):
-            raise UserError(f"to is '{self.to}'; give a file that ends in .npz.")
+        if not self.to.endswith((".npz", ".onnx")):
+            raise UserError(f"to is '{self.to}'; give a file that ends in .npz or .onnx.")
 
 
 def arrays_of(
@@ -70,29 +74,43 @@ def arrays_of(
     return weights | {name: np.asarray(value) for name, value in settings.items()}
 
 
-def export(run: str | Path, to: str | Path) -> None:
-    """Writes the policy of a run folder to an .npz file, and min_rnn.py beside it.
+def export(run: str | Path, to: str | Path) -> list[Path]:
+    """Writes the policy of a run folder to an .npz file, and min_rnn.py beside it, or to .onnx.
+
+    Returns:
+        The files.
 
     Raises:
-        UserError: The run has no such policy, or a file cannot be written or is in the way.
+        UserError: The run has no such policy, a file cannot be written or is in the way, or an
+            extra is not installed.
     """
-    policy, description, _ = load_policy(Path(run))
-    program, content = Path(to).with_name(PROGRAM.name), PROGRAM.read_bytes()
-    if program.exists() and program.read_bytes()[:60] != content[:60]:
-        raise UserError(f"{program} is in the way and is none of ours; give another folder as to=.")
-    buffer = io.BytesIO()
-    arrays: dict[str, Any] = arrays_of(policy, **scored_as(Path(run), description))
-    np.savez(buffer, **arrays)
-    files = {Path(to).name: buffer.getvalue(), program.name: content}
-    write_files(Path(to).parent, files, MEND)
+    run, to = Path(run), Path(to)
+    policy, description, updates = load_policy(run)
+    how = scored_as(run, description)
+    if to.suffix == ".onnx":
+        from agents.export.onnx_form import onnx_of  # late: it needs an extra
+
+        data = {name: description.dataset.get(name) for name in ("id", "sha256", "environment_id")}
+        files = {to.name: onnx_of(policy, **how, updates=updates, dataset=data)}
+    else:
+        program, content = to.with_name(PROGRAM.name), PROGRAM.read_bytes()
+        if program.exists() and program.read_bytes()[:60] != content[:60]:
+            raise UserError(
+                f"{program} is in the way and is none of ours; give another folder as to=."
+            )
+        buffer = io.BytesIO()
+        arrays: dict[str, Any] = arrays_of(policy, **how)
+        np.savez(buffer, **arrays)
+        files = {to.name: buffer.getvalue(), program.name: content}
+    write_files(to.parent, files, MEND)
+    return [to.with_name(name) for name in files]
 
 
 def main(arguments: list[str]) -> None:
     """Exports one run folder from the command line."""
     config = parse_arguments(ExportConfig, arguments)
-    export(config.run, config.to)
-    program = Path(config.to).with_name(PROGRAM.name)
-    print(f"Written: {config.to} ({Path(config.to).stat().st_size:,} bytes) and {program}")
+    for path in export(config.run, config.to):
+        print(f"Written: {path} ({path.stat().st_size:,} bytes)")
 
 
 if __name__ == "__main__":
