@@ -23,7 +23,7 @@ from agents.acting import make_actor
 from agents.backbones import MIXERS
 from agents.backbones.mixer import Mixer
 from agents.backbones.s4d import S4D
-from agents.backbones.state import map_state, tensors_of
+from agents.backbones.state import map_state, restart, tensors_of
 from agents.policy import PolicyState, ReturnConditionedPolicy
 from common.checks import require_extra
 from common.errors import UserError
@@ -150,9 +150,10 @@ class Step(nn.Module):
 
         *windows, length = memory
         length = torch.where(is_first, 1, (length + 1).clamp(max=self.context_length))
+        blank = [torch.zeros_like(window) for window in windows]
         windows = [
             torch.cat([window[:, 1:], newest.unsqueeze(1)], dim=1)
-            for window, newest in zip(windows, inputs, strict=True)
+            for window, newest in zip(restart(windows, blank, is_first), inputs, strict=True)
         ]
         position = torch.arange(self.context_length)
         begins = position == (self.context_length - length).unsqueeze(1)
@@ -162,8 +163,8 @@ class Step(nn.Module):
             # Copies, because a body may return neither its input nor one tensor twice.
             return [action, *(part.clone() for part in states)], []
 
-        blank = tensors_of(self.policy.backbone.initial_state(length.shape[0]))
-        first = [torch.zeros_like(inputs[2]), *(part.clone() for part in blank)]
+        begin = tensors_of(self.policy.backbone.initial_state(length.shape[0]))
+        first = [torch.zeros_like(inputs[2]), *(part.clone() for part in begin)]
         last, _ = scan(body, first, [x.transpose(0, 1) for x in (begins, *windows)])
         return last[0], [*windows, length]
 
