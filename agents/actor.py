@@ -10,6 +10,7 @@ from torch import Tensor
 
 from agents.acting import make_actor
 from agents.checkpoint import load_policy, scored_as
+from agents.hub import find_run
 from agents.policy import ReturnConditionedPolicy
 from common.errors import UserError
 
@@ -152,20 +153,23 @@ def load_actor(
     """Returns the actor of a run folder, which acts as the run was scored.
 
     Args:
-        run: The folder, as train.py printed it.
+        run: The folder, as train.py printed it; or a repository of the Hugging Face Hub, as
+            "USER/NAME" or "USER/NAME@REVISION".
         target_return: As of `Actor`.
         device: A device of PyTorch.
 
     Raises:
-        UserError: The folder holds no checkpoint or a damaged one, or the target is not for it.
+        UserError: The folder holds no checkpoint or a damaged one, the target is not for it, or
+            the repository cannot be downloaded.
     """
-    policy, description, _ = load_policy(Path(run))
-    how = scored_as(Path(run), description)
+    folder = find_run(run)
+    policy, description, _ = load_policy(folder)
+    how = scored_as(folder, description)
     try:
         return Actor(policy.to(device), target_return=target_return, **how)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{Path(run) / 'config.json'} does not say how the policy acts: {error} Copy it "
+            f"{folder / 'config.json'} does not say how the policy acts: {error} Copy it "
             "again from its source, or train again."
         ) from error
 

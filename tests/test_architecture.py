@@ -26,7 +26,8 @@ ARROWS = {
     "agents.policy": ["agents.backbones"],
     "agents.step": ["agents.policy", "agents.backbones", "agents.scan"],
     "agents.acting": ["agents.step", "agents.policy", "agents.backbones"],
-    "agents.actor": ["agents.acting", "agents.checkpoint", "agents.policy"],
+    "agents.actor": ["agents.acting", "agents.checkpoint", "agents.hub", "agents.policy"],
+    "agents.hub": ["agents.checkpoint"],
     "agents.export": [
         "agents.acting", "agents.step", "agents.checkpoint", "agents.policy", "agents.backbones",
     ],
