@@ -25,11 +25,12 @@ def outside(tmp_path, monkeypatch) -> Path:
     """A folder of modules; what they register is gone after the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    forget("leaky")  # whoever collects doctests has imported it
     known = set(sys.modules)
     yield tmp_path
     for name in MIXERS.keys() - BUILT_IN:
         del MIXERS[name]
-        ConfigStore.instance().repo["backbone"].pop(f"{name}.yaml", None)
+        ConfigStore.instance().repo.get("backbone", {}).pop(f"{name}.yaml", None)
     for name in sys.modules.keys() - known:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
@@ -40,7 +41,7 @@ def forget(name: str) -> None:
     sys.modules.pop(name, None)
     for backbone in MIXERS.keys() - BUILT_IN:
         del MIXERS[backbone]
-        ConfigStore.instance().repo["backbone"].pop(f"{backbone}.yaml", None)
+        ConfigStore.instance().repo.get("backbone", {}).pop(f"{backbone}.yaml", None)
 
 
 def write_module(folder: Path, name: str = "mine") -> None:
