@@ -18,7 +18,7 @@ from __future__ import annotations
 
 if __name__ == "__main__":
     import common.interrupt  # isort: skip  # noqa: F401
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from agents.policy import ReturnConditionedPolicy
 from common.checks import check_choice, require_extra
 from common.errors import UserError
 from configs.launch import command
+from configs.launch.from_python import check_keys
 from configs.schema import EvalConfig, resolve_device
 from envs.simulation.perturbations import PerturbedActor
 from envs.simulation.rollout import Actor, rollout
@@ -53,9 +54,7 @@ def evaluate(run: str | Path, **keys: Any) -> list[Score]:
     Raises:
         UserError: A key or the run folder cannot be used as they are.
     """
-    known = [item.name for item in fields(EvalConfig) if item.name != "run"]
-    if unknown := sorted(keys.keys() - set(known)):
-        raise UserError(f"evaluate() has no key {unknown[0]!r}; the keys are {', '.join(known)}.")
+    check_keys("evaluate()", keys, EvalConfig, "run")
     return score_folder(EvalConfig(str(run), **keys), Console(quiet=True))
 
 

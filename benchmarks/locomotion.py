@@ -220,7 +220,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--groups", nargs="+", default=list(GROUPS), choices=GROUPS)
-    parser.add_argument("--names", nargs="+", default=[], help="only these runs of the groups")
+    names = list(dict.fromkeys(name for _, variants in GROUPS.values() for name in variants))
+    only = "only these runs of the groups"
+    parser.add_argument("--names", nargs="+", default=[], choices=names, help=only)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on one thread")
     parser.add_argument("--overrides", nargs="+", default=[], help="further keys of every run")

@@ -20,9 +20,7 @@ def make_config(
     data: str | Episodes | DatasetConfig | TrainConfig, keys: dict[str, Any]
 ) -> TrainConfig:
     """Returns the configuration of a run that is asked for in Python."""
-    known = [item.name for item in fields(TrainConfig) if item.name != "dataset"]
-    if unknown := sorted(keys.keys() - set(known)):
-        raise UserError(f"train() has no key {unknown[0]!r}; the keys are {', '.join(known)}.")
+    check_keys("train()", keys, TrainConfig, "dataset")
     if isinstance(name := keys.get("backbone"), str):
         keys = keys | {"backbone": mixer_entry(name)[0]()}
     hints = get_type_hints(TrainConfig)
@@ -37,6 +35,17 @@ def make_config(
     elif not isinstance(data, DatasetConfig):
         data = DATASETS.get(data) or config_of(data)
     return TrainConfig(data, **{"backbone": MinGRUConfig()} | keys)
+
+
+def check_keys(function: str, keys: dict[str, Any], config: type, other: str) -> None:
+    """Checks that a function's keys are fields of a configuration, but for the one it takes first.
+
+    Raises:
+        UserError: One is not.
+    """
+    known = [item.name for item in fields(config) if item.name != other]
+    if unknown := sorted(keys.keys() - set(known)):
+        raise UserError(f"{function} has no key {unknown[0]!r}; the keys are {', '.join(known)}.")
 
 
 def overrides_of(config: TrainConfig) -> list[str]:

@@ -15,9 +15,11 @@ from envs.data.sources.d4rl import NAMES, download_d4rl, environment_of_file, lo
 from envs.data.sources.minari import environment_of_set, load_minari
 
 # Each source, and the keys that locate its data.
-SOURCES = {"builtin": ("id",), "minari": ("id",), "d4rl": ("path", "name"), "mix": ("parts",)}
-# Episodes of a Python program, given to train.train: there is nothing to load.
-SOURCES |= {"memory": ("id",)}
+SOURCES = {
+    **{"builtin": ("id",), "minari": ("id",), "d4rl": ("path", "name"), "mix": ("parts",)},
+    # Episodes of a Python program, given to train.train: there is nothing to load.
+    "memory": ("id",),
+}
 
 # Bytes of a collected step of the smallest environment, Hopper: float32, and a float64 reward.
 _LEAST_STEP_BYTES = 4 * (11 + 3) + 8
