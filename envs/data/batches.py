@@ -1,8 +1,8 @@
 """Training batches: packed whole episodes, streams of episode segments, context windows.
 
 The protocol decides how long a history the recurrent state has seen in training, which must cover
-that of the rollout. All three sample every step equally often. A batch is one gather from flat
-arrays, on the device that holds the data.
+that of the rollout. All three sample every step equally often, or the best episodes' more often
+(`best_share`). A batch is one gather from flat arrays, on the device that holds the data.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from common.memory import require_memory
 from envs.data.episodes import Episodes
 from envs.data.mapped import release, too_large
 
+# Of the episodes, by their return: those that `best_share` draws more often.
+BEST_FRACTION = 0.1
+
 # Bytes of a step in a batch, of any dimensions: index, timestep, resets, mask, return-to-go.
 _LEAST_STEP_BYTES = 22
 
@@ -37,12 +40,15 @@ class ProtocolConfig:
         context_length: Steps in a row of a batch (`streamed`, `windowed`).
         restart: Probability that the state is reset at the start of a segment in the middle of an
             episode (`streamed`).
+        best_share: Share of the steps that are drawn from the best 10 % of the episodes alone, the
+            others from all of them; 0 draws every step equally often.
     """
 
     name: str = "streamed"
     batch_steps: int = number(2048, at_least=1, at_most=MOST_STEPS)
     context_length: int = number(64, at_least=1, at_most=MOST_STEPS)
     restart: float = number(0.25, at_least=0, at_most=1)
+    best_share: float = number(0.0, at_least=0, at_most=1)
 
     def __post_init__(self) -> None:
         check_fields(self, "protocol")
@@ -85,6 +91,29 @@ def last_arrived(starts: np.ndarray, lengths: np.ndarray, loss: float, seed: int
     return arrived
 
 
+class EpisodeOrder:
+    """A resumable position in endless random permutations of some episodes.
+
+    Attributes:
+        chosen: Numbers of the episodes.
+        order: The permutation of `chosen` that is being drawn from.
+        drawn: How many of it were drawn.
+    """
+
+    def __init__(self, chosen: np.ndarray) -> None:
+        self.chosen = chosen
+        self.order = np.zeros(0, dtype=np.int64)
+        self.drawn = 0
+
+    def next(self, generator: np.random.Generator) -> int:
+        """Returns the number of the next episode."""
+        if self.drawn == len(self.order):
+            self.order = generator.permutation(self.chosen)
+            self.drawn = 0
+        self.drawn += 1
+        return int(self.order[self.drawn - 1])
+
+
 class Batches:
     """The data on a device, and a resumable position in an endless random order of them.
 
@@ -106,7 +135,7 @@ class Batches:
     """
 
     continues = False
-    # Attributes that make up the position, besides the random generator.
+    # Attributes that make up the position, besides the random generator and the orders.
     position_names: tuple[str, ...] = ()
 
     def __init__(
@@ -130,8 +159,13 @@ class Batches:
                 f"share; raise it to at least {self._least_steps()}, or start fewer processes."
             )
         self.generator = np.random.default_rng(seed)
-        self.order = np.zeros(0, dtype=np.int64)  # a permutation of the episodes
-        self.drawn = 0  # how many of it were drawn
+        best = episodes.best(BEST_FRACTION)
+        self.orders = [EpisodeOrder(np.arange(len(self.lengths))), EpisodeOrder(best)]
+        # Probability that an episode or window is drawn from the best alone, to give their steps
+        # that share: it is smaller where theirs are longer.
+        others = (1 - config.best_share) * self._steps_of_a_draw(self.lengths[best])
+        favoured = config.best_share * self._steps_of_a_draw(self.lengths)
+        self.best_probability = favoured / (favoured + others)
         self.device = device
         arrays = {
             "observations": episodes.observations,
@@ -158,13 +192,14 @@ class Batches:
         """Returns the least batch_steps with which every process has a part of each batch."""
         return self.ranks * self.config.context_length
 
+    def _steps_of_a_draw(self, lengths: np.ndarray) -> float:
+        """Returns the mean number of steps that are drawn at once from episodes of such lengths."""
+        return float(lengths.mean())
+
     def _next_episode(self) -> int:
-        """Returns the next episode of endless random permutations of all episodes."""
-        if self.drawn == len(self.order):
-            self.order = self.generator.permutation(len(self.lengths))
-            self.drawn = 0
-        self.drawn += 1
-        return int(self.order[self.drawn - 1])
+        """Returns the number of the next episode, of all of them or of the best."""
+        best = self.best_probability > 0 and self.generator.random() < self.best_probability
+        return self.orders[int(best)].next(self.generator)
 
     def _gather(self, index: np.ndarray, resets: np.ndarray, mask: np.ndarray) -> dict:
         rows = dict.fromkeys(self.data, index)
@@ -192,11 +227,14 @@ class Batches:
             name: torch.as_tensor(value.copy()) if isinstance(value, np.ndarray) else value
             for name, value in values.items()
         }
-        return {"generator": self.generator.bit_generator.state, **copies}
+        orders = [(torch.as_tensor(order.order), order.drawn) for order in self.orders]
+        return {"generator": self.generator.bit_generator.state, "orders": orders, **copies}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores a position."""
         self.generator.bit_generator.state = state["generator"]
+        for order, (permutation, drawn) in zip(self.orders, state["orders"], strict=True):
+            order.order, order.drawn = permutation.numpy().copy(), drawn
         for name in self.position_names:
             value = state[name]
             setattr(self, name, value.numpy().copy() if isinstance(value, Tensor) else value)
@@ -204,8 +242,6 @@ class Batches:
 
 class WholeEpisodes(Batches):
     """`whole_episodes`: one row of whole episodes, end to end, at least batch_steps long."""
-
-    position_names = ("order", "drawn")
 
     def _least_steps(self) -> int:
         """Returns that number; with fewer steps there may be fewer episodes than processes."""
@@ -244,7 +280,7 @@ class Streams(Batches):
     """
 
     continues = True
-    position_names = ("order", "drawn", "position", "end", "fresh")
+    position_names = ("position", "end", "fresh")
 
     def __init__(self, episodes: Episodes, config: ProtocolConfig, **kwargs: Any) -> None:
         super().__init__(episodes, config, **kwargs)
@@ -294,11 +330,16 @@ class Windows(Batches):
         super().__init__(episodes, config, **kwargs)
         # Each episode of n steps has n + context_length - 1 windows; this counts them up.
         self.windows_until = np.cumsum(self.lengths + config.context_length - 1)
+        best = self.orders[1].chosen
+        self.best_until = np.cumsum(self.lengths[best] + config.context_length - 1)
 
     def next(self) -> dict[str, Tensor]:
         """Returns a batch (rows, context_length), padded on the right where a window was cut."""
         length = self.config.context_length
         window = self.generator.integers(self.windows_until[-1], size=self.config.rows)
+        if self.config.best_share:
+            of_the_best = self.generator.random(self.config.rows) < self.best_probability
+            window = np.where(of_the_best, self._best_windows(), window)
         window = window[self.own_rows]
         episode = np.searchsorted(self.windows_until, window, side="right")
         # The window's last step within its episode, counted from the last possible one.
@@ -310,6 +351,17 @@ class Windows(Batches):
         resets[:, 0] = True
         index = self.starts[episode][:, None] + np.where(mask, index, first[:, None])
         return self._gather(index, resets, mask)
+
+    def _steps_of_a_draw(self, lengths: np.ndarray) -> float:
+        """Returns the mean number of steps in a window: those cut at a border have fewer."""
+        length = self.config.context_length
+        return float(length * lengths.mean() / (lengths.mean() + length - 1))
+
+    def _best_windows(self) -> np.ndarray:
+        """Draws a window of the best episodes for each row; returns its number among all."""
+        drawn = self.generator.integers(self.best_until[-1], size=self.config.rows)
+        among = np.searchsorted(self.best_until, drawn, side="right")
+        return drawn + (self.windows_until[self.orders[1].chosen] - self.best_until)[among]
 
 
 BATCHES: dict[str, type[Batches]] = {

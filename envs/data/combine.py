@@ -22,9 +22,9 @@ _SEED = 0
 
 def best(episodes: Episodes, fraction: float) -> Episodes:
     """Returns the best fraction (0 to 1) of the episodes by return, at least one."""
-    count = max(1, round(fraction * episodes.n_episodes))
-    chosen = np.argsort(-episodes.returns, kind="stable")[:count]
-    return episodes.select(chosen, f"{episodes.dataset_id} (best {100 * fraction:g} %)")
+    return episodes.select(
+        episodes.best(fraction), f"{episodes.dataset_id} (best {100 * fraction:g} %)"
+    )
 
 
 def limit(

@@ -295,10 +295,14 @@ class Episodes:
         std = np.maximum(np.sqrt(square / self.n_steps), OBSERVATION_STD_FLOOR)
         return mean.astype(np.float32), std.astype(np.float32)
 
+    def best(self, fraction: float) -> np.ndarray:
+        """Returns the numbers of the best `fraction` (0 to 1) of the episodes, at least one."""
+        count = max(1, round(fraction * self.n_episodes))
+        return np.sort(np.argsort(-self.returns, kind="stable")[:count])
+
     def top_fraction_return(self, fraction: float = 0.1) -> float:
         """Returns the mean return of the best `fraction` (0 to 1) of the episodes, at least one."""
-        count = max(1, round(fraction * self.n_episodes))
-        return float(np.sort(self.returns)[-count:].mean())
+        return float(np.sort(self.returns[self.best(fraction)]).mean())
 
     def sha256(self) -> str:
         """Returns a hash of the observations, actions and rewards, and of the borders."""

@@ -31,9 +31,11 @@ def make_episodes(lengths: list[int]) -> Episodes:
     )
 
 
-def make(name: str, lengths: list[int], batch_steps: int, context_length: int, seed: int = 0):
+def make(
+    name: str, lengths: list[int], batch_steps: int, context_length: int, seed: int = 0, **others
+):
     episodes = make_episodes(lengths)
-    config = ProtocolConfig(name, batch_steps, context_length)
+    config = ProtocolConfig(name, batch_steps, context_length, **others)
     return episodes, make_batches(episodes, config, seed=seed, device=CPU)
 
 
@@ -202,6 +204,27 @@ def test_every_step_is_seen_equally_often(name):
     assert share.min() > 0.93 and share.max() < 1.07, share
 
 
+@pytest.mark.parametrize("share", [0.3, 1.0])
+@pytest.mark.parametrize("name", sorted(BATCHES))
+def test_the_best_tenth_has_its_share_of_the_steps(name, share):
+    lengths = [30, 2, 11, 7, 20, 9, 25, 3, 14, 6, 18, 22, 5, 16, 12]  # the best two are drawn more
+    episodes, batches = make(name, lengths, 60, 6, best_share=share)
+    best = np.argsort(episodes.returns)[-2:]
+    counts = {(e, t): 0 for e, n in enumerate(lengths) for t in range(n)}
+    for _ in range(6000):
+        for row in rows(batches.next()):
+            for pair in row:
+                counts[pair] += 1
+    others = [n for (e, _), n in counts.items() if e not in best]
+    favoured = [n for (e, _), n in counts.items() if e in best]
+    # Drawn from all episodes, a step of the best is there as often as any other.
+    uniform = (1 - share) * sum(counts.values()) / len(counts)
+    extra = share * sum(counts.values()) / len(favoured)
+    assert np.mean(favoured) == pytest.approx(uniform + extra, rel=0.03)
+    assert favoured == pytest.approx([uniform + extra] * len(favoured), rel=0.07)
+    assert others == pytest.approx([uniform] * len(others), rel=0.12)
+
+
 @pytest.mark.parametrize("name", sorted(BATCHES))
 def test_batches_of_a_selection_are_those_of_its_copy(name):
     lengths = [9, 4, 13, 6, 2]
@@ -235,15 +258,16 @@ def test_only_the_selection_is_copied_to_a_device():
     assert np.shares_memory(shared, episodes.observations)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.4])
 @pytest.mark.parametrize("name", sorted(BATCHES))
-def test_the_position_can_be_saved_and_taken_back(name, tmp_path):
+def test_the_position_can_be_saved_and_taken_back(name, share, tmp_path):
     lengths = [9, 4, 13, 6]
-    _, batches = make(name, lengths, 12, 5)
+    _, batches = make(name, lengths, 12, 5, best_share=share)
     for _ in range(7):
         batches.next()
     torch.save(batches.state_dict(), tmp_path / "position.pt")
     expected = [batches.next() for _ in range(9)]
-    _, other = make(name, lengths, 12, 5, seed=77)
+    _, other = make(name, lengths, 12, 5, seed=77, best_share=share)
     other.load_state_dict(torch.load(tmp_path / "position.pt", weights_only=True))
     for batch in expected:
         for key, value in other.next().items():
