@@ -4,13 +4,12 @@
     python benchmarks/locomotion.py --jobs 2 --evaluate   # other targets, harder conditions
     python compare.py benchmarks/results/locomotion       # tables and pictures
 
-Every run is `python train.py` with the overrides below: equal numbers of updates, equal batches
-(Decision Transformer's 64 windows of 20 steps), a schedule that decays to its end. Runs are trained
-in runs/locomotion and kept as rows of the tables in benchmarks/results/locomotion; a run that has a
-row is not trained again. All runs of one seed come before those of the next, so that an unfinished
-benchmark is already a comparison. A run takes 1 to 4 minutes on one core where bfloat16 is fast,
-and longer for Decision Transformer, which trains on three tokens a step and runs its window again
-at each step of the rollout.
+Every run is `python train.py` with the overrides below: 3,000 updates of 1,280 steps in bfloat16,
+and otherwise the defaults. Runs are trained in runs/locomotion and kept as rows of the tables in
+benchmarks/results/locomotion; a run that has a row is not trained again. All runs of one seed come
+before those of the next, so that an unfinished benchmark is already a comparison. A run takes 1.5
+to 5 minutes on one core where bfloat16 is fast, and longer for Decision Transformer, which trains
+on three tokens a step and runs its window again at each step of the rollout.
 """
 
 from __future__ import annotations
@@ -41,15 +40,14 @@ from reports.scores import scores_file  # noqa: E402
 RUNS = Path("runs", "locomotion")
 RESULTS = ROOT / "benchmarks" / "results" / "locomotion"
 
+COMMON = ["protocol.batch_steps=1280", "steps=3000", "evaluation.every=0", "precision=bfloat16"]
 # 64 windows of 20 steps an update. Every rollout sees a past of that length: recurrent backbones
 # keep two states that are reset half a window apart, attention runs its window again.
-COMMON = [
-    *("protocol.name=windowed", "protocol.context_length=20", "protocol.batch_steps=1280"),
-    *("rollout=rolling", "steps=1500", "evaluation.every=500", "precision=bfloat16"),
-]
+WINDOWED = ["protocol.name=windowed", "protocol.context_length=20", "rollout=rolling"]
+UNIFORM = "protocol.best_share=0"
 # Decision Transformer's network and rollout; optimiser, schedule and target of the others.
 DECISION_TRANSFORMER = [
-    *("experiment=decision_transformer", "rollout=window", "evaluation.target=data"),
+    *("experiment=decision_transformer", "evaluation.target=data"),
     *("trainer.learning_rate=1e-3", "trainer.warmup=100", "trainer.schedule=cosine"),
     *("trainer.gradient_clip=1.0", "trainer.ema_decay=0.99"),
 ]
@@ -60,21 +58,21 @@ EXPERT = [f"{task}-medium-expert" for task in TASKS]
 THREE = ["hopper-medium-replay", "walker2d-medium", "halfcheetah-medium-expert"]
 
 # The transformer in the policy of the others: one token a step, no timesteps.
-ATTENTION = ["backbone=attention", "rollout=window"]
-STREAMED = ["protocol.name=streamed", "protocol.context_length=64", "rollout=carried"]
+ATTENTION = [*WINDOWED, "backbone=attention", "rollout=window"]
 EMBEDDED = "policy.timestep_embedding=true"
 
 # Name of runs: their overrides.
 MAIN: dict[str, list[str]] = {
     "min_gru": [],
-    "min_lstm": ["backbone=min_lstm"],
-    "min_gru_streamed": STREAMED,
-    "attention": ATTENTION,
-    "bc": ["experiment=bc"],
     "bc_top10": ["experiment=bc_top10"],
+    "bc_top10_windowed": ["experiment=bc_top10", *WINDOWED],
+    "attention": ATTENTION,
+    "min_gru_uniform": [UNIFORM],
+    "attention_uniform": [*ATTENTION, UNIFORM],
+    "bc": ["experiment=bc"],
 }
 OTHERS: dict[str, list[str]] = {
-    name: [f"backbone={name}"] for name in ("gru", "lstm", "aaren", "s4d", "mamba")
+    name: [f"backbone={name}"] for name in ("min_lstm", "gru", "lstm", "aaren", "s4d", "mamba")
 }
 # Which part of Decision Transformer lowers its scores at so few updates: its tokens, its timesteps?
 TRANSFORMERS: dict[str, list[str]] = {
@@ -84,54 +82,45 @@ TRANSFORMERS: dict[str, list[str]] = {
 }
 # Each changes one thing in min_gru.
 ABLATIONS: dict[str, list[str]] = {
-    "whole_episodes": ["protocol.name=whole_episodes", "rollout=carried"],
+    "windowed": WINDOWED,
+    "whole_episodes": ["protocol.name=whole_episodes"],
+    "best_share_75": ["protocol.best_share=0.75"],
+    "learning_rate_2e-3": ["trainer.learning_rate=2e-3"],
+    "no_dropout": ["backbone.dropout=0"],
+    "no_average": ["trainer.ema_decay=0"],
+    "float32": ["precision=float32"],
     "no_previous_action": ["policy.previous_action=false"],
     "return_before_head": ["policy.return_before_head=true"],
     "timestep_embedding": [EMBEDDED],
     "three_tokens": ["policy.tokens=3"],
     "convolution": ["backbone.convolution=4"],
+    "gate_bias_0": ["backbone.gate_bias=0"],  # forgets half of the state at each step
     "gate_bias_minus_4": ["backbone.gate_bias=-4"],
-    "context_5": ["protocol.context_length=5"],
-    "context_100": ["protocol.context_length=100"],
+    "no_restart": ["protocol.restart=0"],  # reset only where an episode begins
 }
-# Gates without a bias, which forget half of the state at each step; streams that are reset only
-# where an episode begins.
-MEMORY: dict[str, list[str]] = {
-    "gate_bias_0": ["backbone.gate_bias=0", "rollout=carried"],
-    "forget_bias_0": ["backbone=min_lstm", "backbone.forget_bias=0", "rollout=carried"],
-    "streamed_no_restart": [*STREAMED, "protocol.restart=0"],
-}
-EXTRAS: dict[str, list[str]] = {
-    "float32": ["precision=float32"],
-    "no_dropout": ["backbone.dropout=0"],
-    "no_average": ["trainer.ema_decay=0"],
-}
-# Whether four times as many updates change the ranking.
-FOUR_TIMES = ["steps=6000", "evaluation.every=2000"]
+# Whether twice as many updates change the ranking.
+TWICE = "steps=6000"
 LONGER: dict[str, list[str]] = {
-    "min_gru_longer": FOUR_TIMES,
-    "min_gru_streamed_longer": [*STREAMED, *FOUR_TIMES],
-    "attention_longer": [*ATTENTION, *FOUR_TIMES],
-    "bc_top10_longer": ["experiment=bc_top10", *FOUR_TIMES],
+    "min_gru_longer": [TWICE],
+    "attention_longer": [*ATTENTION, TWICE],
+    "bc_top10_longer": ["experiment=bc_top10", TWICE],
 }
 # What a memory is worth where the policy sees all observations (with the rows of `main`), and where
 # it sees no velocities.
 CONTEXTS: dict[str, list[str]] = {
-    "bc_context_1": ["experiment=bc", "protocol.context_length=1", "rollout=window"],
+    "bc_context_1": ["experiment=bc", *WINDOWED, "protocol.context_length=1", "rollout=window"],
     **{f"attention_context_{n}": [*ATTENTION, f"protocol.context_length={n}"] for n in (1, 5)},
-    "gru_streamed": ["backbone=gru", *STREAMED],
+    "gru": ["backbone=gru"],
 }
 HIDDEN = {
     f"{name}_hidden": [*overrides, "policy.hidden=velocities"]
     for name, overrides in (MAIN | CONTEXTS).items()
-    if name in {"min_gru", "min_gru_streamed", "attention", *CONTEXTS}
+    if name in {"min_gru", "attention", *CONTEXTS}
 }
 GROUPS = {
     "main": (NINE, MAIN),
-    "others": (MEDIUM, OTHERS),
+    "others": (NINE, OTHERS),
     "ablations": (THREE, ABLATIONS),
-    "memory": (NINE, MEMORY),
-    "extras": (THREE, EXTRAS),
     "transformers": (MEDIUM, TRANSFORMERS),
     "longer": (list(dict.fromkeys([*THREE, *EXPERT])), LONGER),
     "hidden": (EXPERT, CONTEXTS | HIDDEN),
@@ -139,13 +128,11 @@ GROUPS = {
 TARGETS = "episodes=50 target_fraction=[0.25,0.5,0.75,1,1.5,2]"
 # What eval.py is asked of some policies: data sets, names of runs, arguments.
 EVALUATIONS: list[tuple[list[str], list[str], str]] = [
-    (NINE, ["min_gru", "min_lstm"], "rollout=carried"),
-    (NINE, ["gate_bias_0", "forget_bias_0"], "rollout=rolling"),
-    ([*THREE, "hopper-medium-expert"], ["min_gru", "min_gru_streamed"], TARGETS),
-    (MEDIUM, ["min_gru", "min_gru_streamed"], "horizon=5000"),
-    (MEDIUM, ["min_gru", "min_gru_streamed"], "observation_noise=0.1"),
-    (MEDIUM, ["min_gru", "min_gru_streamed"], "action_delay=1"),
-    (MEDIUM, ["min_gru"], "rollout=window"),
+    (NINE, ["min_gru"], "rollout=rolling"),
+    (NINE, ["min_gru", "min_gru_uniform"], TARGETS),
+    (MEDIUM, ["min_gru"], "horizon=5000"),
+    (MEDIUM, ["min_gru"], "observation_noise=0.1"),
+    (MEDIUM, ["min_gru"], "action_delay=1"),
 ]
 
 

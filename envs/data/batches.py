@@ -48,7 +48,7 @@ class ProtocolConfig:
     batch_steps: int = number(2048, at_least=1, at_most=MOST_STEPS)
     context_length: int = number(64, at_least=1, at_most=MOST_STEPS)
     restart: float = number(0.25, at_least=0, at_most=1)
-    best_share: float = number(0.0, at_least=0, at_most=1)
+    best_share: float = number(0.5, at_least=0, at_most=1)
 
     def __post_init__(self) -> None:
         check_fields(self, "protocol")
@@ -159,7 +159,9 @@ class Batches:
                 f"share; raise it to at least {self._least_steps()}, or start fewer processes."
             )
         self.generator = np.random.default_rng(seed)
-        best = episodes.best(BEST_FRACTION)
+        # With those of an equal return: where all are equal, as in logs without rewards, all are best.
+        returns = episodes.returns
+        best = np.flatnonzero(returns >= returns[episodes.best(BEST_FRACTION)].min())
         self.orders = [EpisodeOrder(np.arange(len(self.lengths))), EpisodeOrder(best)]
         # Probability that an episode or window is drawn from the best alone, to give their steps
         # that share: it is smaller where theirs are longer.
