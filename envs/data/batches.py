@@ -159,7 +159,7 @@ class Batches:
                 f"share; raise it to at least {self._least_steps()}, or start fewer processes."
             )
         self.generator = np.random.default_rng(seed)
-        # With those of an equal return: where all are equal, as in logs without rewards, all are best.
+        # With all of an equal return: in logs without rewards all episodes are best.
         returns = episodes.returns
         best = np.flatnonzero(returns >= returns[episodes.best(BEST_FRACTION)].min())
         self.orders = [EpisodeOrder(np.arange(len(self.lengths))), EpisodeOrder(best)]
