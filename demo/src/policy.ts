@@ -83,6 +83,13 @@ export class Policy {
     this.forget();
   }
 
+  /** Numbers in the network. */
+  get parameters(): number {
+    const statistics = /^(action|observation|target)_/;
+    const counted = Object.entries(this.tensors).filter(([name]) => !statistics.test(name));
+    return counted.reduce((sum, [, values]) => sum + values.length, 0);
+  }
+
   /** The state of the layers that acted last. */
   get layers(): Float32Array[] {
     return this.memories[this.acting].layers;
