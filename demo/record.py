@@ -24,7 +24,7 @@ from agents.actor import Actor  # noqa: E402
 from agents.checkpoint import load_policy, scored_as  # noqa: E402
 
 POLICIES = {
-    "halfcheetah": "HalfCheetah-v5",
+    "halfcheetah-mix": "HalfCheetah-v5",
     "hopper": "Hopper-v5",
     "walker2d": "Walker2d-v5",
 }

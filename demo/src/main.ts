@@ -22,6 +22,7 @@ const slider = element("target") as HTMLInputElement;
 const returnsCanvas = element("returns") as HTMLCanvasElement;
 const memoryCanvas = element("memory") as HTMLCanvasElement;
 let downloaded = 0;
+let chosen = 0;
 let mujoco: MainModule;
 let view: View;
 let session: Session | null = null;
@@ -58,6 +59,7 @@ function progressed(bytes: number): void {
 }
 
 async function choose(next: Robot): Promise<void> {
+  const choice = ++chosen;
   element("loading").hidden = false;
   element("loading-what").textContent = next.name;
   const [model, policy, other] = await Promise.all([
@@ -65,6 +67,7 @@ async function choose(next: Robot): Promise<void> {
     loadPolicy(next.policy, progressed),
     next.blindPolicy === null ? null : loadPolicy(next.blindPolicy, progressed),
   ]);
+  if (choice !== chosen) return; // another robot was chosen meanwhile
   session?.simulation.delete();
   session = null;
   robot = next;

@@ -47,9 +47,11 @@ export const ROBOTS: Robot[] = [
     healthyReward: 0,
     healthy: null,
     push: 250,
-    policy: "halfcheetah",
+    policy: "halfcheetah-mix",
     blindPolicy: null,
-    obeys: "",
+    obeys:
+      "Obeys smoothly up to 5,000, and has one more gear above 9,000: its data hold nothing in between. " +
+      "It speeds up at once, but brakes late or not at all, as its data never do: Reset asks from standing.",
     targets: [0, 13000],
   },
   {
@@ -66,7 +68,8 @@ export const ROBOTS: Robot[] = [
     push: 60,
     policy: "hopper",
     blindPolicy: "hopper-hidden",
-    obeys: "",
+    obeys:
+      "Two gears: its data hold one behaviour that hops to 1,300 and falls, and one that runs to 3,400.",
     targets: [300, 3500],
   },
   {
@@ -83,7 +86,8 @@ export const ROBOTS: Robot[] = [
     push: 150,
     policy: "walker2d",
     blindPolicy: null,
-    obeys: "",
+    obeys:
+      "Two gears: its data hold one behaviour that walks to about 2,200, and one that runs to 5,900.",
     targets: [500, 6000],
   },
 ];
