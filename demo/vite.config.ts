@@ -1,4 +1,4 @@
-import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { copyFileSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { dirname, join, resolve } from "node:path";
 import { gzipSync } from "node:zlib";
@@ -17,6 +17,7 @@ function pageFiles(): Plugin {
   return {
     name: "page-files",
     buildStart() {
+      rmSync(folder, { recursive: true, force: true });
       for (const policy of POLICIES) {
         mkdirSync(join(folder, policy), { recursive: true });
         for (const file of ["config.json", "model.safetensors"]) {

@@ -33,6 +33,9 @@ UNTESTED = {
     "python eval.py backbone.module=": "tests/configs/test_typed.py evaluates another",
     "python -m pytest": "tests/test_examples.py runs the battery",
     "mkdocs": "tests/test_site.py builds the pages",
+    "npm": "the project's check builds and tests the page in demo/",
+    "(cd demo": "measures against a package that the project does not need",
+    "python -m http.server": "serves until it is stopped",
 }
 SETUP = [line for line in BASH if line.startswith("python3 -m venv")]
 # Commands of tables and text stand between backticks.

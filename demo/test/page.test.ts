@@ -99,11 +99,12 @@ describe.skipIf(executablePath === undefined)("the page", { timeout: 90_000 }, (
     expect(slow).toBeGreaterThan(0.3);
     expect(fast).toBeGreaterThan(1.5 * slow);
     for (const key of ["s", "s", "h", "h", "c", "c", "f", "ArrowLeft", "p", "r"]) await page.keyboard.press(key);
-    await page.keyboard.press(" ");
+    await page.click("#pause");
+    await page.waitForTimeout(300);
     const paused = await number(page, "step");
     await page.waitForTimeout(500);
     expect(await number(page, "step")).toBe(paused);
-    await page.keyboard.press(" ");
+    await page.click("#pause");
     await reach(page, paused + 5);
     expect(errors).toEqual([]);
     await page.close();
