@@ -44,7 +44,7 @@ def episode(policy: str, environment: str, rollout: str) -> dict[str, Any]:
     network, description, _ = load_policy(folder)
     actor = Actor(network, **(scored_as(folder, description) | {"rollout": rollout}))
     observation, _ = env.reset(seed=0)
-    reward, done = 0.0, False
+    reward = 0.0
     observations, rewards, actions = [], [], []
     start = np.concatenate([env.unwrapped.data.qpos, env.unwrapped.data.qvel])
     for _ in range(STEPS[rollout]):

@@ -34,7 +34,6 @@ UNTESTED = {
     "python -m pytest": "tests/test_examples.py runs the battery",
     "mkdocs": "tests/test_site.py builds the pages",
     "npm": "the project's check builds and tests the page in demo/",
-    "(cd demo": "measures against a package that the project does not need",
     "python -m http.server": "serves until it is stopped",
 }
 SETUP = [line for line in BASH if line.startswith("python3 -m venv")]

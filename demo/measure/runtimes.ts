@@ -3,7 +3,7 @@
  *
  *     python -m agents.export run=pretrained/hopper to=demo/measure/hopper.onnx
  *     npm --prefix demo install --no-save onnxruntime-web
- *     npx --prefix demo vite-node demo/measure/runtimes.ts
+ *     npm --prefix demo run measure
  *
  * Both act 2,000 times in turn on one thread; medians.
  */
