@@ -43,7 +43,7 @@ from configs.launch import command
 from configs.launch.data import Data, read_data
 from configs.launch.from_python import make_config, overrides_of
 from configs.launch.run_folder import config_text, run_folder
-from configs.schema import TrainConfig, check_memory, resolve_device
+from configs.schema import TrainConfig, check_memory, resolve_device, resolve_precision
 from envs.data.baselines import guess_errors
 from envs.data.batches import make_batches
 from envs.data.episodes import Episodes
@@ -155,7 +155,8 @@ def make_run(
         trainer.resume()
     console.print(
         f"{config.backbone.name}, {sum(p.numel() for p in policy.parameters()):,} parameters, "
-        f"on {ranks}: updates {trainer.step} to {config.steps}, into {folder}",
+        f"on {ranks}: updates {trainer.step} to {config.steps} in {trainer.precision}, "
+        f"into {folder}",
         soft_wrap=True,
     )
     if not trainer.run():
@@ -228,7 +229,7 @@ def make_trainer(
         config.trainer,
         steps=config.steps,
         folder=folder,
-        precision=config.precision,
+        precision=resolve_precision(config.precision, ranks.device),
         evaluate=evaluate,
         evaluate_every=every,
         tracker=config.tracker,

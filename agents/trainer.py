@@ -147,7 +147,7 @@ class Trainer:
         self.config = config
         self.steps = steps
         self.folder = folder
-        self.precision = PRECISIONS[precision]
+        self.precision = precision
         self.evaluate = evaluate
         self.evaluate_every = evaluate_every
         self.tracker = tracker
@@ -231,8 +231,9 @@ class Trainer:
         self.ranks.draw_dropout(self.step)
         batch = self.batches.next()
         # The loss and its gradient.
-        mixed = self.precision != torch.float32
-        with torch.autocast(batch["mask"].device.type, self.precision, enabled=mixed):
+        dtype = PRECISIONS[self.precision]
+        mixed = dtype != torch.float32
+        with torch.autocast(batch["mask"].device.type, dtype, enabled=mixed):
             loss, carried = self.loss(**batch, state=self.carried)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -102,7 +102,8 @@ class TrainConfig:
         seed: Of the parameters, the dropout and the order of the data.
         rollout: How the policy acts: `carried`, `rolling` or `window`; see agents.acting.
         device: `auto` takes CUDA where there is one.
-        precision: `float32`, or `bfloat16` for automatic mixed precision in training.
+        precision: `float32`, or `bfloat16` for automatic mixed precision in training; `auto` takes
+            bfloat16 on a CPU that multiplies it in hardware.
         run_dir: The run folder; null names it after the data set, the backbone, the protocol,
             the seed and whatever else was overridden, below runs/.
         tracker: Who gets the records of the training too: `wandb` or `trackio`, each an extra.
@@ -122,7 +123,7 @@ class TrainConfig:
     seed: int = seed()
     rollout: str = choice("carried", ROLLOUTS)
     device: str = choice("auto", DEVICES)
-    precision: str = choice("float32", PRECISIONS)
+    precision: str = choice("auto", ("auto", *PRECISIONS))
     run_dir: str | None = None
     tracker: str | None = choice(None, TRACKERS)
     resume: bool = False
@@ -279,3 +280,15 @@ def resolve_device(device: str) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device 'cuda' was asked for, but torch finds none; use device=cpu.")
     return torch.device(device)
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Returns the precision that was asked for; `auto` is bfloat16 where a CPU multiplies it.
+
+    Elsewhere bfloat16 is emulated and slow; on a GPU networks of this size wait for its launches.
+    """
+    if precision != "auto":
+        return precision
+    # PyTorch has no public name for this; a release without it trains in float32.
+    multiplies = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return "bfloat16" if device.type == "cpu" and multiplies() else "float32"

@@ -45,7 +45,7 @@ class ProtocolConfig:
     """
 
     name: str = "streamed"
-    batch_steps: int = number(2048, at_least=1, at_most=MOST_STEPS)
+    batch_steps: int = number(1280, at_least=1, at_most=MOST_STEPS)
     context_length: int = number(64, at_least=1, at_most=MOST_STEPS)
     restart: float = number(0.25, at_least=0, at_most=1)
     best_share: float = number(0.5, at_least=0, at_most=1)

@@ -106,12 +106,14 @@ def test_the_recipe_takes_any_backbone_and_other_values():
     assert config.evaluation.target_return == 5000 and config.trainer.learning_rate == 1e-3
 
 
-def test_behaviour_cloning_is_the_default_but_for_the_return():
+def test_behaviour_cloning_is_the_default_but_for_the_return_and_the_best_episodes():
     default, cloning, best = (
         OmegaConf.to_container(composed(*overrides))
         for overrides in ([], ["experiment=bc"], ["experiment=bc_top10"])
     )
     assert default["policy"]["return_to_go"] and not cloning["policy"]["return_to_go"]
+    assert default["protocol"]["best_share"] > 0 == cloning["protocol"]["best_share"]
     cloning["policy"]["return_to_go"] = True
+    cloning["protocol"]["best_share"] = default["protocol"]["best_share"]
     assert cloning == default
     assert best["dataset"]["top_fraction"] == 0.1 and not best["policy"]["return_to_go"]

@@ -176,7 +176,7 @@ def test_pieces_of_streams_restart_as_often_as_asked_and_go_on_in_the_data():
 
 def test_whole_episodes_come_whole_and_equally_often():
     lengths = [7, 3, 5, 1]
-    _, batches = make("whole_episodes", lengths, 9, 4)
+    _, batches = make("whole_episodes", lengths, 9, 4, best_share=0.0)
     counts = np.zeros(4)
     for _ in range(200):
         batch = batches.next()
@@ -194,7 +194,7 @@ def test_whole_episodes_come_whole_and_equally_often():
 @pytest.mark.parametrize("name", sorted(BATCHES))
 def test_every_step_is_seen_equally_often(name):
     lengths = [30, 2, 11, 7, 20]
-    _, batches = make(name, lengths, 60, 6)
+    _, batches = make(name, lengths, 60, 6, best_share=0.0)
     counts = {(e, t): 0 for e, n in enumerate(lengths) for t in range(n)}
     for _ in range(4000):
         for row in rows(batches.next()):
