@@ -105,17 +105,16 @@ LONGER: dict[str, list[str]] = {
     "attention_longer": [*ATTENTION, TWICE],
     "bc_top10_longer": ["experiment=bc_top10", TWICE],
 }
-# What a memory is worth where the policy sees all observations (with the rows of `main`), and where
-# it sees no velocities.
+# What a memory is worth where the policy sees all observations (with the rows of `main` and
+# `others`), and where it sees no velocities.
 CONTEXTS: dict[str, list[str]] = {
     "bc_context_1": ["experiment=bc", *WINDOWED, "protocol.context_length=1", "rollout=window"],
     **{f"attention_context_{n}": [*ATTENTION, f"protocol.context_length={n}"] for n in (1, 5)},
-    "gru": ["backbone=gru"],
 }
 HIDDEN = {
     f"{name}_hidden": [*overrides, "policy.hidden=velocities"]
-    for name, overrides in (MAIN | CONTEXTS).items()
-    if name in {"min_gru", "attention", *CONTEXTS}
+    for name, overrides in (MAIN | OTHERS | CONTEXTS).items()
+    if name in {"min_gru", "gru", "attention", *CONTEXTS}
 }
 GROUPS = {
     "main": (NINE, MAIN),

@@ -48,7 +48,7 @@ def records(folder: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("protocol", ["streamed", *SLOW])
 def test_two_processes_train_as_one_on_the_whole_batch(protocol, start, call, tmp_path):
-    arguments = [*SMALL, f"protocol.name={protocol}", "backbone.dropout=0"]
+    arguments = [*SMALL, f"protocol.name={protocol}", "backbone.dropout=0", "precision=float32"]
     arguments += ["evaluation.every=15", "evaluation.episodes_in_training=1"]
     output = finish(start(torchrun(2), *arguments, "run_dir=two"))
     finish(call("train.py", *arguments, "run_dir=one"))
@@ -75,6 +75,7 @@ def interrupt(process: subprocess.Popen, folder: Path) -> str:
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on_alone(start, call, tmp_path):
     arguments = [*SMALL, "protocol.name=streamed", "backbone.dropout=0", "steps=300"]
+    arguments += ["precision=float32"]
     arguments += ["trainer.save_every=20", "resume=true"]
     output = interrupt(
         start(torchrun(2), *arguments, "run_dir=broken", wait=False), tmp_path / "broken"

@@ -9,6 +9,7 @@ from run_folders import make_run
 from benchmarks import locomotion
 from configs.launch import command
 from configs.schema import register
+from reports.run_files import read_runs
 
 RUNS = list(locomotion.commands(list(locomotion.GROUPS), [0]))
 
@@ -25,7 +26,7 @@ def test_each_variant_composes_and_differs(group):
     for overrides in variants.values():
         ((_, config),) = command.check([*locomotion.COMMON, *overrides], "train")
         configs.append(config)
-        assert config.steps == (6000 if group == "longer" else 1500)
+        assert config.steps == (6000 if group == "longer" else 3000)
         assert config.protocol.batch_steps == 1280
     plain = command.check(locomotion.COMMON, "train")[0][1]
     assert all(configs.count(config) == 1 for config in configs)
@@ -37,15 +38,19 @@ def test_only_runs_that_are_made_are_evaluated():
     assert {name for name, _ in locomotion.evaluations([0])} <= made
 
 
-@pytest.mark.parametrize(("version", "finished"), [("v0", 0), ("v1", 51)])
+@pytest.mark.parametrize("version", ["v0", "v1"])
 def test_rows_are_not_trained_again_unless_their_data_are_of_another_version(
-    monkeypatch, capsys, version, finished
+    monkeypatch, capsys, version
 ):
+    runs, problems = read_runs([locomotion.RESULTS])
+    asked = {name for name, _ in locomotion.commands(["main"], [0, 1, 2])}
+    finished = len(asked & {run.name for run in runs}) if version == "v1" else 0
+    assert not problems and len(runs) > 20
     ids = {name.rpartition("-")[0] + f"-{version}" for name in locomotion.RECIPES}
     monkeypatch.setattr(locomotion, "RECIPES", ids)  # the tables that ship are of v1
     monkeypatch.setattr(sys, "argv", ["locomotion.py", "--dry-run", "--groups", "main"])
     locomotion.main()
-    assert capsys.readouterr().out == f"{finished} of 162 runs are finished.\n"
+    assert capsys.readouterr().out == f"{finished} of {len(asked)} runs are finished.\n"
 
 
 def test_finished_runs_become_rows_and_nothing_is_lost(tmp_path):

@@ -20,9 +20,7 @@ from common.errors import UserError
 from common.memory import require_memory
 from envs.data.episodes import Episodes
 from envs.data.mapped import release, too_large
-
-# Of the episodes, by their return: those that `best_share` draws more often.
-BEST_FRACTION = 0.1
+from envs.data.order import EpisodeOrder, best_episodes
 
 # Bytes of a step in a batch, of any dimensions: index, timestep, resets, mask, return-to-go.
 _LEAST_STEP_BYTES = 22
@@ -91,29 +89,6 @@ def last_arrived(starts: np.ndarray, lengths: np.ndarray, loss: float, seed: int
     return arrived
 
 
-class EpisodeOrder:
-    """A resumable position in endless random permutations of some episodes.
-
-    Attributes:
-        chosen: Numbers of the episodes.
-        order: The permutation of `chosen` that is being drawn from.
-        drawn: How many of it were drawn.
-    """
-
-    def __init__(self, chosen: np.ndarray) -> None:
-        self.chosen = chosen
-        self.order = np.zeros(0, dtype=np.int64)
-        self.drawn = 0
-
-    def next(self, generator: np.random.Generator) -> int:
-        """Returns the number of the next episode."""
-        if self.drawn == len(self.order):
-            self.order = generator.permutation(self.chosen)
-            self.drawn = 0
-        self.drawn += 1
-        return int(self.order[self.drawn - 1])
-
-
 class Batches:
     """The data on a device, and a resumable position in an endless random order of them.
 
@@ -159,9 +134,7 @@ class Batches:
                 f"share; raise it to at least {self._least_steps()}, or start fewer processes."
             )
         self.generator = np.random.default_rng(seed)
-        # With all of an equal return: in logs without rewards all episodes are best.
-        returns = episodes.returns
-        best = np.flatnonzero(returns >= returns[episodes.best(BEST_FRACTION)].min())
+        best = best_episodes(episodes)
         self.orders = [EpisodeOrder(np.arange(len(self.lengths))), EpisodeOrder(best)]
         # Probability that an episode or window is drawn from the best alone, to give their steps
         # that share: it is smaller where theirs are longer.

@@ -108,7 +108,8 @@ def test_a_damaged_table_is_named_and_the_others_are_read(tmp_path):
 
 
 def test_the_committed_results_are_whole():
-    runs, problems = read_runs([RESULTS, RESULTS.with_name("locomotion_v0")])
+    others = [RESULTS.with_name(f"locomotion_{name}") for name in ("v0", "1500")]
+    runs, problems = read_runs([RESULTS, *others])
     assert not problems and len(runs) >= 51 + 306
     for run in runs:
         (mean,) = {score.return_mean for score in run.scores}

@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from common.errors import UserError
 from envs.data.batches import BATCHES, ProtocolConfig, last_arrived, make_batches
 from envs.data.episodes import TYPES, Episodes
+from envs.data.order import best_episodes
 
 CPU = torch.device("cpu")
 
@@ -327,3 +329,9 @@ def test_a_batch_too_small_for_all_processes_is_refused(name):
     with pytest.raises(UserError, match=r"batch_steps is 39, too few .* at least 40,"):
         share(39)
     assert share(40).next()["mask"].any()
+
+
+def test_all_episodes_of_an_equal_return_are_the_best():
+    """Logs of a robot have no rewards: none of their episodes may be preferred."""
+    episodes = replace(make_episodes([3, 4, 5] * 10), rewards=np.zeros(120))
+    assert best_episodes(episodes).tolist() == list(range(30))
