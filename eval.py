@@ -28,6 +28,7 @@ from rich.progress import Progress
 
 from agents.acting import ROLLOUTS, make_actor
 from agents.checkpoint import RunDescription, load_policy
+from agents.hub import own_folder
 from agents.policy import ReturnConditionedPolicy
 from common.checks import check_choice, require_extra
 from common.errors import UserError
@@ -65,11 +66,11 @@ def main(config: EvalConfig, overrides: list[str]) -> None:
 
 def score_folder(config: EvalConfig, console: Console) -> list[Score]:
     """Scores one run folder."""
-    folder = Path(config.run)
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     device = resolve_device(config.device)
     if config.video is not None:
         require_extra("imageio_ffmpeg", "video", "video")
+    folder = own_folder(config.run)
     policy, description, step = load_policy(folder)
     policy.to(device)
     dataset, own = read_description(folder, description)

@@ -4,7 +4,8 @@
     python -m agents.hub push run=pretrained/hopper repo=USER/NAME private=true video=hopper.mp4
     python -m agents.hub push run=pretrained/hopper to=FOLDER      # what would be uploaded
 
-`load_actor("USER/NAME")` acts with it, "USER/NAME@REVISION" with a branch, tag or commit.
+`load_actor("USER/NAME")` acts with it, "USER/NAME@REVISION" with a branch, tag or commit;
+`python eval.py run=USER/NAME` copies it to runs/hub and scores it.
 """
 
 from __future__ import annotations
@@ -104,6 +105,23 @@ def find_run(run: str | Path) -> Path:
             "there; give another one."
         )
     return Path(folder)
+
+
+def own_folder(run: str | Path) -> Path:
+    """Returns a run's folder that may be written to: of a repository, a copy in runs/hub.
+
+    Raises:
+        UserError: As of `find_run`.
+    """
+    found = find_run(run)
+    if found == Path(run):
+        return found
+    folder = Path("runs", "hub", *str(run).split("/"))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        if (found / name).exists():
+            shutil.copyfile(found / name, folder / name)
+    return folder
 
 
 def write_folder(run: Path, folder: Path, repo: str, video: Path | None = None) -> None:

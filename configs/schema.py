@@ -160,7 +160,7 @@ class EvalConfig:
     """One evaluation of a run folder.
 
     Attributes:
-        run: The run folder.
+        run: The run folder, or a repository of the Hugging Face Hub, as `USER/NAME`.
         episodes: Episodes for each target return; null plays as many as the run's own evaluation.
         target_return: Returns to ask for; null asks for the one of the run's own evaluation.
         rollout: `carried`, `rolling` or `window`; null acts as the run's configuration says.

@@ -152,6 +152,15 @@ def test_a_pushed_policy_acts_as_it_did(hub, start, tmp_path):
     again = start("-c", ACT, "me/hopper", f"me/hopper@{Hub.commit}", variables=offline)
     assert again.stdout == 2 * here.stdout, again.stderr
 
+    # It is scored in a copy: the downloaded files stay as they are.
+    arguments = ("run=me/hopper", "episodes=1", "horizon=5")
+    scored = start("eval.py", *arguments, variables=offline)
+    assert scored.returncode == 0, scored.stderr
+    copy = tmp_path / "runs" / "hub" / "me" / "hopper"
+    assert (copy / "model.safetensors").read_bytes() == files["model.safetensors"]
+    assert len(list(copy.glob("scores-*.json"))) == 1
+    assert not list((tmp_path / "home").rglob("scores-*.json"))
+
 
 def test_what_cannot_be_loaded_is_one_sentence(hub, start, tmp_path):
     kept, variables = hub
