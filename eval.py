@@ -16,6 +16,8 @@ after what differs, such as scores-horizon-5000.json. configs/schema.py has ever
 
 from __future__ import annotations
 
+import common.threads
+
 if __name__ == "__main__":
     import common.interrupt  # isort: skip  # noqa: F401
 from dataclasses import replace

@@ -17,6 +17,8 @@
 
 from __future__ import annotations
 
+import common.threads
+
 if __name__ == "__main__":
     import common.interrupt  # isort: skip  # noqa: F401
 from dataclasses import asdict, dataclass, replace
