@@ -204,6 +204,7 @@ def make_trainer(
     """Makes the trainer of a run, which evaluates in between."""
     in_training = replace(data.evaluation, episodes=config.evaluation.episodes_in_training)
     shared = {"device": ranks.device, "observation_loss": config.conditions.observation_loss}
+    uniform = replace(config.protocol, best_share=0.0)  # the error is one of all episodes held out
 
     def evaluate(acting: ReturnConditionedPolicy, step: int) -> dict[str, float]:
         found, scalars = [], {}
@@ -215,7 +216,7 @@ def make_trainer(
                 f"{in_training.episodes} episodes"
             )
         if data.held_out is not None:
-            batches = make_batches(data.held_out, config.protocol, seed=0, **shared)
+            batches = make_batches(data.held_out, uniform, seed=0, **shared)
             scalars["eval/loss"], _ = prediction_errors(acting, batches)
             found.append(f"held-out loss {scalars['eval/loss']:.4g}")
         console.print(f"update {step:,}: {', '.join(found)}")
@@ -253,7 +254,8 @@ def score_run(config: TrainConfig, data: Data, folder: Path, console: Console) -
         "device": policy.action_low.device,
         "observation_loss": config.conditions.observation_loss,
     }
-    batches = make_batches(data.held_out, config.protocol, seed=0, **shared)
+    uniform = replace(config.protocol, best_share=0.0)
+    batches = make_batches(data.held_out, uniform, seed=0, **shared)
     loss, error = prediction_errors(policy, batches)
     of_mean, of_previous = guess_errors(data.episodes, data.held_out)
     held_out = HeldOut(
