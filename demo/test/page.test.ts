@@ -104,6 +104,8 @@ describe.skipIf(executablePath === undefined)("the page", { timeout: 90_000 }, (
     const paused = await number(page, "step");
     await page.waitForTimeout(500);
     expect(await number(page, "step")).toBe(paused);
+    await page.evaluate(() => document.dispatchEvent(new Event("visibilitychange")));
+    expect(await page.textContent("#notice")).toMatch(/waited while this tab was in the background/);
     await page.click("#pause");
     await reach(page, paused + 5);
     expect(errors).toEqual([]);
