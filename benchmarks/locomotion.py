@@ -65,10 +65,8 @@ EMBEDDED = "policy.timestep_embedding=true"
 MAIN: dict[str, list[str]] = {
     "min_gru": [],
     "bc_top10": ["experiment=bc_top10"],
-    "bc_top10_windowed": ["experiment=bc_top10", *WINDOWED],
     "attention": ATTENTION,
     "min_gru_uniform": [UNIFORM],
-    "attention_uniform": [*ATTENTION, UNIFORM],
     "bc": ["experiment=bc"],
 }
 OTHERS: dict[str, list[str]] = {
@@ -86,7 +84,6 @@ ABLATIONS: dict[str, list[str]] = {
     "whole_episodes": ["protocol.name=whole_episodes"],
     "best_share_75": ["protocol.best_share=0.75"],
     "learning_rate_2e-3": ["trainer.learning_rate=2e-3"],
-    "no_dropout": ["backbone.dropout=0"],
     "no_average": ["trainer.ema_decay=0"],
     "float32": ["precision=float32"],
     "no_previous_action": ["policy.previous_action=false"],
@@ -97,6 +94,15 @@ ABLATIONS: dict[str, list[str]] = {
     "gate_bias_0": ["backbone.gate_bias=0"],  # forgets half of the state at each step
     "gate_bias_minus_4": ["backbone.gate_bias=-4"],
     "no_restart": ["protocol.restart=0"],  # reset only where an episode begins
+}
+# Dropout, which was the default before, with what was compared under it.
+DROPOUT = {
+    f"{name}_dropout": [*overrides, "backbone.dropout=0.1"]
+    for name, overrides in {
+        **MAIN,
+        "bc_top10_windowed": ["experiment=bc_top10", *WINDOWED],
+        **{name: ABLATIONS[name] for name in ("best_share_75", "learning_rate_2e-3")},
+    }.items()
 }
 # Whether twice as many updates change the ranking.
 TWICE = "steps=6000"
@@ -120,6 +126,7 @@ GROUPS = {
     "main": (NINE, MAIN),
     "others": (NINE, OTHERS),
     "ablations": (THREE, ABLATIONS),
+    "dropout": (NINE, DROPOUT),
     "transformers": (MEDIUM, TRANSFORMERS),
     "longer": (list(dict.fromkeys([*THREE, *EXPERT])), LONGER),
     "hidden": (EXPERT, CONTEXTS | HIDDEN),

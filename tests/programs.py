@@ -12,6 +12,7 @@ SMALL = [
     "dataset.steps=1500",
     "backbone.d_model=16",
     "backbone.n_layer=1",
+    "backbone.dropout=0.1",
     "protocol.batch_steps=128",
     "protocol.context_length=16",
     "evaluation.episodes=3",

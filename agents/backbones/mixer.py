@@ -37,7 +37,7 @@ class BackboneConfig:
     d_model: int = number(128, at_least=1, at_most=65_536)
     n_layer: int = number(3, at_least=1, at_most=1000)
     mlp_ratio: int = number(4, at_least=1, at_most=1024)
-    dropout: float = number(0.1, at_least=0, below=1)
+    dropout: float = number(0.0, at_least=0, below=1)
     convolution: int = number(0, at_least=0, at_most=1024)
     learnable_initial_state: bool = False
 

@@ -26,7 +26,7 @@ from agents.policy import PolicyConfig, ReturnConditionedPolicy
 from agents.trainer import Trainer, TrainerConfig, stop_requests
 from common.errors import UserError
 
-CONFIG = MIXERS["min_gru"][0](d_model=16, n_layer=1)
+CONFIG = MIXERS["min_gru"][0](d_model=16, n_layer=1, dropout=0.1)
 
 
 class RandomBatches:
@@ -95,7 +95,7 @@ def assert_equal(left: Trainer, right: Trainer) -> None:
 
 
 # Mamba and a learned start: two groups of parameters, carried states with a gradient.
-OTHER = MIXERS["mamba"][0](d_model=16, n_layer=1, learnable_initial_state=True)
+OTHER = MIXERS["mamba"][0](d_model=16, n_layer=1, dropout=0.1, learnable_initial_state=True)
 
 
 @pytest.mark.parametrize(
