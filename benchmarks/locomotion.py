@@ -65,6 +65,7 @@ EMBEDDED = "policy.timestep_embedding=true"
 MAIN: dict[str, list[str]] = {
     "min_gru": [],
     "bc_top10": ["experiment=bc_top10"],
+    "bc_top10_windowed": ["experiment=bc_top10", *WINDOWED],
     "attention": ATTENTION,
     "min_gru_uniform": [UNIFORM],
     "bc": ["experiment=bc"],
@@ -95,15 +96,13 @@ ABLATIONS: dict[str, list[str]] = {
     "gate_bias_minus_4": ["backbone.gate_bias=-4"],
     "no_restart": ["protocol.restart=0"],  # reset only where an episode begins
 }
-# Dropout, which was the default before, with what was compared under it.
+# Dropout, which was the default before, with what was compared under it; cloning has it by default.
 DROPOUT = {
     f"{name}_dropout": [*overrides, "backbone.dropout=0.1"]
-    for name, overrides in {
-        **MAIN,
-        "bc_top10_windowed": ["experiment=bc_top10", *WINDOWED],
-        **{name: ABLATIONS[name] for name in ("best_share_75", "learning_rate_2e-3")},
-    }.items()
+    for name, overrides in (MAIN | ABLATIONS).items()
+    if name in {"min_gru", "min_gru_uniform", "attention", "best_share_75", "learning_rate_2e-3"}
 }
+DROPOUT["bc_top10_no_dropout"] = ["experiment=bc_top10", "backbone.dropout=0"]
 # Whether twice as many updates change the ranking.
 TWICE = "steps=6000"
 LONGER: dict[str, list[str]] = {

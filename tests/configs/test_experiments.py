@@ -106,7 +106,7 @@ def test_the_recipe_takes_any_backbone_and_other_values():
     assert config.evaluation.target_return == 5000 and config.trainer.learning_rate == 1e-3
 
 
-def test_behaviour_cloning_is_the_default_but_for_the_return_and_the_best_episodes():
+def test_behaviour_cloning_is_the_default_but_for_what_it_says():
     default, cloning, best = (
         OmegaConf.to_container(composed(*overrides))
         for overrides in ([], ["experiment=bc"], ["experiment=bc_top10"])
@@ -115,5 +115,6 @@ def test_behaviour_cloning_is_the_default_but_for_the_return_and_the_best_episod
     assert default["protocol"]["best_share"] > 0 == cloning["protocol"]["best_share"]
     cloning["policy"]["return_to_go"] = True
     cloning["protocol"]["best_share"] = default["protocol"]["best_share"]
+    cloning["backbone"]["dropout"] = default["backbone"]["dropout"]
     assert cloning == default
     assert best["dataset"]["top_fraction"] == 0.1 and not best["policy"]["return_to_go"]
