@@ -15,7 +15,7 @@ from eval import evaluate
 from train import train
 
 SMALL_KEYS = {
-    "backbone": MinGRUConfig(d_model=16, n_layer=1),
+    "backbone": MinGRUConfig(d_model=16, n_layer=1, dropout=0.1),
     "protocol": ProtocolConfig(batch_steps=128, context_length=16),
     "evaluation": EvaluationConfig(episodes=3, episodes_in_training=2, every=40),
     "trainer": TrainerConfig(save_every=15, log_every=10),
