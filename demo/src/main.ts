@@ -10,7 +10,9 @@ import { Simulation } from "./simulation";
 import "./style.css";
 import { View } from "./view";
 
+const FALLEN = "It fell: the episode is over.";
 const SLOW = 0.2; // of real time
+const MENTION_MILLISECONDS = 5000;
 const LONGEST_FRAME = 0.1; // seconds: a slower machine runs slower instead of leaping
 
 function element(id: string): HTMLElement {
@@ -35,11 +37,20 @@ let hidden = false;
 let seeing: Policy;
 let blind: Policy | null = null;
 
-/** Shows one sentence below the robot. */
+/** Shows one sentence below the robot; one on what went wrong stays until a robot is loaded. */
 function say(text: string, wrong = false): void {
+  if (notice.classList.contains("wrong") && !wrong) return;
   notice.textContent = text;
   notice.hidden = text === "";
   notice.classList.toggle("wrong", wrong);
+}
+
+/** Shows one sentence for a while. */
+function mention(text: string): void {
+  say(text);
+  setTimeout(() => {
+    if (notice.textContent === text) say("");
+  }, MENTION_MILLISECONDS);
 }
 
 function fail(error: unknown): void {
@@ -99,6 +110,8 @@ async function choose(next: Robot): Promise<void> {
     },
   );
   view.show(simulation);
+  notice.classList.remove("wrong");
+  say("");
   element("loading").hidden = true;
   describe();
   facts();
@@ -211,7 +224,7 @@ function connect(): void {
     event.preventDefault();
   });
   document.addEventListener("visibilitychange", () => {
-    if (!document.hidden && session !== null) say("The robot waited while this tab was in the background.");
+    if (!document.hidden && session !== null) mention("The robot waited while this tab was in the background.");
   });
   for (const each of ROBOTS) {
     const button = document.createElement("button");
@@ -247,8 +260,8 @@ function draw(seconds: number): void {
   element("collected").textContent = thousands(session.collected);
   element("step").textContent = thousands(session.steps);
   element("falls").textContent = String(session.falls);
-  if (session.down > 0) say("It fell: the episode is over.");
-  else if (notice.textContent.startsWith("It fell") || session.steps > 200) say("");
+  if (session.down > 0) say(FALLEN);
+  else if (notice.textContent === FALLEN) say("");
 }
 
 async function start(): Promise<void> {

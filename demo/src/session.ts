@@ -48,7 +48,8 @@ export class Session {
    */
   set target(value: number) {
     this.asked = value;
-    this.policy.returnToGo = (value * (EPISODE_STEPS - this.steps)) / EPISODE_STEPS;
+    // The policy takes the last reward off when it acts.
+    this.policy.returnToGo = (value * (EPISODE_STEPS - this.steps)) / EPISODE_STEPS + this.reward;
   }
 
   /** Stands the robot up and begins an episode. */

@@ -132,6 +132,16 @@ describe.skipIf(executablePath === undefined)("the page", { timeout: 90_000 }, (
     await page.goto(address);
     await page.waitForSelector("#notice.wrong");
     expect(await page.textContent("#notice")).toMatch(/model.safetensors is missing .*npm run build/);
+    // The robot that is there runs on, and the sentence on the other stays until one is loaded.
+    const [lacking] = await open();
+    await lacking.route("**/walker2d/model.safetensors", (route) => route.fulfill({ status: 404, body: "" }));
+    await loaded(lacking);
+    await lacking.click("text=Walker2d");
+    await lacking.waitForSelector("#notice.wrong");
+    await reach(lacking, (await number(lacking, "step")) + 10);
+    expect(await lacking.textContent("#notice")).toMatch(/walker2d\/model.safetensors is missing/);
+    await lacking.click("text=Hopper");
+    await lacking.waitForSelector("#notice", { state: "hidden" });
     const [other] = await open();
     await other.addInitScript("delete globalThis.WebAssembly");
     await other.goto(address);
@@ -142,6 +152,6 @@ describe.skipIf(executablePath === undefined)("the page", { timeout: 90_000 }, (
     await blind.goto(address);
     await blind.waitForSelector("#notice.wrong");
     expect(await blind.textContent("#notice")).toMatch(/no WebGL/);
-    await Promise.all([page, other, blind].map((each) => each.close()));
+    await Promise.all([page, lacking, other, blind].map((each) => each.close()));
   });
 });
