@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import gymnasium as gym
 import minari
-import mujoco
 import numpy as np
 
 from common.arguments import parse_arguments, run_command
@@ -20,6 +19,7 @@ from common.terminal import steps_bar
 from envs.behaviors import DEFAULT_STEPS, RECIPES, Recipe, find_recipe
 from envs.behaviors.episodes import Trajectory, run_episodes
 from envs.data.store import dataset_path, store_episodes
+from envs.simulation.physics import mujoco
 
 
 def flat_arrays(trajectories: list[Trajectory]) -> dict[str, np.ndarray]:

@@ -9,10 +9,11 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import mujoco
 import numpy as np
 from llvmlite import binding
 from numba import njit, types
+
+from envs.simulation.physics import mujoco
 
 # Bounds of the log standard deviation in SAC (Haarnoja et al., arXiv 1801.01290; the values are
 # those of the authors' code, and of stable-baselines3).

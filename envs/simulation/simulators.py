@@ -14,15 +14,7 @@ from gymnasium.wrappers import FlattenObservation, OrderEnforcing, PassiveEnvChe
 
 from common.checks import nearest
 from common.errors import UserError
-
-# MuJoCo loads the OpenGL that MUJOCO_GL names when it is imported, and fails with it; only a video
-# needs one, and says in a sentence what is missing.
-_chosen = os.environ.pop("MUJOCO_GL", None)
-try:
-    import mujoco
-finally:
-    if _chosen is not None:
-        os.environ["MUJOCO_GL"] = _chosen
+from envs.simulation.physics import mujoco
 
 # The wrappers of gymnasium.make whose work `Simulators` does once for all environments.
 _REPLACED_WRAPPERS = (TimeLimit, OrderEnforcing, PassiveEnvChecker)

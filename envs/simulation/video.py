@@ -19,7 +19,8 @@ from common.checks import require_extra
 from common.errors import UserError
 from common.files import unfinished_file
 from envs.simulation.rollout import Actor, Scene, rollout
-from envs.simulation.simulators import Simulators, mujoco
+from envs.simulation.physics import mujoco
+from envs.simulation.simulators import Simulators
 from envs.tasks import Evaluation, RolloutResult
 
 # Drawing in software is slow, and Hopper's 125 frames a second show no more; a GIF, for a page, is
