@@ -1,6 +1,7 @@
 """Rollouts in real MuJoCo against a plain loop over one environment."""
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 import torch
