@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 from common.checks import require_extra
 from common.errors import UserError
 from common.files import unfinished_file
-from envs.simulation.rollout import Actor, Scene, rollout
 from envs.simulation.physics import mujoco
+from envs.simulation.rollout import Actor, Scene, rollout
 from envs.simulation.simulators import Simulators
 from envs.tasks import Evaluation, RolloutResult
 
