@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from textwrap import fill
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -37,7 +37,7 @@ def parse_arguments(cls: type[Arguments], arguments: list[str]) -> Arguments:
         if not re.match(r"[^=]+=", argument):
             raise UserError(f"'{argument}' is not of the form key=value; {known}")
     try:
-        merged = OmegaConf.merge(structured, OmegaConf.from_cli(arguments))
+        merged = OmegaConf.merge(structured, _given(cls, arguments))
     except ConfigKeyError as error:
         raise UserError(f"there is no key '{error.key}'; {known}") from None
     except OmegaConfBaseException as error:
@@ -47,6 +47,15 @@ def parse_arguments(cls: type[Arguments], arguments: list[str]) -> Arguments:
             raise UserError(f"{name}=... must be given; {known}")
     result: Any = OmegaConf.to_object(merged)
     return result
+
+
+def _given(cls: type, arguments: list[str]) -> DictConfig:
+    """Reads the values as YAML, but words of a string key as they are: `no` is a name there."""
+    given, hints = OmegaConf.from_cli(arguments), get_type_hints(cls)
+    for key, _, word in (argument.partition("=") for argument in arguments):
+        if hints.get(key) in (str, str | None) and isinstance(given[key], bool | int | float):
+            given[key] = word
+    return given
 
 
 def describe_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
