@@ -121,6 +121,10 @@ HIDDEN = {
     for name, overrides in (MAIN | OTHERS | CONTEXTS).items()
     if name in {"min_gru", "gru", "attention", *CONTEXTS}
 }
+# Four steps side by side before each minGRU: differences of positions are velocities.
+CONVOLUTION = ["backbone.convolution=4"]
+HIDDEN["min_gru_convolution"] = CONVOLUTION
+HIDDEN["min_gru_convolution_hidden"] = [*CONVOLUTION, "policy.hidden=velocities"]
 GROUPS = {
     "main": (NINE, MAIN),
     "others": (NINE, OTHERS),
