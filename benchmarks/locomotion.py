@@ -122,7 +122,7 @@ HIDDEN = {
     if name in {"min_gru", "gru", "attention", *CONTEXTS}
 }
 # Four steps side by side before each minGRU: differences of positions are velocities.
-CONVOLUTION = ["backbone.convolution=4"]
+CONVOLUTION = ABLATIONS["convolution"]
 HIDDEN["min_gru_convolution"] = CONVOLUTION
 HIDDEN["min_gru_convolution_hidden"] = [*CONVOLUTION, "policy.hidden=velocities"]
 GROUPS = {

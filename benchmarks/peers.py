@@ -7,7 +7,8 @@
 d3rlpy pins another Gymnasium, so it trains in an environment of its own (peers_d3rlpy.py, with the
 settings of its own reproductions) and hands back its policy, which plays the 100 episodes here,
 from the same start states as every other row. Rows and training times are kept in
-benchmarks/results/peers; a run that has a row is not trained again. One thread each.
+benchmarks/results/peers; a run that has a row of as many updates is not trained again. One thread
+each.
 """
 
 import argparse
@@ -76,8 +77,8 @@ def write_data(data: Data, path: Path) -> None:
     )
 
 
-def train(python: str, data: Data, algorithm: str, updates: int, seed: int) -> tuple[Run, float]:
-    """Trains one policy and scores it; returns its row and the seconds of the training."""
+def train(python: str, data: Data, algorithm: str, updates: int, seed: int, name: str) -> Run:
+    """Trains one policy and scores it; returns its row."""
     with tempfile.TemporaryDirectory() as scratch:
         file, policy = Path(scratch, "data.npz"), Path(scratch, "policy.pt")
         write_data(data, file)
@@ -88,18 +89,15 @@ def train(python: str, data: Data, algorithm: str, updates: int, seed: int) -> t
             raise UserError(f"{algorithm} failed: {(done.stderr.splitlines() or ['?'])[-1]}")
         result = rollout(Peer(policy), data.evaluation)
     config = {
-        **{
-            "backbone.name": algorithm,
-            "seed": seed,
-            "steps": updates,
-            "policy.return_to_go": False,
-        },
+        "backbone.name": algorithm,
+        "seed": seed,
+        "steps": updates,
+        "policy.return_to_go": False,
         "evaluation.episodes_in_training": 0,
+        "training_seconds": float(found[1]),
     }
-    name = f"{data.info.id.split('/')[1]}-{data.info.id.split('/')[2].rpartition('-v')[0]}"
-    name = f"{name}/{algorithm}-seed{seed}"
     scores = make_scores(result, data.evaluation, data.info, updates)
-    return Run(name, Path(name), config, data.info, scores, {}, []), float(found[1])
+    return Run(name, Path(name), config, data.info, scores, {}, [])
 
 
 def main() -> None:
@@ -138,13 +136,14 @@ def main() -> None:
     lock = Lock()
 
     def one(seed: int, dataset: str, algorithm: str) -> None:
-        if f"{dataset}/{algorithm}-seed{seed}" in known:
+        name = f"{dataset}/{algorithm}-seed{seed}"
+        if name in known and known[name].score.checkpoint_step == given.updates:
             return
-        run, seconds = train(given.python, data[dataset], algorithm, given.updates, seed)
-        print(f"{run.name}: {run.score.value:.1f} after {seconds:.0f} s", flush=True)
+        run = train(given.python, data[dataset], algorithm, given.updates, seed, name)
+        seconds = run.config["training_seconds"]
+        print(f"{name}: {run.score.value:.1f} after {seconds:.0f} s", flush=True)
         with lock:
-            run.config["training_seconds"] = seconds
-            known[run.name] = run
+            known[name] = run
             write_tables(given.out, known.values())
 
     with ThreadPoolExecutor(given.jobs) as pool:

@@ -2,9 +2,9 @@
 
     python peers_d3rlpy.py DATA.npz ALGORITHM UPDATES SEED POLICY.pt
 
-The settings are those of d3rlpy's own reproductions on D4RL (its reproductions/offline). The
-learned policy is written as TorchScript, observations to actions; the seconds of the training are
-printed.
+The settings are those of d3rlpy's own reproductions on D4RL (its reproductions/offline/iql.py and
+td3_plus_bc.py), but for the number of updates, there 500,000. The learned policy is written as
+TorchScript, observations to actions; the seconds of the training are printed.
 """
 
 import sys
