@@ -34,6 +34,7 @@ from reports.run_files import UnfinishedRun, read_runs, write_tables
 from reports.scores import file_stem
 from reports.tables import (
     Table,
+    choice_table,
     conditions_table,
     facts_table,
     improvement_table,
@@ -81,7 +82,8 @@ def main(
     # Make the tables and pictures, in the order of the report.
     comparison = compare_runs(runs)
     averages = _averages_and_pictures(comparison, console)
-    tables = [score_table(comparison), improvement_table(comparison), conditions_table(comparison)]
+    tables = [score_table(comparison), improvement_table(comparison)]
+    tables += [choice_table(comparison), conditions_table(comparison)]
     about, notes = [row_table(comparison), facts_table(comparison)], notes_table(comparison)
     others = published_table(comparison) if published else None
     parts = [*averages, *tables, *about, notes, *([others] if others else [])]

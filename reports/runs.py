@@ -125,6 +125,11 @@ class Run:
             for target in sorted(targets)
         ]
 
+    @property
+    def fewest_in_sweep(self) -> int:
+        """The number of episodes that every target of `sweep` has."""
+        return min(len(score.episode_returns) for score in self.sweep)
+
     @cached_property
     def others(self) -> dict[str, Score]:
         """Other evaluations of the last checkpoint: what differs, in words, to the score."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -76,6 +77,12 @@ class Score:
         if self.normalized_score_mean is None:
             return self.return_mean
         return self.normalized_score_mean
+
+    @property
+    def episode_values(self) -> np.ndarray:
+        """What `value` is the mean of, (episodes,)."""
+        returns = np.asarray(self.episode_returns)
+        return returns if self.reference is None else self.reference.score(returns)
 
     def scalars(self) -> dict[str, float]:
         """Returns what a training log records of it, under ``eval/*``."""

@@ -64,6 +64,31 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def score_of_the_chosen(
+    choices: Sequence[np.ndarray], trial: int, repeats: int = 1000, seed: int = 0
+) -> float:
+    """Returns the score that is expected after a choice by `trial` episodes of each of several.
+
+    In each repeat, `trial` random episodes of each are played to choose the one with the best
+    mean; its score is the mean of its other episodes, which the choice has not seen. So this is an
+    honest score of a setting that was tuned in the environment (as in Jackson et al., arXiv
+    2504.11453, who show it against the number of episodes).
+
+    Args:
+        choices: Scores (episodes,) of each; all have as many episodes.
+        trial: Fewer than there are.
+        repeats: Number of random orders.
+        seed: Seed of the orders.
+    """
+    rng = np.random.default_rng(seed)
+    scores = np.asarray(choices)
+    orders = rng.permuted(np.tile(np.arange(scores.shape[1]), (repeats, 1)), axis=1)
+    shuffled = scores[:, orders]  # (choices, repeats, episodes)
+    chosen = shuffled[..., :trial].mean(axis=-1).argmax(axis=0)
+    others = shuffled[..., trial:].mean(axis=-1)
+    return float(others[chosen, np.arange(repeats)].mean())
+
+
 def student_half_width(runs: np.ndarray) -> float | None:
     """Returns half the width of Student's 95 % interval of a mean; None for a single run.
 

@@ -15,6 +15,7 @@ from reports.statistics import (
     interquartile_mean,
     mean_difference,
     mean_over_tasks,
+    score_of_the_chosen,
     student_half_width,
 )
 
@@ -209,6 +210,43 @@ def conditions_table(comparison: Comparison) -> Table:
         "interval (none for a single seed); unchanged: the score of the same seeds in the table of "
         "scores. Longer episodes earn more: compare scores of equal horizons only. Length: steps "
         "of an episode.",
+    )
+
+
+TRIALS = (1, 2, 5, 10, 20)  # episodes
+
+
+def choice_table(comparison: Comparison) -> Table:
+    """Makes the table of what it costs, and brings, to choose the target in the environment."""
+    lines: list[dict[str, Any]] = []
+    for row in comparison.rows:
+        cells = {task: comparison.cells[task, row] for task in comparison.ran(row)}
+        runs = [run for cell in cells.values() for run in cell.runs if len(run.sweep) > 1]
+        if not runs:
+            continue
+        targets = [
+            [score.episode_values[: run.fewest_in_sweep] for score in run.sweep] for run in runs
+        ]
+        line = {
+            "row": row,
+            "tasks": len({run.task for run in runs}),
+            "runs": len(runs),
+            "targets": len(min(targets, key=len)),
+            "asked in advance": float(np.mean([run.score.value for run in runs])),
+        }
+        for trial in TRIALS:
+            if trial < min(run.fewest_in_sweep for run in runs):
+                found = [score_of_the_chosen(scores, trial) for scores in targets]
+                words = f"{trial} episode{'s' * (trial > 1)} each"
+                line[words] = float(np.mean(found))
+        lines.append(line)
+    return Table(
+        "choice",
+        "If the target were chosen by trying",
+        [{key: line.get(key) for key in max(lines, key=len)} for line in lines],
+        "Asked in advance: the score of the table of scores, whose target follows from the data. "
+        "Else the score expected after so many episodes of each target, of which the best mean is "
+        "chosen; it is scored by its other episodes. Mean over tasks and seeds.",
     )
 
 

@@ -8,6 +8,7 @@ from run_folders import damage, make_run
 from agents.policy import PolicyConfig
 from reports.comparison import Note, compare_runs
 from reports.run_files import UnfinishedRun, read_run, read_runs
+from reports.tables import choice_table
 
 
 def compared(folder):
@@ -89,6 +90,18 @@ def test_of_several_targets_the_first_is_the_runs_own(tmp_path):
     run = read_run(make_run(tmp_path / "run", targets=(3000.0, 6000.0, 100.0)))
     assert run.score.target_return == 3000
     assert [score.target_return for score in run.sweep] == [100, 3000, 6000]
+
+
+def test_what_a_choice_of_the_target_brings_is_told_where_several_were_tried(tmp_path):
+    sweep = {"scores-targets": [(20, 1650.0, {"episodes": 3}), (70, 3300.0, {"episodes": 3})]}
+    make_run(tmp_path / "a-seed0", score=50, others=sweep)
+    make_run(tmp_path / "b-seed0", score=50, backbone="min_lstm")
+    (line,) = choice_table(compared(tmp_path)).rows
+    assert (line["row"], line["targets"], line["runs"]) == ("a", 3, 1)
+    assert line["asked in advance"] == pytest.approx(50)
+    # The target of score 70 is the best in each episode.
+    assert line["1 episode each"] == pytest.approx(70, abs=0.1)
+    assert "5 episodes each" not in line or line["5 episodes each"] is None
 
 
 def test_other_evaluations_are_read_beside_the_score_and_never_instead_of_it(tmp_path):

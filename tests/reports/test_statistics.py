@@ -13,6 +13,7 @@ from reports.statistics import (
     interquartile_mean,
     mean_difference,
     mean_over_tasks,
+    score_of_the_chosen,
     student_half_width,
     student_t,
 )
@@ -105,6 +106,17 @@ def test_a_single_seed_has_no_interval():
     assert student_half_width(np.array([3.0])) is None
     assert bootstrap_interval(interquartile_mean, arrays([1, 2, 3], [4])) is None
     assert bootstrap_interval(mean_difference, arrays([1, 2]), arrays([4])) is None
+
+
+def test_the_score_of_a_choice_by_hand():
+    # One episode each, the same for both: 0 and 10 lose against 15, 20 wins and leaves 0 and 10.
+    found = score_of_the_chosen(arrays([0, 10, 20], [15, 15, 15]), 1, repeats=20_000)
+    assert found == pytest.approx((15 + 15 + 5) / 3, abs=0.15)
+    # Two: 0 and 10 lose, and so do 0 and 20; 10 and 20 are as good, and the first is taken.
+    found = score_of_the_chosen(arrays([0, 10, 20], [15, 15, 15]), 2, repeats=20_000)
+    assert found == pytest.approx((15 + 15 + 0) / 3, abs=0.25)
+    # What is better in every episode is chosen always.
+    assert score_of_the_chosen(arrays([1, 2, 3], [5, 6, 7]), 1) == pytest.approx(6, abs=0.1)
 
 
 # Two-sided 95 % points, as in any printed table of Student's distribution.
