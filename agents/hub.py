@@ -41,7 +41,7 @@ action = actor.act(observation)  # from then on: actor.act(observation, reward)
 ```
 
 {scores}
-
+{video}
 Trained on {dataset} (sha256 {sha256}) for {steps} updates; config.yaml has every setting.
 """
 
@@ -146,7 +146,7 @@ def write_folder(run: Path, folder: Path, repo: str, video: Path | None = None) 
             shutil.copyfile(run / name, folder / name)
     if video is not None:
         shutil.copyfile(video, folder / VIDEO)
-    card = _card(repo, backbone, step, description["dataset"], scores)
+    card = _card(repo, backbone, step, description["dataset"], scores, (folder / VIDEO).exists())
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -163,7 +163,12 @@ def _read_scores(run: Path) -> list[dict[str, Any]]:
 
 
 def _card(
-    repo: str, backbone: str, step: int, dataset: dict[str, Any], scores: list[dict[str, Any]]
+    repo: str,
+    backbone: str,
+    step: int,
+    dataset: dict[str, Any],
+    scores: list[dict[str, Any]],
+    has_video: bool,
 ) -> str:
     """Returns README.md: what the Hub indexes, how to act, and the scores."""
     from huggingface_hub import EvalResult, ModelCardData
@@ -195,6 +200,7 @@ def _card(
             f"{score['mujoco_version']})"
         )
     name = repo.partition("/")[2] or repo
+    address = f"https://huggingface.co/{repo}/resolve/main/{VIDEO}"
     data = ModelCardData(
         model_name=name,
         license="mit",
@@ -212,6 +218,7 @@ def _card(
         sha256=dataset["sha256"],
         steps=f"{step:,}",
         scores="\n".join(lines),
+        video=f"\n<video controls src='{address}'></video>\n" if has_video else "",
     )
     return f"---\n{data.to_yaml()}\n---\n{text}"
 

@@ -142,6 +142,7 @@ def test_a_pushed_policy_acts_as_it_did(hub, start, tmp_path):
     }
     assert files["model.safetensors"] == (HOPPER / "model.safetensors").read_bytes()
     assert not any("training_state" in name for name in files)
+    assert b"https://huggingface.co/me/hopper/resolve/main/replay.mp4" in files["README.md"]
 
     there = start("-c", ACT, "me/hopper", variables=variables)
     assert there.returncode == 0, there.stderr
