@@ -5,7 +5,8 @@
 For every backbone of the registry (3 layers, d 128, one token a step unless it says otherwise):
 
 - one training update (forward, backward, clipping, AdamW) on 64 windows of 20 steps and on 2 rows
-  of 1000 steps, and the peak memory of the latter above its inputs
+  of 1000 steps, each as a multiple of its own matrix products too (products.py), and the peak
+  memory of the latter above its inputs
 - one step of the rollout at batch 1 and 100, after 10 to 10,000 steps of history
 - the bytes of the state that one environment carries from step to step
 
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from products import recorded
 from timing import (
     Row,
     Work,
@@ -84,7 +86,7 @@ def make_batch(shape: tuple[int, int]) -> dict[str, Any]:
 
 def make_update(network: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
     """One update of a network's parameters."""
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
 
     def update() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -179,9 +181,15 @@ def measure(names: list[str], threads: int, rounds: int) -> list[Row]:
     for label, shape in (("64x20", WINDOWS), ("2x1000", PACKED)):
         # Decision Transformer has no form for rows of 1000 steps but quadratic attention.
         chosen = [n for n in names if shape == WINDOWS or n in MIXERS]
-        times = medians({n: update_of(n, shape) for n in chosen}, rounds)
-        for name, value in times.items():
-            rows[name][f"update {label} ms"] = round(1e3 * value, 2)
+        works = {n: update_of(n, shape) for n in chosen}
+        # One thread: what a kernel's own threads multiply is not seen.
+        products = {f"{n}'s": recorded(work) for n, work in works.items() if threads == 1}
+        times = medians(works | products, rounds)
+        for name in chosen:
+            rows[name][f"update {label} ms"] = round(1e3 * times[name], 2)
+            if products:
+                multiple = times[name] / times[f"{name}'s"]
+                rows[name][f"update {label}, x its products"] = round(multiple, 2)
     acting = [n for n in names if n != "d3rlpy"]
     with torch.inference_mode():
         for batch in (1, 100):
