@@ -60,9 +60,8 @@ def _like(tensor: Tensor) -> Tensor:
 
 def recorded(work: Callable[[], object]) -> Work:
     """Returns the products of a work as a work; only those made in this thread are seen."""
-    with torch.no_grad(), _Recorder() as recorder:
-        with torch.enable_grad():
-            work()
+    with torch.no_grad(), _Recorder() as recorder, torch.enable_grad():
+        work()
     products = [
         (a, b, a.new_empty(*a.shape[:-1], b.shape[-1]), times) for a, b, times in recorder.products
     ]
@@ -75,4 +74,3 @@ def recorded(work: Callable[[], object]) -> Work:
                     multiply(a, b, out=out)
 
     return run
-
