@@ -4,9 +4,9 @@
 
 For every backbone of the registry (3 layers, d 128, one token a step unless it says otherwise):
 
-- one training update (forward, backward, clipping, AdamW) on 64 windows of 20 steps and on 2 rows
-  of 1000 steps, each as a multiple of its own matrix products too (products.py), and the peak
-  memory of the latter above its inputs
+- one training update (forward, backward, clipping, AdamW) on 64 windows of 20 steps, on 20 pieces
+  of 64 steps of streams, in which one step of 100 begins an episode, and on 2 rows of 1000 steps,
+  each as a multiple of its own matrix products too (products.py), and the peak memory of the last
 - one step of the rollout at batch 1 and 100, after 10 to 10,000 steps of history
 - the bytes of the state that one environment carries from step to step
 
@@ -44,7 +44,7 @@ from agents.backbones.attention import AttentionConfig
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
 
 OBSERVATION_DIM, ACTION_DIM = 17, 6  # HalfCheetah's
-WINDOWS, PACKED = (64, 20), (2, 1000)
+WINDOWS, STREAMS, PACKED = (64, 20), (20, 64), (2, 1000)
 HISTORIES = [10, 100, 1000, 10_000]
 TRANSFORMER = "attention, Decision Transformer's settings"
 NAMES = [*MIXERS, TRANSFORMER, "transformers", "d3rlpy"]
@@ -72,14 +72,17 @@ def make_policy(name: str) -> ReturnConditionedPolicy:
 
 
 def make_batch(shape: tuple[int, int]) -> dict[str, Any]:
-    """Random steps (batch, time); each row is one episode or a window of it."""
+    """Random steps (batch, time); each row is one episode or a window of it, or has several."""
     batch, length = shape
+    resets = torch.arange(length).expand(batch, length) == 0
+    if shape == STREAMS:
+        resets = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.01
     return {
         "observations": torch.randn(batch, length, OBSERVATION_DIM),
         "actions": torch.rand(batch, length, ACTION_DIM) * 2 - 1,
         "returns_to_go": torch.rand(batch, length) * 1000,
         "timesteps": torch.arange(length).expand(batch, length),
-        "resets": (torch.arange(length) == 0).expand(batch, length),
+        "resets": resets,
         "mask": torch.ones(batch, length, dtype=torch.bool),
     }
 
@@ -178,9 +181,12 @@ def step_of(name: str, batch: int) -> Work:
 def measure(names: list[str], threads: int, rounds: int) -> list[Row]:
     """All figures, a row a backbone."""
     rows: dict[str, Row] = {n: {"backbone": n, "threads": threads} for n in names}
-    for label, shape in (("64x20", WINDOWS), ("2x1000", PACKED)):
-        # Decision Transformer has no form for rows of 1000 steps but quadratic attention.
+    for shape in (WINDOWS, STREAMS, PACKED):
+        label = f"{shape[0]}x{shape[1]}"
+        # Decision Transformer has no form for streams, and for long rows but quadratic attention.
         chosen = [n for n in names if shape == WINDOWS or n in MIXERS]
+        if not chosen:
+            continue
         works = {n: update_of(n, shape) for n in chosen}
         # One thread: what a kernel's own threads multiply is not seen.
         products = {f"{n}'s": recorded(work) for n, work in works.items() if threads == 1}

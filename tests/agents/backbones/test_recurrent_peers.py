@@ -97,7 +97,7 @@ def test_torch_on_each_episode_alone_agrees_in_value_and_gradient(name, resets, 
     expected, expected_end = run_episodes(peer, x, state, resets)
     inputs = [x, *flat(state)]
     wanted = gradients(expected, expected_end, [*inputs, *peer.parameters()])
-    for run in (mixer, lambda *arguments: run_steps(mixer, *arguments)):
+    for run in (mixer, mixer.by_pytorch, lambda *arguments: run_steps(mixer, *arguments)):
         y, end = run(x, state, resets)
         torch.testing.assert_close(y, expected)
         for part, expected_part in zip(flat(end), flat(expected_end), strict=True):
@@ -108,22 +108,40 @@ def test_torch_on_each_episode_alone_agrees_in_value_and_gradient(name, resets, 
 
 
 @BOTH
-def test_calls_of_the_kernel_do_not_grow_with_time(name):
+def test_calls_of_pytorchs_kernel_do_not_grow_with_time(name):
     mixer, lengths = make_mixer(name), []
     mixer.rnn.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[:2]))
     x = torch.zeros(3, 40, CHANNELS, dtype=torch.float64)
     resets = torch.zeros(3, 40, dtype=torch.bool)
     resets[:, 0] = True
-    mixer(x, mixer.initial_state(3), resets)
+    mixer.by_pytorch(x, mixer.initial_state(3), resets)
     assert lengths == [(3, 40)]
     # Three tokens a step: the episode begins at the second.
     lengths.clear()
-    mixer(x, mixer.initial_state(3), resets.roll(1, dims=1))
+    mixer.by_pytorch(x, mixer.initial_state(3), resets.roll(1, dims=1))
     assert lengths == [(6, 1), (3, 38)]
     lengths.clear()
     resets[:, 20] = True
-    mixer(x, mixer.initial_state(3), resets)
+    mixer.by_pytorch(x, mixer.initial_state(3), resets)
     assert lengths == [(6, 20)]
+
+
+@BOTH
+def test_our_kernels_in_float32_are_as_exact(name):
+    generator = torch.Generator().manual_seed(4)
+    given = torch.randn(3, 50, 37, generator=generator)  # no multiple of a vector of a processor
+    given[0] *= 40  # saturates the gates
+    resets = torch.rand(3, 50, generator=generator) < 0.1
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        mixer = make_mixer(name, d_model=37).to(dtype)
+        x = given.to(dtype).requires_grad_()
+        y, end = mixer(x, mixer.initial_state(3), resets)
+        total = (y * y.detach().cos()).sum() + sum(part.square().sum() for part in flat(end))
+        found.append([y, *torch.autograd.grad(total, [x, *mixer.parameters()])])
+    for short, exact in zip(*found, strict=True):
+        scale = exact.abs().max()
+        torch.testing.assert_close(short.double() / scale, exact / scale, rtol=0, atol=1e-5)
 
 
 @BOTH
