@@ -33,6 +33,7 @@ from agents.checkpoint import (
     save_training_state,
 )
 from agents.distributed import Ranks
+from agents.gradients import backward, can_share
 from agents.metrics import Metrics
 from agents.policy import ReturnConditionedPolicy, TrainingState
 from agents.trackers import Tracker
@@ -172,6 +173,8 @@ class Trainer:
             "batches": batches,
         }
         self.loss = self.ranks.loss_of(policy)
+        on_cpu = policy.target_return.device.type == "cpu"
+        self.shares = on_cpu and self.ranks.count == 1 and can_share(policy)
 
     # -- saving and resuming ------------------------------------------------------------------
 
@@ -232,11 +235,14 @@ class Trainer:
         batch = self.batches.next()
         # The loss and its gradient.
         dtype = PRECISIONS[self.precision]
-        mixed = dtype != torch.float32
-        with torch.autocast(batch["mask"].device.type, dtype, enabled=mixed):
-            loss, carried = self.loss(**batch, state=self.carried)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if self.shares:
+            loss, carried = backward(self.policy, batch, self.carried, dtype)
+        else:
+            mixed = dtype != torch.float32
+            with torch.autocast(batch["mask"].device.type, dtype, enabled=mixed):
+                loss, carried = self.loss(**batch, state=self.carried)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
         limit = self.config.gradient_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), limit)
         if not torch.isfinite(norm):  # the weights are still those of the last good update

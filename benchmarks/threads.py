@@ -3,9 +3,10 @@
     python benchmarks/threads.py
 
 Each sample is a process of its own, because OpenMP reads its settings once: 3 seconds of updates,
-of which the median counts. `usual` is PyTorch as it comes; `ours` imports common.threads first, as
-train.py does. On the busy machine as many other processes compute as there are cores. Medians of
-interleaved rounds. Saves threads.csv.
+of which the median counts. `usual` is PyTorch as it comes; `ours` imports common.threads first, and
+shares the rows of a batch among the threads (agents/gradients.py), as train.py does. On the busy
+machine as many other processes compute as there are cores. Medians of interleaved rounds. Saves
+threads.csv.
 """
 
 import multiprocessing
@@ -22,11 +23,12 @@ from timing import ROOT, Measure, Row, interleaved, make_parser, printed, write_
 SECONDS = 3.0
 
 
-def updates(threads: int, precision: str) -> float:
+def updates(threads: int, precision: str, waiting: str) -> float:
     """Returns the median seconds of an update in this process."""
     import torch
 
     from agents.backbones import mixer_entry
+    from agents.gradients import backward
     from agents.policy import PolicyConfig, ReturnConditionedPolicy
 
     torch.set_num_threads(threads)
@@ -47,10 +49,13 @@ def updates(threads: int, precision: str) -> float:
     end = time.perf_counter() + SECONDS
     while len(samples) < 5 or time.perf_counter() < end:
         begin = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-            loss, _ = policy.loss(**batch)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if waiting == "ours":
+            backward(policy, batch, None, getattr(torch, precision))
+        else:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+                loss, _ = policy.loss(**batch)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
         samples.append(time.perf_counter() - begin)
@@ -59,7 +64,7 @@ def updates(threads: int, precision: str) -> float:
 
 def in_a_process(threads: int, waiting: str, precision: str, busy: bool) -> float:
     """Returns what `updates` returns in a new process, beside others if `busy`."""
-    code = f"from threads import updates; print(updates({threads}, {precision!r}))"
+    code = f"from threads import updates; print(updates({threads}, {precision!r}, {waiting!r}))"
     if waiting == "ours":
         code = f"import common.threads; {code}"
     paths = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
