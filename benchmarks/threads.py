@@ -4,9 +4,10 @@
 
 Each sample is a process of its own, because OpenMP reads its settings once: 3 seconds of updates,
 of which the median counts. `usual` is PyTorch as it comes; `ours` imports common.threads first, and
-shares the rows of a batch among the threads (agents/gradients.py), as train.py does. On the busy
-machine as many other processes compute as there are cores. Medians of interleaved rounds. Saves
-threads.csv.
+shares the rows of a batch among the threads (agents/gradients.py), as train.py does. `several runs`
+are as many processes at once of one thread each, with the time of an update over their number: what
+the cores have to give, and what a sweep gets. On the busy machine as many other processes compute
+as there are cores. Medians of interleaved rounds. Saves threads.csv.
 """
 
 import multiprocessing
@@ -14,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from statistics import median
@@ -83,6 +85,15 @@ def in_a_process(threads: int, waiting: str, precision: str, busy: bool) -> floa
     return float(found.stdout)
 
 
+def sample(threads: int, waiting: str, precision: str, busy: bool) -> float:
+    """Returns the seconds of an update; of several runs, the mean over their number."""
+    if waiting != "several runs":
+        return in_a_process(threads, waiting, precision, busy)
+    with ThreadPoolExecutor(threads) as pool:
+        alone = [pool.submit(in_a_process, 1, "usual", precision, busy) for _ in range(threads)]
+    return sum(run.result() for run in alone) / threads**2
+
+
 def compute() -> None:
     """Keeps a core busy."""
     while True:
@@ -97,11 +108,14 @@ def main() -> None:
         (threads, waiting, precision, busy)
         for busy in (False, True)
         for precision in ("float32", "bfloat16")
-        for threads, waiting in ((1, "usual"), (most, "usual"), (most, "ours"))
+        for threads, waiting in (
+            *((1, "usual"), (most, "usual"), (most, "ours")),
+            *([(most, "several runs")] if not busy else []),
+        )
     ]
     measures: dict[str, Measure] = {
         f"{'busy' if busy else 'quiet'}, {precision}, {threads} threads, {waiting}": partial(
-            in_a_process, threads, waiting, precision, busy
+            sample, threads, waiting, precision, busy
         )
         for threads, waiting, precision, busy in kinds
     }
