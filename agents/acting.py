@@ -45,7 +45,7 @@ class RollingActor(_BoundedActor):
 
     def __init__(self, policy: ReturnConditionedPolicy, context_length: int) -> None:
         super().__init__(policy, context_length)
-        self.step = fuse(policy).step
+        self.compiled = fuse(policy)
 
     def initial_state(
         self, batch_size: int, target_return: float | Tensor | None = None
@@ -58,12 +58,16 @@ class RollingActor(_BoundedActor):
         self, observation: Tensor, reward: Tensor, state: PolicyState, is_first: Tensor
     ) -> tuple[Tensor, PolicyState]:
         """Acts as `ReturnConditionedPolicy.act` does."""
+        if isinstance(self.compiled, FusedPolicy):
+            return self.compiled.act_rolling(
+                observation, reward, state, is_first, self.context_length
+            )
         observation, reward, is_first = self.policy.on_device(observation, reward, is_first)
         return_to_go, timestep = self.policy.observe(reward, state, is_first)
         half = self.context_length // 2
         age = timestep % self.context_length
         late_age = torch.where(timestep < half, timestep, (timestep - half) % self.context_length)
-        actions, backbone = self.step(
+        actions, backbone = self.policy.step(
             observation.repeat(2, 1),
             return_to_go.repeat(2),
             state.action.repeat(2, 1),

@@ -3,10 +3,11 @@
     python benchmarks/step.py
 
 Batch 1 and 100, 3 layers, d 128, float32, CPU, microseconds: medians of interleaved rounds and, for
-a busy machine, minima. "products alone" are the step's matrix products by torch.addmm into
-preallocated memory; "fused" is the compiled step, and its "kernel alone" leaves out the conversion
-from and to PyTorch tensors. "NumPy" and "onnxruntime" are the two exported forms (extra: onnx).
-x_products, x_fused and eager_x compare the medians. Saves step.csv.
+a busy machine, minima. "rolling" keeps two states, reset in turn (agents/acting.py). "products
+alone" are the step's matrix products by torch.addmm into preallocated memory; "fused" is the
+compiled step, and its "kernel alone" leaves out the conversion from and to PyTorch tensors. "NumPy"
+and "onnxruntime" are the two exported forms (extra: onnx). x_products, x_fused and eager_x compare
+the medians. Saves step.csv.
 """
 
 import io
@@ -21,6 +22,7 @@ import torch
 from timing import Row, Work, acting_step, interleaved, make_parser, printed, timed, write_csv
 from torch import nn
 
+from agents.acting import make_actor
 from agents.backbones import MIXERS
 from agents.export.__main__ import arrays_of
 from agents.export.min_rnn import Policy
@@ -138,6 +140,8 @@ def variants(batch: int) -> dict[str, Work]:
             fused = FusedPolicy(policy)
             steps[f"{name}, products alone"] = products(policy, batch)
             steps[f"{name}, fused"] = acting_step(fused, batch, OBSERVATION_DIM)
+            rolling = make_actor(policy, "rolling", 20)
+            steps[f"{name}, fused, rolling"] = acting_step(rolling, batch, OBSERVATION_DIM)
             steps[f"{name}, fused, kernel alone"] = kernel(fused, batch)
             steps[f"{name}, NumPy"] = numpy_step(policy, batch)
     for layer in (nn.GRU(D_MODEL, D_MODEL, LAYERS), nn.LSTM(D_MODEL, D_MODEL, LAYERS)):

@@ -76,24 +76,51 @@ class FusedPolicy:
         self, observation: Tensor, reward: Tensor, state: PolicyState, is_first: Tensor
     ) -> tuple[Tensor, PolicyState]:
         """Acts as `ReturnConditionedPolicy.act` does, in float32."""
-        rows = (len(observation),)
+        return_to_go, timestep, first = self._observe(reward, state, is_first)
+        action, backbone = self._step(
+            observation, return_to_go, state.action, timestep, first, state.backbone
+        )
+        return action, _state_after(backbone, action, return_to_go, timestep, state)
+
+    def act_rolling(
+        self,
+        observation: Tensor,
+        reward: Tensor,
+        state: PolicyState,
+        is_first: Tensor,
+        context_length: int,
+    ) -> tuple[Tensor, PolicyState]:
+        """Acts as `agents.acting.RollingActor` does, with two states of each environment."""
+        return_to_go, timestep, first = self._observe(reward, state, is_first)
+        half = context_length // 2
+        age = timestep % context_length
+        late_age = np.where(timestep < half, timestep, (timestep - half) % context_length)
+        actions, backbone = self._step(
+            observation.repeat(2, 1),
+            np.tile(return_to_go, 2),
+            state.action.repeat(2, 1),
+            np.tile(timestep, 2),
+            np.concatenate([age == 0, late_age == 0]),
+            state.backbone,
+        )
+        early, late = actions.numpy().reshape(2, len(first), -1)
+        action = torch.from_numpy(np.where((age >= late_age)[:, None], early, late))
+        return action, _state_after(backbone, action, return_to_go, timestep, state)
+
+    def _observe(
+        self, reward: Tensor, state: PolicyState, is_first: Tensor
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns return-to-go, timestep and is_first, (batch,).
+
+        As `ReturnConditionedPolicy.observe`, in NumPy, whose calls on a few numbers are shorter.
+        """
+        rows = (len(is_first),)
         first = _array("is_first", is_first, rows, _BOOL)
         left = _array("state.return_to_go", state.return_to_go, rows, _FLOAT)
         left = left - _array("reward", reward, rows, _FLOAT)
         target = _array("state.target_return", state.target_return, rows, _FLOAT)
         time = _array("state.timestep", state.timestep, rows, _INT) + 1
-        # As `ReturnConditionedPolicy.observe`, in NumPy, whose calls on a few numbers are shorter.
-        return_to_go, timestep = np.where(first, target, left), np.where(first, 0, time)
-        action, backbone = self._step(
-            observation, return_to_go, state.action, timestep, first, state.backbone
-        )
-        return action, PolicyState(
-            backbone,
-            action,
-            torch.from_numpy(return_to_go),
-            torch.from_numpy(timestep),
-            state.target_return,
-        )
+        return np.where(first, target, left), np.where(first, 0, time), first
 
     def step(
         self,
@@ -161,6 +188,22 @@ def fuse(policy: ReturnConditionedPolicy) -> FusedPolicy | ReturnConditionedPoli
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         logger.warning("The step's kernel failed, so the policy acts through PyTorch: %s", reason)
     return policy
+
+
+def _state_after(
+    backbone: State,
+    action: Tensor,
+    return_to_go: np.ndarray,
+    timestep: np.ndarray,
+    before: PolicyState,
+) -> PolicyState:
+    return PolicyState(
+        backbone,
+        action,
+        torch.from_numpy(return_to_go),
+        torch.from_numpy(timestep),
+        before.target_return,
+    )
 
 
 def _array(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
