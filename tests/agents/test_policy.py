@@ -271,7 +271,7 @@ def test_rolling_keeps_the_age_of_the_state_between_half_and_whole_context():
         # Mark the actions by the age of the state that made them.
         return ages.unsqueeze(-1).expand(2, ACTION_DIM).double(), state
 
-    actor.step = spy
+    actor.compiled, policy.step = policy, spy
     observations, rewards, is_first = trajectory(30, [0])
     chosen = play(actor, observations, rewards, is_first)[0, :, 0].tolist()
     assert chosen[:6] == [0, 1, 2, 3, 4, 5]
