@@ -20,6 +20,7 @@ gymnasium, so it needs an environment of its own: `pip install d3rlpy -e . --no-
 import csv
 import importlib.util
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -198,19 +199,17 @@ def measure(names: list[str], threads: int, rounds: int) -> list[Row]:
                 rows[name][f"update {label}, x its products"] = round(multiple, 2)
     acting = [n for n in names if n != "d3rlpy"]
     with torch.inference_mode():
-        for batch in (1, 100):
-            steps = {n: step_of(n, batch) for n in acting}
-            age = 1
-            for history in HISTORIES if batch == 1 else HISTORIES[:2]:
-                for step in steps.values():
-                    for _ in range(history - age):
-                        step()
-                age = history
-                times = medians(steps, rounds, calls=10)
-                age += 10 * (rounds + 1)  # one of them to warm up
-                for name, value in times.items():
-                    rows[name][f"step, batch {batch}, after {history} us"] = round(1e6 * value, 1)
-                print(batch, history, {n: round(1e6 * t) for n, t in times.items()}, flush=True)
+        for batch, histories in ((1, HISTORIES), (100, HISTORIES[:2])):
+            # All histories in the same rounds, or a machine that slows down would look like one.
+            steps: dict[str, Work] = {}
+            for history, name in product(histories, acting):
+                step = steps[f"{name} {history}"] = step_of(name, batch)
+                for _ in range(0 if name == "transformers" else history):
+                    step()
+            times = medians(steps, rounds, calls=10)
+            for history, name in product(histories, acting):
+                key = f"step, batch {batch}, after {history} us"
+                rows[name][key] = round(1e6 * times[f"{name} {history}"], 1)
     for name in acting:
         if name != "transformers":
             parts = tree_leaves(actor_of(name).initial_state(1))

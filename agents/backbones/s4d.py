@@ -139,7 +139,9 @@ def _recurrence(
     episode = F.pad(resets, (0, padding)).view(batch, chunks, length).cumsum(-1)
     goes_on = episode[..., -1:] == 0
     backward = F.pad(u, (0, padding)).view(channels, batch, chunks, length).flip(-1)
-    reaching = backward * (episode == episode[..., -1:]).flip(-1)
+    episode_of_end = episode == episode[..., -1:]
+    undivided = bool(episode_of_end.all())  # each chunk is of one episode
+    reaching = backward if undivided else backward * episode_of_end.flip(-1)
     ends = reaching[:, :, :-1].flatten(1, 2) @ table.mT
     starts: Tensor = _Carry.apply(
         powers[..., -1] * decay,
@@ -158,6 +160,9 @@ def _recurrence(
     if bool((episode == 0).any()):
         seen = _conjugate_parts((readout * decay)[:, None, None] * starts)
         y = (seen.flatten(1, 2) @ table).view_as(y) * (episode == 0)
+    if undivided:
+        y = y + (backward.flatten(1, 2) @ toeplitz).view_as(y)
+        return y.flatten(2)[..., :time], end.transpose(0, 1)
     # One product for each episode number that occurs in any chunk.
     episode = episode - episode[..., :1]
     for k in range(int(episode.max()) + 1):
