@@ -235,9 +235,9 @@ def draw(table: Path, picture: Path) -> None:
             panel.plot(HISTORIES, times, marker="o", color=colour, lw=width)
             x, side = ((9000, "right"), (11, "left"))[i % 2 == 0]
             # Attention lies just below Mamba: its words stand below its line.
-            y, end = (0.94, "top") if name == "attention" else (1.07, "bottom")
+            y, end = (0.88, "top") if name == "attention" else (1.07, "bottom")
             panel.text(x, times[0] * y, words, color=colour, va=end, ha=side)
-        panel.set(xscale="log", yscale="log", ylim=(50, 4500), xlabel="steps of the episode so far")
+        panel.set(xscale="log", yscale="log", ylim=(50, 9000), xlabel="steps of the episode so far")
         panel.set_yticks([100, 1000], ["100 us", "1 ms"])
         panel.set_title("Time of one step of the policy, one environment, one core", fontsize=13)
         figure.savefig(picture, metadata={"Software": None})

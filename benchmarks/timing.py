@@ -66,7 +66,7 @@ def interleaved(
     names = list(measures)
     samples: dict[str, list[float]] = {name: [] for name in names}
     for done in range(-warm_up, rounds):
-        turn = done % len(names)
+        turn = done % max(1, len(names))
         for name in names[turn:] + names[:turn]:
             if done >= 3 and median(samples[name]) > slow:
                 continue
