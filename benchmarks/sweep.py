@@ -100,7 +100,7 @@ def main() -> None:
         }
         while True:
             # The sweep, once: kills until it ends.
-            before, starts = len(first), starts + 1
+            before, starts = (len(first), killed), starts + 1
             with (folder / "output").open("w") as output:
                 driver = subprocess.Popen(
                     command, cwd=folder, env=variables, stdout=output, stderr=subprocess.STDOUT
@@ -119,7 +119,7 @@ def main() -> None:
             print(f"start {starts}: {done}", flush=True)
             if driver.returncode == 0:
                 break
-            if len(first) == before:
+            if (len(first), killed) == before:
                 raise UserError(f"no run was finished: {(folder / 'output').read_text()[-500:]}")
         last = scores(folder)
     row = {
