@@ -105,15 +105,17 @@ def main() -> None:
                 driver = subprocess.Popen(
                     command, cwd=folder, env=variables, stdout=output, stderr=subprocess.STDOUT
                 )
-                after = time.perf_counter() + chance.expovariate(1 / given.seconds)
+                left = chance.expovariate(1 / given.seconds)  # seconds of work until a kill
                 while driver.poll() is None:
                     time.sleep(0.5)
                     memory = max(memory, peak(driver.pid))
                     first = scores(folder) | first
-                    if time.perf_counter() > after and (workers := at_work(driver.pid)):
+                    if workers := at_work(driver.pid):
+                        left -= 0.5
+                    if workers and left <= 0:
                         os.kill(chance.choice(workers), signal.SIGKILL)
                         killed += 1
-                        after = time.perf_counter() + chance.expovariate(1 / given.seconds)
+                        left = chance.expovariate(1 / given.seconds)
             first = scores(folder) | first
             done = f"{len(first)} of {given.runs} runs have scores, {killed} were killed"
             print(f"start {starts}: {done}", flush=True)
