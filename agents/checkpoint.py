@@ -3,6 +3,7 @@
 config.yaml         the resolved configuration; its first line marks the folder as a run's
 config.json         the policy's shape, its data and its evaluation
 model.safetensors   the weights to act with (EMA), with a checksum; needs config.json only
+critic.safetensors  the critic, with value help; made before the policy, and never again
 training_state.pt   all that resuming needs; loads with weights_only=True
 metrics.jsonl, events.out.tfevents.*   the records, as JSON lines and for TensorBoard
 scores.json, scores-*.json             the run's own evaluation, and others
@@ -33,6 +34,7 @@ from torch import Tensor
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from agents.backbones import backbone_names, mixer_entry
+from agents.critic import CRITIC
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
 from common.checks import nearest
 from common.errors import UserError
@@ -44,7 +46,7 @@ STATE = "training_state.pt"
 # a run that is neither finished nor resumed from the discarded state.
 RESULTS = ("scores.json", "held_out.json")
 TRACKED = "tracker.json"
-FILES = (*RESULTS, STATE, WEIGHTS, "metrics.jsonl", TRACKED, "config.json", "config.yaml")
+FILES = (*RESULTS, STATE, WEIGHTS, CRITIC, "metrics.jsonl", TRACKED, "config.json", "config.yaml")
 # Only a folder whose config.yaml begins with this line is a run: elsewhere nothing is replaced.
 MARK = "# A run folder of Decision minRNN, written by train.py."
 LOCK = ".decision-minrnn.lock"

@@ -15,7 +15,7 @@ from torch import Tensor
 from agents.backbones import BUILT_IN, MIXERS
 from agents.backbones.dropout import Dropout
 from agents.backbones.state import map_state
-from agents.policy import ReturnConditionedPolicy, TrainingState
+from agents.policy import Q, ReturnConditionedPolicy, TrainingState
 from agents.scan.cpu import submit
 
 _LEAST = 128  # steps of a share: fewer are not worth a thread
@@ -38,6 +38,7 @@ def backward(
     batch: dict[str, Tensor],
     state: TrainingState | None,
     dtype: torch.dtype = torch.float32,
+    q: Q | None = None,
 ) -> tuple[Tensor, TrainingState]:
     """Leaves the gradient of the loss in the parameters; returns the loss and the last state.
 
@@ -49,6 +50,7 @@ def backward(
         batch: The keyword arguments of `ReturnConditionedPolicy.loss`, on the CPU.
         state: The state before the batch; None for the initial one.
         dtype: That of the automatic mixed precision; float32 for none.
+        q: That of the loss, if it has one.
     """
     parameters = list(policy.parameters())
     rows, steps = batch["mask"].shape
@@ -64,7 +66,7 @@ def backward(
         if state is not None:
             part["state"] = TrainingState(*map_state(lambda tensor: tensor[begin:end], state))
         with torch.enable_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            loss, after = policy.loss(**part)
+            loss, after = policy.loss(**part, q=q)
         loss = loss * (part["mask"].sum() / total)
         return loss.detach(), after, torch.autograd.grad(loss, parameters, allow_unused=True)
 

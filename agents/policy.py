@@ -7,6 +7,7 @@ to an action: the conditioning of Decision Transformer (Chen et al., arXiv 2106.
 recurrent backbone.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -83,6 +84,10 @@ def check_hidden(hidden: list[int] | None, observation_dim: int) -> None:
             f"policy.hidden is {hidden}, but the observations have the indices 0 to "
             f"{observation_dim - 1}, of which at least one must be seen; give some of them."
         )
+
+
+# Q (batch, time) of observations and actions (batch, time, channels).
+Q = Callable[[Tensor, Tensor], Tensor]
 
 
 class PolicyState(NamedTuple):
@@ -277,16 +282,34 @@ class ReturnConditionedPolicy(nn.Module):
 
     # -- training -----------------------------------------------------------------------------
 
-    def loss(self, actions: Tensor, mask: Tensor, **inputs: Any) -> tuple[Tensor, TrainingState]:
+    def loss(
+        self,
+        actions: Tensor,
+        mask: Tensor,
+        imitation_weights: Tensor | None = None,
+        q_weights: Tensor | None = None,
+        q: Q | None = None,
+        **inputs: Any,
+    ) -> tuple[Tensor, TrainingState]:
         """Returns the mean squared error of the actions over real steps, and the last state.
+
+        With a Q, each step's error has a weight, and the weighted Q of its action is subtracted.
 
         Args as in `predict`, and:
             mask: (batch, time) bool, true on real steps; padding may only follow real steps.
+            imitation_weights: (batch, time), of the errors.
+            q_weights: (batch, time), of Q of the predicted actions.
+            q: A critic of the data, whose parameters have no gradient; see agents.critic.
         """
         predicted, state = self.predict(actions=actions, **inputs)
         # In float32 even under mixed precision.
-        error = (predicted.float() - actions).square().mean(-1)
-        return (error * mask).sum() / mask.sum().clamp(min=1), state
+        predicted = predicted.float()
+        loss = (predicted - actions).square().mean(-1)
+        if q is not None:
+            assert imitation_weights is not None and q_weights is not None
+            values = q(inputs["observations"], predicted).float()
+            loss = imitation_weights * loss - q_weights * values
+        return (loss * mask).sum() / mask.sum().clamp(min=1), state
 
     def predict(
         self,

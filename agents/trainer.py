@@ -35,7 +35,7 @@ from agents.checkpoint import (
 from agents.distributed import Ranks
 from agents.gradients import backward, can_share
 from agents.metrics import Metrics
-from agents.policy import ReturnConditionedPolicy, TrainingState
+from agents.policy import Q, ReturnConditionedPolicy, TrainingState
 from agents.trackers import Tracker
 from common.checks import MOST_STEPS, check_fields, choice, number
 from common.errors import UserError
@@ -126,6 +126,7 @@ class Trainer:
             number of updates; returns the scalars to record.
         tracker: A name of agents.trackers: who gets the records too.
         ranks: The processes that share the batches; each has a trainer.
+        q: That of the policy's loss; the batches then have its weights.
     """
 
     def __init__(
@@ -142,6 +143,7 @@ class Trainer:
         tracker: str | None = None,
         console: Console | None = None,
         ranks: Ranks | None = None,
+        q: Q | None = None,
     ) -> None:
         self.policy = policy
         self.batches = batches
@@ -154,6 +156,7 @@ class Trainer:
         self.tracker = tracker
         self.console = console or Console()
         self.ranks = ranks or Ranks()
+        self.q = q
         self.step = 0
         self.losses: list[Tensor] = []  # of the updates since the last record
         self.carried: TrainingState | None = None
@@ -236,11 +239,11 @@ class Trainer:
         # The loss and its gradient.
         dtype = PRECISIONS[self.precision]
         if self.shares:
-            loss, carried = backward(self.policy, batch, self.carried, dtype)
+            loss, carried = backward(self.policy, batch, self.carried, dtype, self.q)
         else:
             mixed = dtype != torch.float32
             with torch.autocast(batch["mask"].device.type, dtype, enabled=mixed):
-                loss, carried = self.loss(**batch, state=self.carried)
+                loss, carried = self.loss(**batch, state=self.carried, q=self.q)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
         limit = self.config.gradient_clip or math.inf

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from statistics import median
+from typing import Any
 
 from timing import ROOT, Measure, Row, interleaved, make_parser, printed, write_csv
 
@@ -39,7 +40,7 @@ def updates(threads: int, precision: str, waiting: str) -> float:
     policy = ReturnConditionedPolicy(PolicyConfig(), backbone, observation_dim=11, action_dim=3)
     optimizer = torch.optim.AdamW(policy.parameters(), fused=True)
     rows, steps = 20, 64
-    batch = {
+    batch: dict[str, Any] = {
         "observations": torch.randn(rows, steps, 11),
         "actions": torch.rand(rows, steps, 3),
         "returns_to_go": torch.randn(rows, steps),

@@ -14,6 +14,7 @@ from agents.acting import ROLLOUTS
 from agents.backbones import backbone_names, mixer_entry
 from agents.backbones.attention import AttentionConfig
 from agents.backbones.mixer import BackboneConfig
+from agents.critic import CriticConfig
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
 from agents.trackers import TRACKERS
 from agents.trainer import PRECISIONS, TrainerConfig
@@ -99,7 +100,8 @@ class TrainConfig:
         held_out: Fraction of the episodes that is kept out of training; each evaluation in
             training, and there is at least one, logs the loss on them as eval/loss. Where the data
             name no environment this is what a run is measured by, and 0 stands for 0.1.
-        seed: Of the parameters, the dropout and the order of the data.
+        critic: Value help.
+        seed: Of the parameters, the critic, the dropout and the order of the data.
         rollout: How the policy acts: `carried`, `rolling` or `window`; see agents.acting.
         device: `auto` takes CUDA where there is one.
         precision: `float32`, or `bfloat16` for automatic mixed precision in training; `auto` takes
@@ -116,6 +118,7 @@ class TrainConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     conditions: ConditionsConfig = field(default_factory=ConditionsConfig)
     steps: int = number(1500, at_least=1, at_most=MOST_STEPS)
@@ -133,6 +136,19 @@ class TrainConfig:
         check_fields(self)
         if self.tracker is not None:
             require_extra(self.tracker, f"tracker={self.tracker}", self.tracker)
+        if not self.critic.updates and self.critic != CriticConfig():
+            defaults = vars(CriticConfig()).items()
+            key = next(key for key, value in defaults if getattr(self.critic, key) != value)
+            raise UserError(
+                f"critic.{key} is {getattr(self.critic, key)}, but critic.updates is 0: no critic "
+                "is trained; give critic.updates=10000 as well, or leave it out."
+            )
+        if self.critic.updates and self.conditions.observation_loss:
+            raise UserError(
+                f"conditions.observation_loss is {self.conditions.observation_loss}, but the "
+                "critic judges an action by the observation of its step, which may be lost; set "
+                "conditions.observation_loss or critic.updates to 0."
+            )
         if self.rollout == "rolling" and self.protocol.context_length < 2:
             raise UserError(
                 "protocol.context_length is 1, but rollout=rolling resets its two states half a "

@@ -24,6 +24,7 @@ ARROWS = {
     "agents.scan": [],
     "agents.backbones": ["agents.scan"],
     "agents.policy": ["agents.backbones"],
+    "agents.critic": [],
     "agents.step": ["agents.policy", "agents.backbones", "agents.scan"],
     "agents.acting": ["agents.step", "agents.policy", "agents.backbones"],
     "agents.actor": ["agents.acting", "agents.checkpoint", "agents.hub", "agents.policy"],
@@ -31,7 +32,7 @@ ARROWS = {
     "agents.export": [
         "agents.acting", "agents.step", "agents.checkpoint", "agents.policy", "agents.backbones",
     ],
-    "agents.checkpoint": ["agents.policy", "agents.backbones"],
+    "agents.checkpoint": ["agents.critic", "agents.policy", "agents.backbones"],
     "agents.distributed": ["agents.policy", "agents.backbones"],
     "agents.gradients": ["agents.policy", "agents.backbones", "agents.scan"],
     "agents.trackers": ["agents.checkpoint"],

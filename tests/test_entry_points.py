@@ -216,6 +216,47 @@ def test_a_killed_run_resumes_to_the_same_bits(start, call, tmp_path):
     assert scores[0] == scores[1]
 
 
+def test_value_help_from_the_command_line_and_resumed_to_the_same_bits(start, call, tmp_path):
+    plain = [*SMALL, "steps=60", "evaluation.every=0"]
+    helped = [*plain, "experiment=value_help", "critic.updates=60", "critic.width=16"]
+    unbroken = call("train.py", *helped, "run_dir=unbroken")
+    assert unbroken.returncode == 0, unbroken.stderr
+
+    # Killed before the policy's first save, when only the critic is there, and once after it.
+    arguments = [*helped, "run_dir=killed", "resume=true"]
+    for file in ("critic.safetensors", "training_state.pt"):
+        process = start("train.py", *arguments, wait=False)
+        wait_for(process, (tmp_path / "killed" / file).exists)
+        process.kill()
+        process.communicate()
+    made = (tmp_path / "killed" / "critic.safetensors").stat().st_mtime_ns
+    last = start("train.py", *arguments)
+    assert last.returncode == 0, last.stderr
+    assert (tmp_path / "killed" / "critic.safetensors").stat().st_mtime_ns == made
+    for file in ("critic.safetensors", "model.safetensors", "scores.json"):
+        ours, theirs = ((tmp_path / run / file).read_bytes() for run in ("killed", "unbroken"))
+        assert ours == theirs, file
+
+    # The help changes the policy; overwriting discards the critic.
+    assert call("train.py", *plain, "run_dir=killed", "overwrite=true").returncode == 0
+    assert not (tmp_path / "killed" / "critic.safetensors").exists()
+    weights = [load_file(tmp_path / r / "model.safetensors") for r in ("killed", "unbroken")]
+    assert not torch.equal(weights[0]["head.weight"], weights[1]["head.weight"])
+
+
+@pytest.mark.posix
+def test_a_critic_that_was_stopped_is_begun_again(start, tmp_path):
+    endless = [*SMALL, "critic.updates=10000000", "critic.width=8", "run_dir=run"]
+    process = start("train.py", *endless, wait=False)
+    wait_for(process, (tmp_path / "run" / "config.json").exists)
+    process.send_signal(signal.SIGTERM)
+    ended = end(process)
+    assert ended.returncode in (0, 130), ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "resume=true" in ended.stdout + ended.stderr
+    assert not (tmp_path / "run" / "critic.safetensors").exists()
+
+
 @pytest.mark.posix
 def test_sigterm_saves_and_ends_cleanly(start, tmp_path):
     endless = [*SMALL, "steps=100000", "evaluation.every=0", "run_dir=run"]
@@ -274,7 +315,7 @@ WRONG = {
     "steps=0": r"steps is 0; it must be at least 1",
     "backbone=min_grue": r"backbone 'min_grue' does not exist .*there are: .*min_gru, min_lstm",
     "dataset=hoper-medium": r"dataset 'hoper-medium' does not exist .*'hopper-medium'.*walker2d",
-    "experiment=stream": r"experiment 'stream' does not exist .*streamed, whole_episodes, windowed",
+    "experiment=stream": r"experiment 'stream' does not exist .*streamed, value_help, whole",
     "dataset.id=builtin/hopper/simple-v1": r"there is no built-in data set",
     "dataset.source=hdf6": r"dataset.source 'hdf6' does not exist; there are: builtin",
     "dataset=minari": r"dataset\.id",
@@ -287,6 +328,8 @@ WRONG = {
     "policy.tokens=2": r"policy\.tokens is 2; it must be 1 or 3",
     "evaluation.target=best": r"evaluation\.target .best. does not exist; there are: data, pub",
     "steps": r"'steps' is not an override; write key=value",
+    "critic.q_weight=5": r"critic\.q_weight is 5\.0, but critic\.updates is 0: no critic",
+    "critic.expectile=1": r"critic\.expectile is 1\.0; it must be",
 }
 
 
@@ -313,6 +356,12 @@ def test_a_wrong_override_is_refused(override):
     register()
     with pytest.raises(UserError, match=WRONG[override]):
         command.check([override], "train")
+
+
+def test_a_critic_and_lost_observations_are_one_sentence():
+    register()
+    with pytest.raises(UserError, match=r"observation_loss is 0\.1, but the critic judges"):
+        command.check(["critic.updates=5", "conditions.observation_loss=0.1"], "train")
 
 
 def test_several_episodes_want_a_video():

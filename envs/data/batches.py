@@ -8,6 +8,7 @@ that of the rollout. All three sample every step equally often, or the best epis
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +100,8 @@ class Batches:
     position does not depend on their number.
 
     With an `observation_loss`, a step has the observation that `last_arrived` draws for it, in
-    every batch the same.
+    every batch the same. `per_step` are further arrays with a row for each of the episodes' rows,
+    (rows,), which batches have under the same names, (batch, time).
 
     Attributes:
         continues: Whether row i continues row i of the previous batch.
@@ -121,6 +123,7 @@ class Batches:
         seed: int,
         device: torch.device,
         observation_loss: float = 0.0,
+        per_step: Mapping[str, np.ndarray] | None = None,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
@@ -146,6 +149,7 @@ class Batches:
             "observations": episodes.observations,
             "actions": episodes.actions,
             "returns_to_go": episodes.returns_to_go,
+            **(per_step or {}),
         }
         self.too_large = too_large(arrays.values(), episodes.n_steps)
         # Data that do not fit into memory do not fit on the device either: only batches go there.

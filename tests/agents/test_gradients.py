@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from agents.backbones import BUILT_IN, MIXERS
 from agents.backbones.state import tensors_of
+from agents.critic import Critic
 from agents.gradients import backward, can_share
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
 
@@ -63,6 +64,22 @@ def test_shares_add_up_to_the_whole(name, rows, steps, seed):
         for part, expected in zip(tensors_of(carried), tensors_of(after), strict=True):
             torch.testing.assert_close(part, expected)
         state = carried
+
+
+@settings(max_examples=4, deadline=None)
+@given(rows=st.integers(2, 7), steps=st.integers(60, 130), seed=st.integers(0, 99))
+def test_shares_add_up_with_a_critic_too(rows, steps, seed):
+    policy, batch = make_policy("min_gru"), make_batch(rows, steps, seed)
+    critic = Critic(8, 5, 2).double().requires_grad_(False)
+    batch["imitation_weights"], batch["q_weights"] = torch.rand(2, rows, steps).double()
+    loss, _ = policy.loss(**batch, q=critic)
+    policy.zero_grad()
+    loss.backward()
+    wanted = {key: p.grad for key, p in policy.named_parameters()}
+    found, _ = backward(policy, batch, None, q=critic)
+    torch.testing.assert_close(found, loss.detach())
+    for key, parameter in policy.named_parameters():
+        torch.testing.assert_close(parameter.grad, wanted[key])
 
 
 def test_equal_batches_have_equal_gradients_to_the_bit():

@@ -248,6 +248,24 @@ def test_batches_of_a_selection_are_those_of_its_copy(name):
             assert torch.equal(batch[key], value), key
 
 
+@settings(max_examples=20, deadline=None)
+@given(
+    name=st.sampled_from(sorted(BATCHES)),
+    lengths=st.lists(st.integers(1, 15), min_size=2, max_size=6),
+    seed=st.integers(0, 99),
+)
+def test_a_number_of_each_step_comes_with_its_step(name, lengths, seed):
+    episodes = make_episodes(lengths)
+    numbers = 100 * episodes.observations[:, 0] + episodes.observations[:, 1]
+    selection = episodes.select(np.arange(1, len(lengths)))
+    config, per_step = ProtocolConfig(name, 20, 5), {"numbers": numbers}
+    batches = make_batches(selection, config, seed=seed, device=CPU, per_step=per_step)
+    for _ in range(5):
+        batch = batches.next()
+        wanted = 100 * batch["observations"][..., 0] + batch["observations"][..., 1]
+        assert torch.equal(batch["numbers"], wanted)
+
+
 def test_only_the_selection_is_copied_to_a_device():
     episodes = make_episodes([9, 4, 13])
     config = ProtocolConfig("windowed", 20, 5)
