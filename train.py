@@ -38,21 +38,14 @@ from agents.checkpoint import (
     load_policy,
     save_description,
 )
-from agents.critic import (
-    Critic,
-    Transitions,
-    load_critic,
-    save_critic,
-    step_weights,
-    train_critic,
-)
 from agents.policy import ReturnConditionedPolicy
 from agents.prediction import prediction_errors
-from agents.trainer import Trainer, stop_requests
+from agents.trainer import Trainer
 from configs.launch import command
 from configs.launch.data import Data, read_data
 from configs.launch.from_python import make_config, overrides_of
 from configs.launch.run_folder import config_text, run_folder
+from configs.launch.value_help import ValueHelp, make_value_help
 from configs.schema import TrainConfig, check_memory, resolve_device, resolve_precision
 from envs.data.baselines import guess_errors
 from envs.data.batches import make_batches
@@ -160,8 +153,8 @@ def make_run(
         save_description(folder, policy, config.backbone, description)
 
     # Train, with value help if it is asked for.
-    critic = make_critic(config, data, policy, folder, ranks, console)
-    trainer = make_trainer(config, data, policy, critic, folder, ranks, console)
+    value_help = make_value_help(config, data, folder, ranks, console)
+    trainer = make_trainer(config, data, policy, value_help, folder, ranks, console)
     if config.resume:
         trainer.resume()
     console.print(
@@ -202,55 +195,11 @@ def make_policy(config: TrainConfig, data: Data) -> ReturnConditionedPolicy:
 # -- training and scoring ---------------------------------------------------------------------
 
 
-def transitions(episodes: Episodes) -> Transitions:
-    """Returns the episodes as a critic learns from them."""
-    return Transitions(*(getattr(episodes, name) for name in Transitions._fields))
-
-
-def make_critic(
-    config: TrainConfig,
-    data: Data,
-    policy: ReturnConditionedPolicy,
-    folder: Path,
-    ranks: distributed.Ranks,
-    console: Console,
-) -> Critic | None:
-    """Trains the critic of a run, or reads it where that is done; None without value help."""
-    if not config.critic.updates:
-        return None
-
-    def make() -> bool:
-        if load_critic(folder, config.critic, data.info.sha256) is None:
-            with stop_requests() as stop:
-                critic = train_critic(
-                    config.critic,
-                    transitions(data.episodes),
-                    policy.observation_mean,
-                    policy.observation_std,
-                    seed=config.seed,
-                    stopped=stop.is_set,
-                    console=console,
-                )
-            if critic is None:
-                return False
-            save_critic(folder, critic, config.critic, data.info.sha256)
-        return True
-
-    if not ranks.from_first(make):
-        raise command.Stopped(
-            "Stopped before the critic was trained, which is not saved in between; resume=true "
-            "begins it again."
-        )
-    critic = load_critic(folder, config.critic, data.info.sha256)
-    assert critic is not None
-    return critic.to(ranks.device)
-
-
 def make_trainer(
     config: TrainConfig,
     data: Data,
     policy: ReturnConditionedPolicy,
-    critic: Critic | None,
+    value_help: ValueHelp | None,
     folder: Path,
     ranks: distributed.Ranks,
     console: Console,
@@ -280,8 +229,8 @@ def make_trainer(
     if data.held_out is not None:  # their loss is logged at least once
         every = min(every or config.steps, config.steps)
     shares = shared | {"rank": ranks.rank, "ranks": ranks.count}
-    if critic is not None:
-        shares["per_step"] = step_weights(critic, transitions(data.episodes), config.critic)
+    if value_help is not None:
+        shares["per_step"] = value_help.step_weights
     return Trainer(
         policy,
         make_batches(data.episodes, config.protocol, seed=config.seed, **shares),
@@ -294,7 +243,7 @@ def make_trainer(
         tracker=config.tracker,
         console=console,
         ranks=ranks,
-        q=critic,
+        q=value_help.critic if value_help else None,
     )
 
 

@@ -1,0 +1,68 @@
+"""The critic of a run that has value help: trained once, kept in the run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from agents.critic import (
+    Critic,
+    Transitions,
+    load_critic,
+    save_critic,
+    step_weights,
+    train_critic,
+)
+from agents.distributed import Ranks
+from agents.trainer import stop_requests
+from configs.launch import command
+from configs.launch.data import Data
+from configs.schema import TrainConfig
+
+
+class ValueHelp(NamedTuple):
+    """What the training of a policy needs: the critic, and the weights of each step of the data."""
+
+    critic: Critic
+    step_weights: dict[str, np.ndarray]  # (rows,) each
+
+
+def make_value_help(
+    config: TrainConfig, data: Data, folder: Path, ranks: Ranks, console: Console
+) -> ValueHelp | None:
+    """Trains the critic of a run, or reads it where that is done; None if none is asked for."""
+    if not config.critic.updates:
+        return None
+    episodes, sha256 = data.episodes, data.info.sha256
+    steps = Transitions(*(getattr(episodes, name) for name in Transitions._fields))
+
+    def make() -> bool:
+        if load_critic(folder, config.critic, sha256) is not None:
+            return True
+        with stop_requests() as stop:
+            critic = train_critic(
+                config.critic,
+                steps,
+                torch.as_tensor(episodes.observation_mean).to(ranks.device),
+                torch.as_tensor(episodes.observation_std).to(ranks.device),
+                seed=config.seed,
+                stopped=stop.is_set,
+                console=console,
+            )
+        if critic is not None:
+            save_critic(folder, critic, config.critic, sha256)
+        return critic is not None
+
+    if not ranks.from_first(make):
+        raise command.Stopped(
+            "Stopped before the critic was trained, which is not saved on the way; resume=true "
+            "begins it again."
+        )
+    critic = load_critic(folder, config.critic, sha256)
+    assert critic is not None
+    critic.to(ranks.device)
+    return ValueHelp(critic, step_weights(critic, steps, config.critic))
