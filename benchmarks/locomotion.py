@@ -54,6 +54,7 @@ DECISION_TRANSFORMER = [
 TASKS = ("hopper", "walker2d", "halfcheetah")
 MEDIUM = [f"{task}-medium" for task in TASKS]
 NINE = [*MEDIUM, *(f"{task}-medium-{kind}" for kind in ("replay", "expert") for task in TASKS)]
+REPLAY = [f"{task}-medium-replay" for task in TASKS]
 EXPERT = [f"{task}-medium-expert" for task in TASKS]
 THREE = ["hopper-medium-replay", "walker2d-medium", "halfcheetah-medium-expert"]
 
@@ -110,6 +111,11 @@ LONGER: dict[str, list[str]] = {
     "attention_longer": [*ATTENTION, TWICE],
     "bc_top10_longer": ["experiment=bc_top10", TWICE],
 }
+# Weights by advantage alone, and with Q's pull, light and strong.
+VALUE_HELP = {
+    f"min_gru_critic_q{weight}": ["critic.updates=6000", f"critic.q_weight={weight}"]
+    for weight in (0, 1, 20)
+}
 # What a memory is worth where the policy sees all observations (with the rows of `main` and
 # `others`), and where it sees no velocities.
 CONTEXTS: dict[str, list[str]] = {
@@ -132,6 +138,7 @@ GROUPS = {
     "dropout": (NINE, DROPOUT),
     "transformers": (MEDIUM, TRANSFORMERS),
     "longer": (list(dict.fromkeys([*THREE, *EXPERT])), LONGER),
+    "value_help": (["hopper-medium", *REPLAY], VALUE_HELP),
     "hidden": (EXPERT, CONTEXTS | HIDDEN),
 }
 TARGETS = "episodes=50 target_fraction=[0.25,0.5,0.75,1,1.5,2]"
