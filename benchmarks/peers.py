@@ -93,6 +93,7 @@ def train(python: str, data: Data, algorithm: str, updates: int, seed: int, name
         "seed": seed,
         "steps": updates,
         "policy.return_to_go": False,
+        "critic.updates": updates,
         "evaluation.episodes_in_training": 0,
         "training_seconds": float(found[1]),
     }

@@ -83,6 +83,7 @@ class Run:
             ends = f"{score.reference.minimum:,.1f} and {score.reference.maximum:,.1f}"
         if self.config["policy.return_to_go"]:  # otherwise the policy does not see the target
             asked = f"{score.target_return:,.0f}"
+        critic = self.config.get("critic.updates") or 0  # an earlier version knows none
         return {
             "part of the data": score.dataset_id.partition(" (")[2].rstrip(")") or "all",
             "data": f"{data.episodes:,} episodes, {data.steps:,} steps, mean return "
@@ -97,6 +98,7 @@ class Run:
             "seed of the start states": str(evaluation.seed),
             "target return": asked,
             "updates": f"{score.checkpoint_step:,}",
+            "value help": f"a critic of {critic:,} updates" if critic else "none",
             "hidden observations": score.hidden_observations or "none",
             "conditions": evaluation.conditions or "none",
         }

@@ -5,6 +5,7 @@ import re
 import pytest
 from run_folders import damage, make_run
 
+from agents.critic import CriticConfig
 from agents.policy import PolicyConfig
 from reports.comparison import Note, compare_runs
 from reports.run_files import UnfinishedRun, read_run, read_runs
@@ -64,6 +65,7 @@ def test_a_setting_that_another_version_does_not_know_is_no_difference(tmp_path)
         ({"engine": "envpool"}, "engine", "envpool", "gymnasium"),
         ({"targets": (1800.0,)}, "target return", "1,800", "3,000"),
         ({"step": 500}, "updates", "500", "1,500"),
+        ({"critic": CriticConfig(updates=9000)}, "value help", "a critic of 9,000 updates", "none"),
     ],
 )
 def test_what_was_scored_otherwise_is_noted(tmp_path, more, fact, value, usual):
