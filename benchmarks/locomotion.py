@@ -111,10 +111,10 @@ LONGER: dict[str, list[str]] = {
     "attention_longer": [*ATTENTION, TWICE],
     "bc_top10_longer": ["experiment=bc_top10", TWICE],
 }
-# Weights by advantage alone, and with Q's pull, light and strong.
+# Weights by advantage alone, and with Q as well, weighted lightly and strongly.
 VALUE_HELP = {
     f"min_gru_critic_q{weight}": ["critic.updates=6000", f"critic.q_weight={weight}"]
-    for weight in (0, 1, 20)
+    for weight in (0, 1, 4, 20)
 }
 # What a memory is worth where the policy sees all observations (with the rows of `main` and
 # `others`), and where it sees no velocities.
