@@ -34,7 +34,7 @@ from envs.tasks import (
 )
 
 DEVICES = ("auto", "cpu", "cuda")
-TARGETS = ("data", "published")
+TARGETS = ("data", "best", "published")
 
 
 @dataclass
@@ -43,8 +43,8 @@ class EvaluationConfig:
 
     Attributes:
         target: The rule for the target return, fixed in advance: `data`, the mean return of the
-            best 10 % of the episodes, or `published`, Decision Transformer's first target for
-            the task.
+            best 10 % of the episodes, `best`, the largest return in the data, or `published`,
+            Decision Transformer's first target for the task.
         target_return: A target return to use instead.
         episodes: Episodes of the final evaluation.
         every: Updates between two evaluations in training; 0 evaluates at the end only.
@@ -264,7 +264,8 @@ def resolve_evaluation(config: TrainConfig, dataset: DatasetInfo) -> Evaluation:
     if config.evaluation.asks_for_published:
         target = published_target(dataset.environment_id)
     elif target is None:
-        target = dataset.return_top10
+        best = config.evaluation.target == "best"
+        target = dataset.return_max if best else dataset.return_top10
     return Evaluation(
         dataset.environment_id,
         config.rollout,

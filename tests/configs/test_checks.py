@@ -17,7 +17,7 @@ from agents.policy import PolicyConfig, ReturnConditionedPolicy
 from common.checks import check_fields, choice, number
 from common.errors import UserError
 from configs.launch.overrides import check, quoted
-from configs.schema import EvalConfig, TrainConfig, check_memory, register
+from configs.schema import EvalConfig, TrainConfig, check_memory, register, resolve_evaluation
 from envs.behaviors.collect import CollectConfig
 from envs.behaviors.measure import MeasureConfig
 from envs.behaviors.train import TrainBehaviorConfig
@@ -26,6 +26,7 @@ from envs.data.episodes import Episodes
 from envs.data.inspect import InspectConfig
 from envs.data.sources import DatasetConfig
 from envs.data.store import StoreConfig
+from envs.tasks import DatasetInfo
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (CollectConfig, MeasureConfig, TrainBehaviorConfig, InspectConfig, StoreConfig)
@@ -293,6 +294,20 @@ def test_an_override_is_refused(overrides):
     with pytest.raises(UserError, match=REFUSED[overrides]) as raised:
         check(overrides.split(), "train")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "target"),
+    [("", 300.0), ("best", 450.0), ("published", 3600.0)],
+)
+def test_the_rule_of_the_target_return_is_followed(keys, target):
+    register()
+    overrides = [f"evaluation.target={keys}"] if keys else []
+    [(_, config)] = check(["dataset=hopper-medium", *overrides], "train")
+    dataset = DatasetInfo("mine/d-v0", "Hopper-v5", {}, None, 9, 99, 100.0, 300.0, 450.0, "0" * 64)
+    assert resolve_evaluation(config, dataset).target_returns == (target,)
+    [(_, config)] = check(["evaluation.target_return=7", *overrides], "train")
+    assert resolve_evaluation(config, dataset).target_returns == (7.0,)
 
 
 @pytest.mark.parametrize("path", ["ü", "a=b", "it's ~/x", "a b", "#1; !"])
