@@ -335,9 +335,9 @@ def load_critic(folder: Path, config: CriticConfig, data_sha256: str) -> Critic 
             critic = Critic(config.width, observation_dim, action_dim)
         critic.load_state_dict(tensors, assign=True)
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{path} is truncated or damaged ({str(error).splitlines()[0]}); start the run again "
-            "with overwrite=true."
+            f"{path} is truncated or damaged ({reason}); start the run again with overwrite=true."
         ) from error
     if made != {**asdict(config), "data": data_sha256}:
         raise UserError(
