@@ -40,7 +40,7 @@ _ROWS = 65_536  # steps that are judged at once
 
 @dataclass
 class CriticConfig:
-    """Value help.
+    """Value help. The critic sees all observations, also those that `policy.hidden` hides.
 
     Attributes:
         updates: Updates of the critic; 0 trains the policy without value help.
@@ -267,6 +267,11 @@ def train_critic(
         schedule.step()
         for slow, fast in zip(delayed.parameters(), critic.qs.parameters(), strict=True):
             slow.lerp_(fast.detach(), _TARGET_RATE)
+    if not all(parameter.isfinite().all() for parameter in critic.parameters()):
+        raise UserError(
+            f"the critic is not finite after {config.updates} updates: lower critic.learning_rate "
+            "or look for extreme values in the data."
+        )
     return critic.requires_grad_(False)
 
 
@@ -297,8 +302,8 @@ def step_weights(critic: Critic, data: Transitions, config: CriticConfig) -> dic
     imitation /= imitation.mean()
     # How far each episode's return is from the best, in parts of the way to the worst.
     returns = data.returns
-    poverty = (returns.max() - returns) / max(returns.max() - returns.min(), 1e-9)
-    pull = config.q_weight * np.repeat(poverty, data.lengths) / max(float(sizes.mean()), 1e-9)
+    shortfall = (returns.max() - returns) / max(returns.max() - returns.min(), 1e-9)
+    pull = config.q_weight * np.repeat(shortfall, data.lengths) / max(float(sizes.mean()), 1e-9)
     weights = {"imitation_weights": imitation, "q_weights": pull}
     found = {name: np.zeros(len(data.rewards), np.float32) for name in weights}
     for name, values in weights.items():

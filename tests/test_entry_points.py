@@ -244,13 +244,18 @@ def test_value_help_from_the_command_line_and_resumed_to_the_same_bits(start, ca
     assert not torch.equal(weights[0]["head.weight"], weights[1]["head.weight"])
 
 
+def terminated(process, there):
+    """Sends SIGTERM to a process as soon as `there` holds; returns how it ended."""
+    wait_for(process, there)
+    process.send_signal(signal.SIGTERM)
+    return end(process)
+
+
 @pytest.mark.posix
-def test_a_critic_that_was_stopped_is_begun_again(start, tmp_path):
+def test_sigterm_while_the_critic_is_trained_ends_cleanly(start, tmp_path):
     endless = [*SMALL, "critic.updates=10000000", "critic.width=8", "run_dir=run"]
     process = start("train.py", *endless, wait=False)
-    wait_for(process, (tmp_path / "run" / "config.json").exists)
-    process.send_signal(signal.SIGTERM)
-    ended = end(process)
+    ended = terminated(process, (tmp_path / "run" / "config.json").exists)
     assert ended.returncode in (0, 130), ended.stderr
     assert "Traceback" not in ended.stderr
     assert "resume=true" in ended.stdout + ended.stderr
@@ -261,9 +266,7 @@ def test_a_critic_that_was_stopped_is_begun_again(start, tmp_path):
 def test_sigterm_saves_and_ends_cleanly(start, tmp_path):
     endless = [*SMALL, "steps=100000", "evaluation.every=0", "run_dir=run"]
     process = start("train.py", *endless, wait=False)
-    wait_for(process, (tmp_path / "run" / "model.safetensors").exists)
-    process.send_signal(signal.SIGTERM)
-    ended = end(process)
+    ended = terminated(process, (tmp_path / "run" / "model.safetensors").exists)
     assert ended.returncode == 0, ended.stderr
     assert re.search(r"Saved at update \d+ of 100000; resume=true resumes", ended.stdout)
 

@@ -177,6 +177,12 @@ def test_data_without_a_target_are_one_sentence():
         train(CriticConfig(updates=1), data)
 
 
+def test_a_critic_that_is_not_finite_is_one_sentence():
+    data = make_transitions(([1.0, 2.0, 3.0], True), ([2.0], True))
+    with pytest.raises(UserError, match=r"not finite after 5 updates: lower critic\.learning_rate"):
+        train(CriticConfig(updates=5, width=8, learning_rate=1e30), data)
+
+
 def test_one_episode_and_rewards_of_zero_are_finite():
     data = make_transitions(([0.0] * 6, False))
     critic = train(CriticConfig(updates=2, width=8), data)
