@@ -3,7 +3,7 @@
     python eval.py run=runs/hopper-medium-expert/min_gru-streamed-seed0
     python eval.py run=PATH episodes=100 target_return=[1800,3600] rollout=window
     python eval.py run=PATH video=hopper.mp4 video_episodes=9
-    python eval.py run=PATH target_fraction=[0.25,0.5,0.75,1,1.5,2]
+    python eval.py run=PATH target_fraction=[0.25,0.5,0.75,1,1.5,2]  # or target=data
     python eval.py run=PATH observation_noise=0.1 action_delay=1 horizon=5000
 
 scores.json in the run folder holds the run's own evaluation; another is written into a file named
@@ -36,7 +36,7 @@ from common.checks import check_choice, require_extra
 from common.errors import UserError
 from configs.launch import command
 from configs.launch.from_python import check_keys
-from configs.schema import EvalConfig, resolve_device
+from configs.schema import EvalConfig, resolve_device, target_of_rule
 from envs.simulation.perturbations import PerturbedActor
 from envs.simulation.rollout import Actor, rollout
 from envs.simulation.video import record_episodes
@@ -117,10 +117,18 @@ def read_description(folder: Path, description: RunDescription) -> tuple[Dataset
 
 
 def resolve(config: EvalConfig, dataset: DatasetInfo, own: Evaluation) -> Evaluation:
-    """Returns the run's own evaluation, with the keys that are given in its place."""
-    targets = config.target_return or own.target_returns
-    if config.target_fraction is not None:
-        targets = [dataset.return_max * fraction for fraction in config.target_fraction]
+    """Returns the run's own evaluation, with the keys that are given in its place.
+
+    Returns that are given are counted down: only a rule holds one.
+    """
+    targets, held = own.target_returns, own.held
+    if config.target is not None:
+        target, held = target_of_rule(config.target, dataset)
+        targets = (target,)
+    elif config.target_return is not None:
+        targets, held = tuple(config.target_return), False
+    elif config.target_fraction is not None:
+        targets, held = tuple(dataset.return_max * x for x in config.target_fraction), False
     values = {key: value for key, value in vars(config).items() if value is not None}
     given = {key: values[key] for key in values.keys() & vars(own).keys()}
     if config.environment is None and own.environment_id is None:
@@ -135,7 +143,7 @@ def resolve(config: EvalConfig, dataset: DatasetInfo, own: Evaluation) -> Evalua
         )
     if config.environment not in (None, own.environment_id):
         given |= {"environment_id": config.environment, "environment_kwargs": {}}
-    return replace(own, target_returns=tuple(targets), **given)
+    return replace(own, target_returns=targets, held=held, **given)
 
 
 def perturbed_actor(policy: ReturnConditionedPolicy, evaluation: Evaluation) -> Actor:

@@ -34,6 +34,7 @@ class Actor:
         *,
         rollout: str = "carried",
         context_length: int = 20,
+        held: bool = False,
         target_return: float | np.ndarray | None = None,
     ) -> None:
         """Makes the actor of a policy in evaluation mode.
@@ -42,6 +43,8 @@ class Actor:
             policy: The policy; the actor may copy its weights as they are now.
             rollout: `carried`, `rolling` or `window`; see agents.acting.
             context_length: Steps of the past that `rolling` and `window` keep.
+            held: Whether the target is asked for at every step: rewards are then neither needed
+                nor subtracted.
             target_return: Return to collect in an episode, in units of return; an array (rows,)
                 has one for each row. None asks for the policy's own.
 
@@ -59,7 +62,8 @@ class Actor:
                 f"target_return is {target_return!r:.60}; give one finite number, or an array with "
                 "one for each row."
             )
-        self._target, self._needs_reward = target, policy.config.return_to_go
+        self._target = target
+        self._counts = policy.config.return_to_go and not held
         self._actor: Any = make_actor(policy, rollout, context_length)  # each has its own state
         self._low, self._high = (
             bound.numpy(force=True) for bound in (policy.action_low, policy.action_high)
@@ -93,7 +97,7 @@ class Actor:
             observation: (observation_dim,), or (rows, observation_dim) after `reset(rows)`; of a
                 Dict or Tuple observation space, the environment's own observation.
             reward: What the previous action earned, a number or (rows,); not needed on the step
-                after `reset`, nor by a policy that does not see the return-to-go.
+                after `reset`, nor by a policy that holds its target or sees no return-to-go.
             is_first: (rows,) bool, true where a row's observation begins another episode.
 
         Returns:
@@ -103,13 +107,14 @@ class Actor:
             UserError: Something does not fit the rows or the policy, or is missing.
         """
         batch = 1 if self._rows is None else self._rows
-        if reward is None and self._needs_reward and not self._begins:
+        if reward is None and self._counts and not self._begins:
             raise UserError(
                 "act() was called without the reward of the previous action; give it as "
                 "act(observation, reward), or call reset() where an episode begins."
             )
         observed = self._array("observation", observation, self.observation_dim)
-        earned = self._array("reward", np.zeros(batch) if reward is None else reward)
+        counted = np.zeros(batch) if reward is None or not self._counts else reward
+        earned = self._array("reward", counted)
         first = np.zeros(batch, bool) if is_first is None else np.asarray(is_first, bool).ravel()
         if first.shape != (batch,):
             raise UserError(
@@ -148,7 +153,11 @@ class Actor:
 
 
 def load_actor(
-    run: str | Path, target_return: float | np.ndarray | None = None, *, device: str = "cpu"
+    run: str | Path,
+    target_return: float | np.ndarray | None = None,
+    *,
+    held: bool | None = None,
+    device: str = "cpu",
 ) -> Actor:
     """Returns the actor of a run folder, which acts as the run was scored.
 
@@ -156,6 +165,8 @@ def load_actor(
         run: The folder, as train.py printed it; or a repository of the Hugging Face Hub, as
             "USER/NAME" or "USER/NAME@REVISION".
         target_return: As of `Actor`.
+        held: As of `Actor`. None holds the policy's own target if the run was scored so, and
+            counts down a target that is given.
         device: A device of PyTorch.
 
     Raises:
@@ -165,6 +176,7 @@ def load_actor(
     folder = find_run(run)
     policy, description, _ = load_policy(folder)
     how = scored_as(folder, description)
+    how["held"] = (how["held"] and target_return is None) if held is None else held
     try:
         return Actor(policy.to(device), target_return=target_return, **how)
     except (TypeError, ValueError) as error:

@@ -208,9 +208,10 @@ def load_description(folder: Path) -> RunDescription:
 
 
 def scored_as(folder: Path, description: RunDescription) -> dict[str, Any]:
-    """Returns how a run acted when it was scored: its `rollout` and `context_length`."""
+    """Returns how a run acted when it was scored: its `rollout`, `context_length` and `held`."""
     try:
-        return {key: description.evaluation[key] for key in ("rollout", "context_length")}
+        how = {key: description.evaluation[key] for key in ("rollout", "context_length")}
+        return how | {"held": bool(description.evaluation.get("held"))}
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{folder / 'config.json'} does not say how the policy acts: its evaluation has no "

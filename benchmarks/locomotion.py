@@ -47,7 +47,7 @@ WINDOWED = ["protocol.name=windowed", "protocol.context_length=20", "rollout=rol
 UNIFORM = "protocol.best_share=0"
 # Decision Transformer's network and rollout; optimiser, schedule and target of the others.
 DECISION_TRANSFORMER = [
-    *("experiment=decision_transformer", "evaluation.target=data"),
+    *("experiment=decision_transformer", "evaluation.target=best"),
     *("trainer.learning_rate=1e-3", "trainer.warmup=100", "trainer.schedule=cosine"),
     *("trainer.gradient_clip=1.0", "trainer.ema_decay=0.99"),
 ]
@@ -145,6 +145,7 @@ TARGETS = "episodes=50 target_fraction=[0.25,0.5,0.75,1,1.5,2]"
 # What eval.py is asked of some policies: data sets, names of runs, arguments.
 EVALUATIONS: list[tuple[list[str], list[str], str]] = [
     (NINE, ["min_gru"], "rollout=rolling"),
+    (NINE, ["min_gru"], "target=data"),
     (NINE, ["min_gru", "min_gru_uniform"], TARGETS),
     (MEDIUM, ["min_gru"], "horizon=5000"),
     (MEDIUM, ["min_gru"], "observation_noise=0.1"),

@@ -34,7 +34,7 @@ from envs.tasks import (
 )
 
 DEVICES = ("auto", "cpu", "cuda")
-TARGETS = ("data", "best", "published")
+TARGETS = ("best", "held", "data", "published")
 
 
 @dataclass
@@ -42,9 +42,10 @@ class EvaluationConfig:
     """How a policy is scored.
 
     Attributes:
-        target: The rule for the target return, fixed in advance: `data`, the mean return of the
-            best 10 % of the episodes, `best`, the largest return in the data, or `published`,
-            Decision Transformer's first target for the task.
+        target: The rule for the target return, fixed in advance: `best`, the largest return in the
+            data; `held`, the same, but asked for at every step, the rewards not subtracted; `data`,
+            the mean return of their best 10 % of the episodes; or `published`, Decision
+            Transformer's first target for the task.
         target_return: A target return to use instead.
         episodes: Episodes of the final evaluation.
         every: Updates between two evaluations in training; 0 evaluates at the end only.
@@ -52,7 +53,7 @@ class EvaluationConfig:
         seed: Fixes the start states: the same for every run, so that runs are comparable.
     """
 
-    target: str = choice("data", TARGETS)
+    target: str = choice("best", TARGETS)
     target_return: float | None = number(None, at_least=-MOST_RETURN, at_most=MOST_RETURN)
     episodes: int = number(100, at_least=1, at_most=MOST_EPISODES)
     every: int = number(500, at_least=0, at_most=MOST_STEPS)
@@ -179,11 +180,12 @@ class EvalConfig:
         run: The run folder, or a repository of the Hugging Face Hub, as `USER/NAME`.
         episodes: Episodes for each target return; null plays as many as the run's own evaluation.
         target_return: Returns to ask for; null asks for the one of the run's own evaluation.
+        target_fraction: Asks for these fractions of the best return in the data instead.
+        target: Asks for the return that this rule names instead (see `EvaluationConfig`).
         rollout: `carried`, `rolling` or `window`; null acts as the run's configuration says.
         environment: Gymnasium id, or `module:ID`, which imports the module; null takes the
             environment of the data, with its keyword arguments.
         seed: Fixes the start states; null takes those of the run's own evaluation.
-        target_fraction: Asks for these fractions of the best return in the data instead.
         n_envs: Environments at once for each target return.
         engine: `gymnasium`, or `envpool` (an extra): faster, with other start states.
         horizon: Steps of an episode; null is the environment's own limit. Longer than it was in
@@ -202,6 +204,7 @@ class EvalConfig:
     episodes: int | None = number(None, at_least=1, at_most=MOST_EPISODES)
     target_return: list[float] | None = number(None, at_least=-MOST_RETURN, at_most=MOST_RETURN)
     target_fraction: list[float] | None = number(None, at_least=-1000, at_most=1000)
+    target: str | None = choice(None, TARGETS)
     rollout: str | None = choice(None, ROLLOUTS)
     environment: str | None = None
     seed: int | None = seed(None)
@@ -218,8 +221,9 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.target_return is not None and self.target_fraction is not None:
-            raise UserError("give either target_return or target_fraction, not both.")
+        asked = (self.target_return, self.target_fraction, self.target)
+        if sum(key is not None for key in asked) > 1:
+            raise UserError("give only one of target_return, target_fraction and target.")
         if self.video_episodes > 1 and self.video is None:
             raise UserError("video_episodes needs a file to write: give video=PATH.mp4 as well.")
 
@@ -260,22 +264,34 @@ def check_memory(config: TrainConfig, device: torch.device) -> None:
 
 def resolve_evaluation(config: TrainConfig, dataset: DatasetInfo) -> Evaluation:
     """Returns the evaluation that a run ends with; refuses a published target that is unknown."""
-    target = config.evaluation.target_return
-    if config.evaluation.asks_for_published:
-        target = published_target(dataset.environment_id)
-    elif target is None:
-        best = config.evaluation.target == "best"
-        target = dataset.return_max if best else dataset.return_top10
+    asked = config.evaluation
+    target, held = asked.target_return, False
+    if target is None:
+        target, held = target_of_rule(asked.target, dataset)
     return Evaluation(
         dataset.environment_id,
         config.rollout,
         config.protocol.context_length,
         (target,),
+        held,
         environment_kwargs=dataset.environment_kwargs,
-        episodes=config.evaluation.episodes,
-        seed=config.evaluation.seed,
+        episodes=asked.episodes,
+        seed=asked.seed,
         observation_loss=config.conditions.observation_loss,
     )
+
+
+def target_of_rule(rule: str, dataset: DatasetInfo) -> tuple[float, bool]:
+    """Returns the target return that a rule names, and whether it is held.
+
+    Raises:
+        UserError: The published one is asked for, and none is known for the environment.
+    """
+    if rule == "published":
+        return published_target(dataset.environment_id), False
+    if rule == "data":
+        return dataset.return_top10, False
+    return dataset.return_max, rule == "held"
 
 
 def published_target(environment_id: str | None) -> float:
@@ -283,9 +299,9 @@ def published_target(environment_id: str | None) -> float:
     task = task_of_environment(environment_id)
     if task is None or task.target_return is None:
         raise UserError(
-            "evaluation.target is 'published', but none is known for "
-            f"{environment_id or 'data that name no environment'}; give "
-            "evaluation.target_return=RETURN or evaluation.target=data."
+            "evaluation.target (in eval.py: target) is 'published', but none is known for "
+            f"{environment_id or 'data that name no environment'}; choose best or data, or give "
+            "a target_return."
         )
     return task.target_return
 

@@ -114,6 +114,7 @@ class Evaluation:
         rollout: How the policy acts: ``carried``, ``rolling`` or ``window``; see agents.acting.
         context_length: Steps of the past that ``rolling`` and ``window`` keep.
         target_returns: Returns to ask for, each in `episodes` episodes of its own.
+        held: Whether the policy is asked for its target at every step, the rewards not subtracted.
         environment_kwargs: Keyword arguments of `gymnasium.make`.
         seed: Seed of the start states, and of the noise and the losses of observations.
         horizon: Steps after which an episode is truncated; None is the environment's own limit.
@@ -130,6 +131,7 @@ class Evaluation:
     rollout: str
     context_length: int = number(at_least=1)
     target_returns: tuple[float, ...] = number(at_least=-MOST_RETURN, at_most=MOST_RETURN)
+    held: bool = False
     environment_kwargs: dict[str, Any] = field(default_factory=dict)
     episodes: int = number(100, at_least=1, at_most=MOST_EPISODES)
     seed: int = seed(1000)

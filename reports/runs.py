@@ -17,6 +17,8 @@ IGNORED = (
     *("dataset.environment", "evaluation.episodes", "evaluation.every", "evaluation.seed"),
     "evaluation.episodes_in_training",
 )
+# What an evaluation asks for, and how often.
+ASKED = {"target_returns", "held", "episodes"}
 UNKNOWN = "-"  # a fact that is not recorded, or does not apply
 
 
@@ -82,7 +84,7 @@ class Run:
         if score.reference is not None:
             ends = f"{score.reference.minimum:,.1f} and {score.reference.maximum:,.1f}"
         if self.config["policy.return_to_go"]:  # otherwise the policy does not see the target
-            asked = f"{score.target_return:,.0f}"
+            asked = f"{score.target_return:,.0f}" + ", held" * evaluation.held
         critic = self.config.get("critic.updates") or 0  # an earlier version knows none
         return {
             "part of the data": score.dataset_id.partition(" (")[2].rstrip(")") or "all",
@@ -117,10 +119,11 @@ class Run:
     @cached_property
     def sweep(self) -> list[Score]:
         """The scores at several target returns, in their order; at least `score`."""
-        targets: dict[float, list[Score]] = {}
+        targets: dict[tuple[float, bool], list[Score]] = {}
         for score, changed in self._evaluated:
-            if not changed.keys() - {"target_returns", "episodes"}:
-                targets.setdefault(score.target_return, []).append(score)
+            if not changed.keys() - ASKED:
+                target = score.target_return, score.evaluation.held
+                targets.setdefault(target, []).append(score)
         # Of several at one target: the run's own, or else the one of most episodes.
         return [
             max(targets[target], key=lambda s: (s is self.score, s.evaluation.episodes))
@@ -137,7 +140,7 @@ class Run:
         """Other evaluations of the last checkpoint: what differs, in words, to the score."""
         found = {}
         for score, changed in self._evaluated:
-            if changed.keys() - {"target_returns", "episodes"}:
+            if changed.keys() - ASKED:
                 target = changed.pop("target_returns", None)
                 words = [f"{name.removesuffix('_id')} {value}" for name, value in changed.items()]
                 words += [f"target return {score.target_return:,.0f}"] * (target is not None)

@@ -24,6 +24,7 @@ def make_run(
     curve=(),
     episodes=4,
     targets=(3000.0,),
+    held=False,
     environment=None,
     engine="gymnasium",
     referenced=True,
@@ -62,7 +63,7 @@ def make_run(
         sha256=sha256 or "0" * 64,
     )
     own = resolve_evaluation(config, dataset)
-    own = replace(own, target_returns=targets[:1], episodes=episodes)
+    own = replace(own, target_returns=targets[:1], held=held, episodes=episodes)
     described = RunDescription(asdict(dataset), asdict(own))
     policy = ReturnConditionedPolicy(
         config.policy, config.backbone, observation_dim=2, action_dim=1

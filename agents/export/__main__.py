@@ -45,7 +45,7 @@ class ExportConfig:
 
 
 def arrays_of(
-    policy: ReturnConditionedPolicy, rollout: str, context_length: int
+    policy: ReturnConditionedPolicy, rollout: str, context_length: int, held: bool = False
 ) -> dict[str, np.ndarray]:
     """Returns all that acting needs, as min_rnn.py reads it: weights by name, and settings.
 
@@ -63,6 +63,7 @@ def arrays_of(
     settings: dict[str, Any] = {
         "return_scale": np.float32(config.return_scale),
         "sees_returns": np.float32(config.return_to_go),
+        "held": np.bool_(held),
         "sees_actions": np.float32(config.previous_action),
         "hidden": policy.hidden.numpy(),
         "epsilon": np.float32(policy.backbone.norm.eps),

@@ -11,12 +11,13 @@ import numpy as np
 class Policy:
     """Maps observations to actions; keeps its state, and the return still to be collected."""
 
-    def __init__(self, path, target_return=None):
-        """Loads the policy; without a target return it asks for its own."""
+    def __init__(self, path, target_return=None, held=None):
+        """Loads the policy; it asks for its own return by default, and if held at every step."""
         with np.load(path, allow_pickle=False) as file:
             self.weights = {name: file[name] for name in file.files}
-        target = self.weights["target_return"] if target_return is None else target_return
-        self.target = np.asarray(target, np.float32)
+        own, w = target_return is None, self.weights
+        self.target = np.asarray(w["target_return"] if own else target_return, np.float32)
+        self.counts = w["sees_returns"] and not (own and w["held"] if held is None else held)
         self.context_length = int(self.weights["context_length"])  # 0: one state, carried
         self.reset()
 
@@ -37,12 +38,11 @@ class Policy:
         if observation.shape != ((observed,) if self.rows is None else (batch, observed)):
             raise ValueError(f"observation has the shape {observation.shape}, for {self.rows} rows")
         first = self.first if is_first is None else self.first | np.asarray(is_first, bool)
-        if reward is None and self.weights["sees_returns"] and not first.all():
+        if reward is None and self.counts and not first.all():
             raise ValueError("give the reward of the previous action, or call reset()")
-        reward = np.float32(0) if reward is None else np.asarray(reward, np.float32)
+        reward = np.asarray(reward if self.counts and reward is not None else 0, np.float32)
         self.return_to_go = np.where(first, self.target, self.return_to_go - reward)
-        self.time = np.where(first, 0, self.time + 1)
-        self.first = np.zeros(batch, bool)
+        self.time, self.first = np.where(first, 0, self.time + 1), np.zeros(batch, bool)
         ages, context = [self.time], self.context_length  # rolling: two, half a context apart
         if context:
             late = np.where(self.time < context // 2, self.time, self.time - context // 2)

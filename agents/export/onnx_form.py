@@ -34,7 +34,8 @@ KEY = "decision_minrnn"  # of the file's metadata
 HOW_TO_ACT = (
     "A step of a policy. Begin with zeros as state_0, state_1, ... (their first axis is the batch) "
     "and is_first = true, which makes any state good. Then give each next_state_k as state_k, the "
-    "reward of the previous action, and is_first = true in the rows in which an episode begins. "
+    "reward of the previous action, or zeros where the metadata say held, which holds the target, "
+    "and is_first = true in the rows in which an episode begins. "
     "The action is within the bounds of the data. target_return, where the policy sees a return, "
     "may be left out; its default is in the metadata."
 )

@@ -127,8 +127,8 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     table.add_column("over the episodes")
     for heading in ("return", "normalised score", "length"):
         table.add_column(heading, justify="right")
-    headings = {"mean": "mean", "std": "standard deviation", "q0": "least", "q100": "greatest"}
-    headings |= {"top10_mean": "mean of the best 10 % (default target)"}
+    headings = {"mean": "mean", "std": "standard deviation", "top10_mean": "mean of the best 10 %"}
+    headings |= {"q0": "least", "q100": "greatest (return: the default target)"}
     scores, lengths = summary["normalized_score"] or {}, summary["length"]
     for key, value in summary["return"].items():
         table.add_row(

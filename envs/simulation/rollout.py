@@ -113,8 +113,10 @@ def rollout(
                 break
             # Slots that are done stay in the batch and are ignored: taking their rows out would
             # need to know the layout of the state. Copies, for an actor may keep what it is given.
+            # A return-to-go from which nothing is subtracted stays at the target.
+            counted = torch.zeros(slots) if evaluation.held else torch.tensor(rewards)
             actions, state = actor.act(
-                torch.tensor(observations), torch.tensor(rewards), state, torch.tensor(is_first)
+                torch.tensor(observations), counted, state, torch.tensor(is_first)
             )
             stepped, earned, terminations, truncations = simulators.step(
                 active, bounded_actions(actions[active], simulators)

@@ -45,11 +45,12 @@ class Recording:
         return action, state
 
 
+@pytest.mark.parametrize("held", [False, True])
 @pytest.mark.parametrize("kind", ROLLOUTS)
-def test_an_episode_equals_that_of_the_rollout_to_the_bit(tmp_path, kind):
-    save_run(tmp_path, make_policy(), {"rollout": kind, "context_length": 6})
+def test_an_episode_equals_that_of_the_rollout_to_the_bit(tmp_path, kind, held):
+    save_run(tmp_path, make_policy(), {"rollout": kind, "context_length": 6, "held": held})
     recording = Recording(make_actor(make_policy(), kind, 6))
-    asked = Evaluation("Hopper-v5", kind, 6, (TARGET,), episodes=2, n_envs=1)
+    asked = Evaluation("Hopper-v5", kind, 6, (TARGET,), held, episodes=2, n_envs=1)
     played = rollout(recording, asked)
 
     actor, env = load_actor(str(tmp_path)), gymnasium.make("Hopper-v5")
@@ -59,7 +60,7 @@ def test_an_episode_equals_that_of_the_rollout_to_the_bit(tmp_path, kind):
         actor.reset()
         reward, total, done = None, 0.0, False
         while not done:
-            actions.append(actor.act(observation, reward))
+            actions.append(actor.act(observation, None if held else reward))
             observation, reward, terminated, truncated, _ = env.step(actions[-1])
             total, done = total + reward, terminated or truncated
         returns.append(total)
@@ -100,6 +101,26 @@ def test_the_target_return_and_the_rewards_change_what_it_does():
     np.testing.assert_array_equal(base, second_action(TARGET, 1.0))
     assert np.abs(base - second_action(3000.0, 1.0)).max() > 1e-3
     assert np.abs(base - second_action(TARGET, -500.0)).max() > 1e-3
+
+
+@pytest.mark.parametrize("scored_held", [False, True])
+def test_a_target_is_held_as_it_was_scored_or_as_asked_for(tmp_path, scored_held):
+    evaluation = {"rollout": "carried", "context_length": 6, "held": scored_held}
+    save_run(tmp_path, make_policy(), evaluation)
+
+    def actions(reward, **keys):
+        actor = load_actor(tmp_path, **keys)
+        return [actor.act(np.ones(11), reward) for _ in range(3)]
+
+    held, counted = actions(None, held=True), actions(-500.0, held=False)
+    assert np.abs(np.subtract(held, counted)).max() > 1e-3
+    np.testing.assert_array_equal(actions(-500.0, held=True), held)
+    np.testing.assert_array_equal(actions(-500.0, held=True, target_return=TARGET), held)
+    np.testing.assert_array_equal(actions(0.0, held=False), held)
+    np.testing.assert_array_equal(actions(-500.0), held if scored_held else counted)
+    np.testing.assert_array_equal(actions(-500.0, target_return=TARGET), counted)
+    with pytest.raises(UserError, match="without the reward"):
+        actions(None, target_return=TARGET)
 
 
 def test_an_observation_of_a_dict_space_is_flattened_as_in_training():

@@ -27,6 +27,7 @@ from envs.data.inspect import InspectConfig
 from envs.data.sources import DatasetConfig
 from envs.data.store import StoreConfig
 from envs.tasks import DatasetInfo
+from eval import resolve
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (CollectConfig, MeasureConfig, TrainBehaviorConfig, InspectConfig, StoreConfig)
@@ -276,7 +277,7 @@ REFUSED = {
     "policy.hidden=velocities dataset.environment=Swimmer-v5": "not known for Swimmer-v5; give",
     "conditions.observation_loss=1": r"conditions\.observation_loss is 1.0; it must be .* below 1",
     "conditions.action_delay=2": r"change the trajectory, so recorded .* eval\.py action_delay=2",
-    "evaluation.target=published dataset.environment=Ant-v5": "none is known for Ant-v5; give",
+    "evaluation.target=published dataset.environment=Ant-v5": "none is known for Ant-v5; choose",
     "run_dir=": "run_dir is empty",
     "=1": "'=1' is not an override; write key=value",
     "+foo=1": r"\+foo=1 would add or remove a key",
@@ -298,16 +299,31 @@ def test_an_override_is_refused(overrides):
 
 @pytest.mark.parametrize(
     ("keys", "target"),
-    [("", 300.0), ("best", 450.0), ("published", 3600.0)],
+    [("", 450.0), ("held", 450.0), ("best", 450.0), ("data", 300.0), ("published", 3600.0)],
 )
 def test_the_rule_of_the_target_return_is_followed(keys, target):
     register()
     overrides = [f"evaluation.target={keys}"] if keys else []
     [(_, config)] = check(["dataset=hopper-medium", *overrides], "train")
     dataset = DatasetInfo("mine/d-v0", "Hopper-v5", {}, None, 9, 99, 100.0, 300.0, 450.0, "0" * 64)
-    assert resolve_evaluation(config, dataset).target_returns == (target,)
+    asked = resolve_evaluation(config, dataset)
+    assert (asked.target_returns, asked.held) == ((target,), keys == "held")
     [(_, config)] = check(["evaluation.target_return=7", *overrides], "train")
-    assert resolve_evaluation(config, dataset).target_returns == (7.0,)
+    own = resolve_evaluation(config, dataset)
+    assert own.target_returns == (7.0,) and not own.held
+
+    [(_, config)] = check(["run=any", f"target={keys or 'null'}"], "eval")
+    again = resolve(config, dataset, own)
+    assert (again.target_returns, again.held) == ((target if keys else 7.0,), keys == "held")
+    for given, targets in (
+        ("target_fraction=[0.5,1]", (225.0, 450.0)),
+        ("target_return=[9]", (9.0,)),
+    ):
+        [(_, config)] = check(["run=any", given], "eval")
+        again = resolve(config, dataset, asked)
+        assert (again.target_returns, again.held) == (targets, False)
+    with pytest.raises(UserError, match="give only one of target_return, target_fraction and tar"):
+        check(["run=any", "target=best", "target_fraction=[1]"], "eval")
 
 
 @pytest.mark.parametrize("path", ["ü", "a=b", "it's ~/x", "a b", "#1; !"])

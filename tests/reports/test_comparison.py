@@ -64,6 +64,7 @@ def test_a_setting_that_another_version_does_not_know_is_no_difference(tmp_path)
         ({"environment": "Hopper-v4"}, "environment", "Hopper-v4", "Hopper-v5"),
         ({"engine": "envpool"}, "engine", "envpool", "gymnasium"),
         ({"targets": (1800.0,)}, "target return", "1,800", "3,000"),
+        ({"held": True}, "target return", "3,000, held", "3,000"),
         ({"step": 500}, "updates", "500", "1,500"),
         ({"critic": CriticConfig(updates=9000)}, "value help", "a critic of 9,000 updates", "none"),
     ],
@@ -104,6 +105,17 @@ def test_what_a_choice_of_the_target_brings_is_told_where_several_were_tried(tmp
     # The target of score 70 is the best in each episode.
     assert line["1 episode each"] == pytest.approx(70, abs=0.1)
     assert "5 episodes each" not in line or line["5 episodes each"] is None
+
+
+def test_a_held_target_and_one_counted_down_are_two_of_a_sweep(tmp_path):
+    counted = [(40, 3000.0, {"held": False}), (30, 1500.0, {"held": False})]
+    run = read_run(make_run(tmp_path / "run", score=50, held=True, others={"scores-x": counted}))
+    assert [(s.target_return, round(s.value)) for s in run.sweep] == [
+        (1500, 30),
+        (3000, 40),
+        (3000, 50),
+    ]
+    assert run.sweep[2] == run.score and not run.others
 
 
 def test_other_evaluations_are_read_beside_the_score_and_never_instead_of_it(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents import Actor
+from agents import Actor, load_actor
 from agents.backbones.attention import AttentionConfig
 from agents.backbones.min_gru import MinGRUConfig
 from agents.backbones.min_lstm import MinLSTMConfig
@@ -31,7 +31,7 @@ POLICIES = [
 ]
 
 
-def save_run(folder, backbone, config, rollout) -> ReturnConditionedPolicy:
+def save_run(folder, backbone, config, rollout, held=False) -> ReturnConditionedPolicy:
     """A run of random weights, every buffer and start state among them."""
     torch.manual_seed(0)
     policy = ReturnConditionedPolicy(config, backbone, observation_dim=5, action_dim=2).eval()
@@ -43,7 +43,7 @@ def save_run(folder, backbone, config, rollout) -> ReturnConditionedPolicy:
         action_low=torch.tensor([-1.0, 0.0]), action_high=torch.tensor([2.0, 0.4]),
         target_return=700.0,
     )  # fmt: skip
-    description = RunDescription({}, {"rollout": rollout, "context_length": 7})
+    description = RunDescription({}, {"rollout": rollout, "context_length": 7, "held": held})
     save_description(folder, policy, backbone, description)
     save_policy(folder, policy, 1)
     return policy
@@ -72,6 +72,20 @@ def test_a_thousand_steps_with_resets_equal_those_of_the_policy(
         np.testing.assert_allclose(found.act(observation, reward, is_first), action, atol=1e-5)
         spread = max(spread, np.abs(action[0] - action.mean(0)).max(), abs(action[0, 0]))
     assert spread > 0.01, "the actions differ, so that equal ones mean something"
+
+
+def test_a_target_is_held_as_by_load_actor(tmp_path):
+    save_run(tmp_path, *POLICIES[1], "carried", held=True)
+    export(tmp_path, tmp_path / "policy.npz")
+    for keys, reward in ({}, None), ({}, -900), ({"target_return": 50, "held": True}, -900), (
+        {"target_return": 50}, -900), ({"held": False}, -900):  # fmt: skip
+        found = Policy(tmp_path / "policy.npz", **keys)
+        expected = load_actor(tmp_path, **keys)
+        for _ in range(3):
+            action = expected.act(np.ones(5), reward)
+            np.testing.assert_allclose(found.act(np.ones(5), reward), action, atol=1e-5)
+    with pytest.raises(ValueError, match="give the reward"):
+        found.act(np.ones(5))
 
 
 def test_the_exported_files_act_where_pytorch_cannot_be_imported(tmp_path):

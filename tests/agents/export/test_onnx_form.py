@@ -88,7 +88,7 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     config = MIXERS["min_gru"][0](d_model=24, n_layer=1, learnable_initial_state=True)
     policy = make_policy("min_gru", 1, {"learnable_initial_state": True}, **EVERY_OPTION)
-    evaluation = {"rollout": "carried", "context_length": CONTEXT}
+    evaluation = {"rollout": "carried", "context_length": CONTEXT, "held": True}
     save_description(folder, policy, config, RunDescription({"id": "robot/logs-v0"}, evaluation))
     save_policy(folder, policy, 1500)
     assert export(folder, folder / "robot" / "policy.onnx") == [folder / "robot" / "policy.onnx"]
@@ -116,6 +116,7 @@ def test_the_file_says_what_it_is_and_nothing_of_this_machine(exported):
     metadata = json.loads({entry.key: entry.value for entry in model.metadata_props}[KEY])
     assert metadata == {
         "backbone": "min_gru", "rollout": "carried", "context_length": None, "target_return": 700.0,
+        "held": True,
         "observation_dim": 5, "action_dim": 2, "action_low": LOW,
         "action_high": policy.action_high.tolist(), "opset": OPSET, "updates": 1500,
         "dataset": {"id": "robot/logs-v0", "sha256": None, "environment_id": None},

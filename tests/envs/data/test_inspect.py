@@ -85,7 +85,7 @@ def test_the_page_fits_a_terminal_and_the_json_is_json(dataset, capsys):
                   "minimum 0, maximum 3,000, source counting",
                   "terminated 5, truncated 2, neither 0, truncated before horizon 1",
                   "constant observations 4", "constant actions none", "constant rewards no",
-                  "mean of the best 10 % (default target) 3,000.0 100.0"):  # fmt: skip
+                  "greatest (return: the default target) 3,000.0 100.0"):  # fmt: skip
         assert words in " ".join(page.split()), words
     main([f"dataset={dataset}", "json=true"])
     assert json.loads(capsys.readouterr().out) == summarize(load_named(dataset))

@@ -139,6 +139,12 @@ def test_the_actor_is_fed_each_episode_as_it_happened(actor, expected):
             assert not is_first[slot]
 
 
+def test_a_held_target_is_one_of_which_no_reward_is_subtracted(actor):
+    recorder = Recorder(actor)
+    play(recorder, HOPPER, episodes=3, seed=5, n_envs=2, held=True)
+    assert not any(reward.any() for _, reward, _ in recorder.seen)
+
+
 @pytest.mark.parametrize("n_envs", [1, 2, None])
 def test_several_target_returns_in_one_rollout_are_as_each_alone(actor, n_envs):
     targets = (0.0, 2.0, -3.0)
