@@ -35,7 +35,7 @@ from reports.runs import Run
 from reports.scores import Score, read_scores
 
 RUNS, EVALUATIONS, CURVES = "runs.csv", "evaluations.csv", "curves.csv"
-EPISODES = ("episode_returns", "episode_lengths")  # packed, and kept of a run's own score only
+EPISODES = ("episode_returns", "episode_lengths")  # packed; lengths of a run's own score only
 LOGGED = (
     *("train/loss", "eval/loss"),
     *("eval/normalized_score_mean", "eval/return_mean", "eval/length_mean"),
@@ -263,6 +263,8 @@ def write_tables(folder: Path, runs: Iterable[Run]) -> None:
             for score in scores:
                 items = flatten(asdict(score), "score.")
                 changed = {k: v for k, v in items if k not in packed and v != own.get(k)}
+                if score.episode_returns:  # tables of an earlier version have none
+                    changed["score.episode_returns"] = score.episode_returns
                 tables[EVALUATIONS].append({"run": name, "file": stem} | changed)
         tables[CURVES] += [{"run": name} | record for record in run.log]
     cells = {
