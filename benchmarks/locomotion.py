@@ -144,9 +144,10 @@ GROUPS = {
 TARGETS = "episodes=50 target_fraction=[0.25,0.5,0.75,1,1.5,2]"
 # What eval.py is asked of some policies: data sets, names of runs, arguments.
 EVALUATIONS: list[tuple[list[str], list[str], str]] = [
-    (NINE, ["min_gru"], "rollout=rolling"),
     (NINE, ["min_gru"], "target=data"),
+    (NINE, ["min_gru"], "target=held"),
     (NINE, ["min_gru", "min_gru_uniform"], TARGETS),
+    (NINE, ["min_gru"], "rollout=rolling"),
     (MEDIUM, ["min_gru"], "horizon=5000"),
     (MEDIUM, ["min_gru"], "observation_noise=0.1"),
     (MEDIUM, ["min_gru"], "action_delay=1"),
