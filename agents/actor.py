@@ -110,7 +110,8 @@ class Actor:
         if reward is None and self._counts and not self._begins:
             raise UserError(
                 "act() was called without the reward of the previous action; give it as "
-                "act(observation, reward), or call reset() where an episode begins."
+                "act(observation, reward), call reset() where an episode begins, or load the "
+                "policy with held=True, which needs none."
             )
         observed = self._array("observation", observation, self.observation_dim)
         counted = np.zeros(batch) if reward is None or not self._counts else reward

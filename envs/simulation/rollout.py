@@ -111,10 +111,10 @@ def rollout(
                 on_step(Scene(simulators, playing, returns[place], lengths[place]))
             if not active.size:
                 break
-            # Slots that are done stay in the batch and are ignored: taking their rows out would
-            # need to know the layout of the state. Copies, for an actor may keep what it is given.
             # A return-to-go from which nothing is subtracted stays at the target.
             counted = torch.zeros(slots) if evaluation.held else torch.tensor(rewards)
+            # Slots that are done stay in the batch and are ignored: taking their rows out would
+            # need to know the layout of the state. Copies, for an actor may keep what it is given.
             actions, state = actor.act(
                 torch.tensor(observations), counted, state, torch.tensor(is_first)
             )
