@@ -111,8 +111,8 @@ LONGER: dict[str, list[str]] = {
     "attention_longer": [*ATTENTION, TWICE],
     "bc_top10_longer": ["experiment=bc_top10", TWICE],
 }
-# Weights by advantage alone, and with Q as well, weighted lightly and strongly.
-VALUE_HELP = {
+# With a critic; and, of a shorter one, weights by advantage alone and with Q, lightly and strongly.
+VALUE_HELP = {"min_gru_critic": ["experiment=value_help"]} | {
     f"min_gru_critic_q{weight}": ["critic.updates=6000", f"critic.q_weight={weight}"]
     for weight in (0, 1, 4, 20)
 }

@@ -142,7 +142,7 @@ class TrainConfig:
             key = next(key for key, value in defaults if getattr(self.critic, key) != value)
             raise UserError(
                 f"critic.{key} is {getattr(self.critic, key)}, but critic.updates is 0: no critic "
-                "is trained; give critic.updates=6000 as well, or leave it out."
+                "is trained; give critic.updates=20000 as well, or leave it out."
             )
         if self.critic.updates and self.conditions.observation_loss:
             raise UserError(
