@@ -189,7 +189,8 @@ def _card(
         environment, target = played["environment_id"], played["target_returns"][0]
         words = f"{score['return_mean']:.1f} +/- {score['return_std']:.1f}"
         results.append(result("mean_reward", environment, words))
-        line = f"- {environment}, asked for {target:,.0f}: return {words}"
+        held = ", held" if played.get("held") else ""  # scores of an earlier version do not say
+        line = f"- {environment}, asked for {target:,.0f}{held}: return {words}"
         if score["normalized_score_mean"] is not None:
             words = f"{score['normalized_score_mean']:.1f} +/- {score['normalized_score_std']:.1f}"
             results.append(result("normalized_score", environment, words))

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -213,5 +214,14 @@ def test_the_model_card_is_one_that_the_hub_indexes(tmp_path):
     assert values["mean_reward"].startswith(f"{score['return_mean']:.1f} +/- ")
     assert values["normalized_score"].startswith(f"{score['normalized_score_mean']:.1f} +/- ")
     assert card.data.eval_results[0].dataset_name == "Hopper-v5"
-    for fact in ("Hopper-v5", "MuJoCo", "100 episodes", "sha256", "load_actor"):
+    for fact in ("Hopper-v5", "MuJoCo", "100 episodes", "sha256", "load_actor", "for 3,389: ret"):
         assert fact in card.text
+
+
+def test_the_model_card_says_that_the_target_was_held(tmp_path):
+    run = shutil.copytree(HOPPER, tmp_path / "run")
+    (score,) = json.loads((run / "scores.json").read_text())
+    score["evaluation"]["held"] = True
+    (run / "scores.json").write_text(json.dumps([score]))
+    main(["push", f"run={run}", f"to={tmp_path / 'folder'}"])
+    assert "for 3,389, held: return" in (tmp_path / "folder" / "README.md").read_text()
