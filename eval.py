@@ -36,7 +36,8 @@ from common.checks import check_choice, require_extra
 from common.errors import UserError
 from configs.launch import command
 from configs.launch.from_python import check_keys
-from configs.schema import EvalConfig, resolve_device, target_of_rule
+from configs.launch.machine import resolve_device
+from configs.schema import EvalConfig, target_of_rule
 from envs.simulation.perturbations import PerturbedActor
 from envs.simulation.rollout import Actor, rollout
 from envs.simulation.video import record_episodes

@@ -44,9 +44,10 @@ from agents.trainer import Trainer
 from configs.launch import command
 from configs.launch.data import Data, read_data
 from configs.launch.from_python import make_config, overrides_of
+from configs.launch.machine import check_memory, resolve_device, resolve_precision
 from configs.launch.run_folder import config_text, run_folder
 from configs.launch.value_help import ValueHelp, make_value_help
-from configs.schema import TrainConfig, check_memory, resolve_device, resolve_precision
+from configs.schema import TrainConfig
 from envs.data.baselines import guess_errors
 from envs.data.batches import make_batches
 from envs.data.episodes import Episodes

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 
-import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
@@ -15,12 +14,11 @@ from agents.backbones import backbone_names, mixer_entry
 from agents.backbones.attention import AttentionConfig
 from agents.backbones.mixer import BackboneConfig
 from agents.critic import CriticConfig
-from agents.policy import PolicyConfig, ReturnConditionedPolicy
+from agents.policy import PolicyConfig
 from agents.trackers import TRACKERS
 from agents.trainer import PRECISIONS, TrainerConfig
 from common.checks import MOST_RETURN, MOST_STEPS, check_fields, choice, number, require_extra, seed
 from common.errors import UserError
-from common.memory import require_memory
 from configs.launch.ray import RayLauncherConfig
 from envs.data.batches import ProtocolConfig
 from envs.data.sources import DATASETS, DatasetConfig
@@ -106,7 +104,7 @@ class TrainConfig:
         rollout: How the policy acts: `carried`, `rolling` or `window`; see agents.acting.
         device: `auto` takes CUDA where there is one.
         precision: `float32`, or `bfloat16` for automatic mixed precision in training; `auto` takes
-            bfloat16 on a CPU that multiplies it in hardware.
+            bfloat16 on a CPU that multiplies it faster, which is measured.
         run_dir: The run folder; null names it after the data set, the backbone, the protocol,
             the seed and whatever else was overridden, below runs/.
         tracker: Who gets the records of the training too: `wandb` or `trackio`, each an extra.
@@ -242,26 +240,6 @@ def register() -> None:
         store.store(group="hydra/launcher", name="ray", node=RayLauncherConfig)
 
 
-def check_memory(config: TrainConfig, device: torch.device) -> None:
-    """Refuses a network that cannot be trained in the free memory, before it is built."""
-
-    def parameters(n_layer: int) -> int:
-        backbone = replace(config.backbone, n_layer=n_layer)
-        with torch.device("meta"):  # shapes only
-            policy = ReturnConditionedPolicy(
-                replace(config.policy, hidden=None), backbone, observation_dim=1, action_dim=1
-            )
-        return sum(parameter.numel() for parameter in policy.parameters())
-
-    count = parameters(1) + (config.backbone.n_layer - 1) * (parameters(2) - parameters(1))
-    require_memory(
-        4 * count * 5,  # float32: weights, gradients, AdamW's two moments, EMA weights
-        f"training the network of {count:,} parameters",
-        "lower backbone.d_model or backbone.n_layer.",
-        torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None,
-    )
-
-
 def resolve_evaluation(config: TrainConfig, dataset: DatasetInfo) -> Evaluation:
     """Returns the evaluation that a run ends with; refuses a published target that is unknown."""
     asked = config.evaluation
@@ -304,24 +282,3 @@ def published_target(environment_id: str | None) -> float:
             "a target_return."
         )
     return task.target_return
-
-
-def resolve_device(device: str) -> torch.device:
-    """Returns the device that was asked for; `auto` is CUDA where there is one."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device 'cuda' was asked for, but torch finds none; use device=cpu.")
-    return torch.device(device)
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """Returns the precision that was asked for; `auto` is bfloat16 where a CPU multiplies it.
-
-    Elsewhere bfloat16 is emulated and slow; on a GPU networks of this size wait for its launches.
-    """
-    if precision != "auto":
-        return precision
-    # PyTorch has no public name for this; a release without it trains in float32.
-    multiplies = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return "bfloat16" if device.type == "cpu" and multiplies() else "float32"

@@ -16,8 +16,10 @@ from agents.backbones import MIXERS
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
 from common.checks import check_fields, choice, number
 from common.errors import UserError
+from configs.launch import machine
+from configs.launch.machine import check_memory, resolve_precision
 from configs.launch.overrides import check, quoted
-from configs.schema import EvalConfig, TrainConfig, check_memory, register, resolve_evaluation
+from configs.schema import EvalConfig, TrainConfig, register, resolve_evaluation
 from envs.behaviors.collect import CollectConfig
 from envs.behaviors.measure import MeasureConfig
 from envs.behaviors.train import TrainBehaviorConfig
@@ -232,6 +234,26 @@ def test_a_network_beyond_the_memory_is_refused_before_it_is_built(name):
     with pytest.raises(UserError, match=r"training the network of [\d,]+ parameters takes at"):
         check_memory(given, torch.device("cpu"))
     check_memory(TrainConfig(DatasetConfig("builtin"), MIXERS[name][0]()), torch.device("cpu"))
+
+
+def test_auto_takes_bfloat16_where_it_is_measured_to_be_faster(monkeypatch):
+    cpu, threads = torch.device("cpu"), torch.get_num_threads()
+    state = torch.random.get_rng_state()
+    assert 0.01 < machine.gain_of_bfloat16() < 100
+    assert torch.get_num_threads() == threads  # and the parameters start as without it
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for instruction, gain, expected in [
+        (True, 2.0, "bfloat16"),
+        (True, 0.5, "float32"),  # Intel's processors without AMX
+        (False, 2.0, "float32"),
+    ]:
+        monkeypatch.setattr(
+            torch.cpu, "_is_avx512_bf16_supported", lambda there=instruction: there, raising=False
+        )
+        monkeypatch.setattr(machine, "gain_of_bfloat16", lambda gain=gain: gain)
+        assert resolve_precision("auto", cpu) == expected
+        assert resolve_precision("bfloat16", cpu) == "bfloat16"
+        assert resolve_precision("auto", torch.device("cuda")) == "float32"
 
 
 # -- the command line -------------------------------------------------------------------------
