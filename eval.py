@@ -30,6 +30,7 @@ from rich.progress import Progress
 
 from agents.acting import ROLLOUTS, make_actor
 from agents.checkpoint import RunDescription, load_policy
+from agents.critic import Critic, critic_of
 from agents.hub import own_folder
 from agents.policy import ReturnConditionedPolicy
 from common.checks import check_choice, require_extra
@@ -37,7 +38,7 @@ from common.errors import UserError
 from configs.launch import command
 from configs.launch.from_python import check_keys
 from configs.launch.machine import resolve_device
-from configs.schema import EvalConfig, target_of_rule
+from configs.schema import EvalConfig, demand
 from envs.simulation.perturbations import PerturbedActor
 from envs.simulation.rollout import Actor, rollout
 from envs.simulation.video import record_episodes
@@ -87,13 +88,14 @@ def score_folder(config: EvalConfig, console: Console) -> list[Score]:
     path = folder / scores_file(evaluation, own)
 
     shown_on = None if console.quiet else console
-    scores = score_policy(policy, evaluation, dataset, step, console=shown_on)
+    critic = chooser(folder, evaluation, dataset)
+    scores = score_policy(policy, evaluation, dataset, step, critic=critic, console=shown_on)
     write_scores(path, scores)
     print_scores(scores, dataset, console)
     say(f"Written to {path}")
     if config.video is not None:
         shown = replace(evaluation, target_returns=evaluation.target_returns[:1])
-        actor = perturbed_actor(policy, shown)
+        actor = evaluated_actor(policy, shown, critic)
         played = record_episodes(actor, shown, config.video, episodes=config.video_episodes)
         say(
             f"Video of {config.video_episodes} episode{'s' * (config.video_episodes != 1)}, mean "
@@ -122,14 +124,14 @@ def resolve(config: EvalConfig, dataset: DatasetInfo, own: Evaluation) -> Evalua
 
     Returns that are given are counted down: only a rule holds one.
     """
-    targets, held = own.target_returns, own.held
+    asked: dict[str, Any] = {}
     if config.target is not None:
-        target, held = target_of_rule(config.target, dataset)
-        targets = (target,)
+        asked = demand(config.target, dataset)
     elif config.target_return is not None:
-        targets, held = tuple(config.target_return), False
+        asked = {"target_returns": tuple(config.target_return), "held": False, "chosen": False}
     elif config.target_fraction is not None:
-        targets, held = tuple(dataset.return_max * x for x in config.target_fraction), False
+        targets = tuple(dataset.return_max * x for x in config.target_fraction)
+        asked = {"target_returns": targets, "held": False, "chosen": False}
     values = {key: value for key, value in vars(config).items() if value is not None}
     given = {key: values[key] for key in values.keys() & vars(own).keys()}
     if config.environment is None and own.environment_id is None:
@@ -144,12 +146,20 @@ def resolve(config: EvalConfig, dataset: DatasetInfo, own: Evaluation) -> Evalua
         )
     if config.environment not in (None, own.environment_id):
         given |= {"environment_id": config.environment, "environment_kwargs": {}}
-    return replace(own, target_returns=targets, held=held, **given)
+    return replace(own, **asked, **given)
 
 
-def perturbed_actor(policy: ReturnConditionedPolicy, evaluation: Evaluation) -> Actor:
+def chooser(folder: Path, evaluation: Evaluation, dataset: DatasetInfo) -> Critic | None:
+    """Returns the critic that chooses in an evaluation of a run; None if none does."""
+    return critic_of(folder, dataset.sha256) if evaluation.chosen else None
+
+
+def evaluated_actor(
+    policy: ReturnConditionedPolicy, evaluation: Evaluation, critic: Critic | None
+) -> Actor:
     """Returns the actor of an evaluation, with its noise, losses and delay, if it has any."""
-    actor: Actor = make_actor(policy, evaluation.rollout, evaluation.context_length)
+    critic = critic.to(policy.action_low.device) if critic is not None else None
+    actor: Actor = make_actor(policy, evaluation.rollout, evaluation.context_length, critic)
     disturbing = evaluation.observation_noise, evaluation.observation_loss, evaluation.action_delay
     if not any(disturbing):
         return actor
@@ -163,9 +173,12 @@ def score_policy(
     dataset: DatasetInfo,
     step: int,
     *,
+    critic: Critic | None = None,
     console: Console | None = None,
 ) -> list[Score]:
     """Plays an evaluation of a policy in evaluation mode; `console` gets a progress bar.
+
+    The critic is the one of `chooser`.
 
     Returns:
         One score for each target return.
@@ -176,7 +189,7 @@ def score_policy(
         def show(done: int, total: int) -> None:
             progress.update(bar, completed=done, total=total)
 
-        result = rollout(perturbed_actor(policy, evaluation), evaluation, progress=show)
+        result = rollout(evaluated_actor(policy, evaluation, critic), evaluation, progress=show)
     return make_scores(result, evaluation, dataset, step, policy.config.hidden or ())
 
 

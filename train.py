@@ -53,7 +53,7 @@ from envs.data.batches import make_batches
 from envs.data.episodes import Episodes
 from envs.data.sources import DatasetConfig
 from envs.tasks import hidden_indices
-from eval import read_description, score_policy
+from eval import chooser, read_description, score_policy
 from reports.held_out import HELD_OUT, HeldOut, print_held_out, read_held_out, write_held_out
 from reports.progress import finished
 from reports.run_files import read_log
@@ -208,12 +208,14 @@ def make_trainer(
     """Makes the trainer of a run, which evaluates in between."""
     in_training = replace(data.evaluation, episodes=config.evaluation.episodes_in_training)
     shared = {"device": ranks.device, "observation_loss": config.conditions.observation_loss}
+    critic, weights = value_help or (None, None)
+    chooses = critic if in_training.chosen else None
     uniform = replace(config.protocol, best_share=0.0)  # the error is one of all episodes held out
 
     def evaluate(acting: ReturnConditionedPolicy, step: int) -> dict[str, float]:
         found, scalars = [], {}
         if in_training.environment_id is not None:
-            (score,) = score_policy(acting, in_training, data.info, step)
+            (score,) = score_policy(acting, in_training, data.info, step, critic=chooses)
             scalars = score.scalars()
             found.append(
                 f"return {score.return_mean:,.0f} ± {score.return_std:,.0f} over "
@@ -230,8 +232,8 @@ def make_trainer(
     if data.held_out is not None:  # their loss is logged at least once
         every = min(every or config.steps, config.steps)
     shares = shared | {"rank": ranks.rank, "ranks": ranks.count}
-    if value_help is not None:
-        shares["per_step"] = value_help.step_weights
+    if weights is not None:
+        shares["per_step"] = weights
     return Trainer(
         policy,
         make_batches(data.episodes, config.protocol, seed=config.seed, **shares),
@@ -244,7 +246,7 @@ def make_trainer(
         tracker=config.tracker,
         console=console,
         ranks=ranks,
-        q=value_help.critic if value_help else None,
+        q=critic if weights is not None else None,
     )
 
 
@@ -253,7 +255,8 @@ def score_run(config: TrainConfig, data: Data, folder: Path, console: Console) -
     policy, description, step = load_policy(folder)
     dataset, evaluation = read_description(folder, description)
     if evaluation.environment_id is not None:
-        scores = score_policy(policy, evaluation, dataset, step, console=console)
+        critic = chooser(folder, evaluation, dataset)
+        scores = score_policy(policy, evaluation, dataset, step, critic=critic, console=console)
         return write_scores(folder / "scores.json", scores)
     # No environment: no rollout.
     assert data.held_out is not None

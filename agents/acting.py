@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from agents.policy import PolicyState, ReturnConditionedPolicy
+from agents.choosing import ChoosingActor
+from agents.policy import PolicyState, Q, ReturnConditionedPolicy
 from agents.step.fused import FusedPolicy, fuse
 
 ROLLOUTS = ("carried", "rolling", "window")
@@ -137,13 +138,16 @@ class WindowActor(_BoundedActor):
 
 
 def make_actor(
-    policy: ReturnConditionedPolicy, rollout: str, context_length: int
-) -> FusedPolicy | ReturnConditionedPolicy | RollingActor | WindowActor:
+    policy: ReturnConditionedPolicy, rollout: str, context_length: int, q: Q | None = None
+) -> FusedPolicy | ReturnConditionedPolicy | RollingActor | WindowActor | ChoosingActor:
     """Returns the actor of a rollout: the policy itself, or the policy with a bounded past.
 
     The step of `carried` and `rolling` is fused into one kernel where possible; see
-    agents.step.fused. The actor then has a copy of the weights as they are now.
+    agents.step.fused. The actor then has a copy of the weights as they are now. With a critic `q`
+    it chooses at each step between counting its target down and holding it; see agents.choosing.
     """
+    if q is not None:
+        return ChoosingActor(make_actor(policy, rollout, context_length), q)
     if rollout == "carried":
         return fuse(policy)
     for actor in (RollingActor, WindowActor):

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from agents.acting import make_actor
 from agents.checkpoint import load_policy, scored_as
+from agents.critic import critic_of
 from agents.hub import find_run
-from agents.policy import ReturnConditionedPolicy
+from agents.policy import Q, ReturnConditionedPolicy
 from common.errors import UserError
 
 
@@ -35,6 +36,7 @@ class Actor:
         rollout: str = "carried",
         context_length: int = 20,
         held: bool = False,
+        q: Q | None = None,
         target_return: float | np.ndarray | None = None,
     ) -> None:
         """Makes the actor of a policy in evaluation mode.
@@ -45,6 +47,7 @@ class Actor:
             context_length: Steps of the past that `rolling` and `window` keep.
             held: Whether the target is asked for at every step: rewards are then neither needed
                 nor subtracted.
+            q: A critic that chooses at each step between counting the target down and holding it.
             target_return: Return to collect in an episode, in units of return; an array (rows,)
                 has one for each row. None asks for the policy's own.
 
@@ -64,7 +67,7 @@ class Actor:
             )
         self._target = target
         self._counts = policy.config.return_to_go and not held
-        self._actor: Any = make_actor(policy, rollout, context_length)  # each has its own state
+        self._actor: Any = make_actor(policy, rollout, context_length, q)  # each has its own state
         self._low, self._high = (
             bound.numpy(force=True) for bound in (policy.action_low, policy.action_high)
         )
@@ -166,8 +169,8 @@ def load_actor(
         run: The folder, as train.py printed it; or a repository of the Hugging Face Hub, as
             "USER/NAME" or "USER/NAME@REVISION".
         target_return: As of `Actor`.
-        held: As of `Actor`. None holds the policy's own target if the run was scored so, and
-            counts down a target that is given.
+        held: As of `Actor`. None holds the policy's own target, or lets the critic of the run
+            choose, if the run was scored so, and counts down a target that is given.
         device: A device of PyTorch.
 
     Raises:
@@ -177,9 +180,13 @@ def load_actor(
     folder = find_run(run)
     policy, description, _ = load_policy(folder)
     how = scored_as(folder, description)
-    how["held"] = (how["held"] and target_return is None) if held is None else held
+    as_scored = held is None and target_return is None
+    how["held"] = (how["held"] and as_scored) if held is None else held
+    q = None
+    if how.pop("chosen") and as_scored:
+        q = critic_of(folder, description.dataset["sha256"]).to(device)
     try:
-        return Actor(policy.to(device), target_return=target_return, **how)
+        return Actor(policy.to(device), target_return=target_return, q=q, **how)
     except (TypeError, ValueError) as error:
         raise UserError(
             f"{folder / 'config.json'} does not say how the policy acts: {error} Copy it "

@@ -208,10 +208,15 @@ def load_description(folder: Path) -> RunDescription:
 
 
 def scored_as(folder: Path, description: RunDescription) -> dict[str, Any]:
-    """Returns how a run acted when it was scored: its `rollout`, `context_length` and `held`."""
+    """Returns how a run acted when it was scored, by the names of `Evaluation`.
+
+    Returns:
+        Its `rollout` and `context_length`, and whether its target was `held` or `chosen`.
+    """
     try:
         how = {key: description.evaluation[key] for key in ("rollout", "context_length")}
-        return how | {"held": bool(description.evaluation.get("held"))}
+        ways = ("held", "chosen")  # an earlier version of this project does not say
+        return how | {way: bool(description.evaluation.get(way)) for way in ways}
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{folder / 'config.json'} does not say how the policy acts: its evaluation has no "

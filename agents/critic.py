@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -327,9 +327,39 @@ def load_critic(folder: Path, config: CriticConfig, data_sha256: str) -> Critic 
     Raises:
         UserError: The file is damaged, or the critic is one of other data or other settings.
     """
+    if not (folder / CRITIC).exists():
+        return None
+    critic, made = _read(folder / CRITIC)
+    if made != {**asdict(config), "data": data_sha256}:
+        raise UserError(
+            f"{folder / CRITIC} is the critic of other data or settings than this run's; start the "
+            "run again with overwrite=true, or give the data that it was trained on."
+        )
+    return critic
+
+
+def critic_of(folder: Path, data_sha256: str) -> Critic:
+    """Reads the critic of a trained run, to choose actions.
+
+    Raises:
+        UserError: The run has none, or one of other data, or the file is damaged.
+    """
     path = folder / CRITIC
     if not path.exists():
-        return None
+        raise UserError(
+            f"{folder} has no {CRITIC}, which is to choose between the actions; train a run with "
+            "experiment=chosen, or give another target."
+        )
+    critic, made = _read(path)
+    if made["data"] != data_sha256:
+        raise UserError(
+            f"{path} is the critic of other data than the policy beside it; copy both from one run."
+        )
+    return critic
+
+
+def _read(path: Path) -> tuple[Critic, dict[str, Any]]:
+    """Returns a critic, and what it was made of."""
     try:
         with safe_open(path, framework="pt") as file:
             made = json.loads((file.metadata() or {})["critic"])
@@ -337,16 +367,12 @@ def load_critic(folder: Path, config: CriticConfig, data_sha256: str) -> Critic 
         observation_dim = len(tensors["observation_mean"])
         action_dim = tensors["qs.0.0.weight"].shape[1] - observation_dim
         with torch.device("meta"):  # draws no random numbers, which a resumed run would not
-            critic = Critic(config.width, observation_dim, action_dim)
+            critic = Critic(len(tensors["qs.0.0.bias"]), observation_dim, action_dim)
         critic.load_state_dict(tensors, assign=True)
+        made["data"]  # what is asked for later
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{path} is truncated or damaged ({reason}); start the run again with overwrite=true."
         ) from error
-    if made != {**asdict(config), "data": data_sha256}:
-        raise UserError(
-            f"{path} is the critic of other data or settings than this run's; start the run again "
-            "with overwrite=true, or give the data that it was trained on."
-        )
-    return critic.requires_grad_(False)
+    return critic.requires_grad_(False), made

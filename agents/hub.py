@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from agents.checkpoint import load_policy
+from agents.critic import CRITIC
 from common.arguments import parse_arguments, run_command
 from common.errors import UserError
 
 # All that acting needs, and what the scores were made by.
-FILES = ("config.json", "model.safetensors", "config.yaml", "scores.json")
+FILES = ("config.json", "model.safetensors", "config.yaml", "scores.json", CRITIC)
 VIDEO = "replay.mp4"  # the name that the Hub shows
 _REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 CARD = """
@@ -189,8 +190,9 @@ def _card(
         environment, target = played["environment_id"], played["target_returns"][0]
         words = f"{score['return_mean']:.1f} +/- {score['return_std']:.1f}"
         results.append(result("mean_reward", environment, words))
-        held = ", held" if played.get("held") else ""  # scores of an earlier version do not say
-        line = f"- {environment}, asked for {target:,.0f}{held}: return {words}"
+        # Scores of an earlier version do not say how it was asked for.
+        way = ", held" * bool(played.get("held")) + ", chosen" * bool(played.get("chosen"))
+        line = f"- {environment}, asked for {target:,.0f}{way}: return {words}"
         if score["normalized_score_mean"] is not None:
             words = f"{score['normalized_score_mean']:.1f} +/- {score['normalized_score_std']:.1f}"
             results.append(result("normalized_score", environment, words))

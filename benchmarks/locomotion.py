@@ -116,6 +116,8 @@ VALUE_HELP = {"min_gru_critic": ["experiment=value_help"]} | {
     f"min_gru_critic_q{weight}": ["critic.updates=6000", f"critic.q_weight={weight}"]
     for weight in (0, 1, 4, 20)
 }
+# The policy of min_gru; a critic chooses at each step between its target counted down and held.
+CHOSEN = {"min_gru_chosen": ["experiment=chosen"]}
 # What a memory is worth where the policy sees all observations (with the rows of `main` and
 # `others`), and where it sees no velocities.
 CONTEXTS: dict[str, list[str]] = {
@@ -139,6 +141,7 @@ GROUPS = {
     "transformers": (MEDIUM, TRANSFORMERS),
     "longer": (list(dict.fromkeys([*THREE, *EXPERT])), LONGER),
     "value_help": (["hopper-medium", *REPLAY], VALUE_HELP),
+    "chosen": (NINE, CHOSEN),
     "hidden": (EXPERT, CONTEXTS | HIDDEN),
 }
 TARGETS = "episodes=50 target_fraction=[0.25,0.5,0.75,1,1.5,2]"
@@ -146,6 +149,8 @@ TARGETS = "episodes=50 target_fraction=[0.25,0.5,0.75,1,1.5,2]"
 EVALUATIONS: list[tuple[list[str], list[str], str]] = [
     (NINE, ["min_gru"], "target=data"),
     (NINE, ["min_gru"], "target=held"),
+    (NINE, ["min_gru_chosen"], "target=best"),
+    (NINE, ["min_gru_chosen"], "target=held"),
     (NINE, ["min_gru", "min_gru_uniform"], TARGETS),
     (NINE, ["min_gru"], "rollout=rolling"),
     (MEDIUM, ["min_gru"], "horizon=5000"),

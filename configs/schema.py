@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -32,7 +33,7 @@ from envs.tasks import (
 )
 
 DEVICES = ("auto", "cpu", "cuda")
-TARGETS = ("best", "held", "data", "published")
+TARGETS = ("best", "held", "chosen", "data", "published")
 
 
 @dataclass
@@ -41,9 +42,10 @@ class EvaluationConfig:
 
     Attributes:
         target: The rule for the target return, fixed in advance: `best`, the largest return in the
-            data; `held`, the same, but asked for at every step, the rewards not subtracted; `data`,
-            the mean return of their best 10 % of the episodes; or `published`, Decision
-            Transformer's first target for the task.
+            data; `held`, the same, but asked for at every step, the rewards not subtracted;
+            `chosen`, at every step the better of the actions of these two, as the run's critic
+            judges them; `data`, the mean return of their best 10 % of the episodes; or `published`,
+            Decision Transformer's first target for the task.
         target_return: A target return to use instead.
         episodes: Episodes of the final evaluation.
         every: Updates between two evaluations in training; 0 evaluates at the end only.
@@ -61,10 +63,9 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         check_fields(self, "evaluation")
 
-    @property
-    def asks_for_published(self) -> bool:
-        """Whether the target return is the published one."""
-        return self.target == "published" and self.target_return is None
+    def asks_by_rule(self, rule: str) -> bool:
+        """Whether the target return follows from this rule."""
+        return self.target == rule and self.target_return is None
 
 
 @dataclass
@@ -142,6 +143,16 @@ class TrainConfig:
                 f"critic.{key} is {getattr(self.critic, key)}, but critic.updates is 0: no critic "
                 "is trained; give critic.updates=20000 as well, or leave it out."
             )
+        if self.evaluation.asks_by_rule("chosen") and not self.critic.updates:
+            raise UserError(
+                "evaluation.target is 'chosen', but critic.updates is 0: no critic is trained that "
+                "could choose; give experiment=chosen, or another target."
+            )
+        if self.evaluation.asks_by_rule("chosen") and not self.policy.return_to_go:
+            raise UserError(
+                "evaluation.target is 'chosen', but with policy.return_to_go=false the policy sees "
+                "no target, so there is nothing to choose between; give another target."
+            )
         if self.critic.updates and self.conditions.observation_loss:
             raise UserError(
                 f"conditions.observation_loss is {self.conditions.observation_loss}, but the "
@@ -155,7 +166,7 @@ class TrainConfig:
             )
         if named := self.dataset.environment:  # refused before the data are read
             hidden_indices(self.policy.hidden, named)
-            if self.evaluation.asks_for_published:
+            if self.evaluation.asks_by_rule("published"):
                 published_target(named)
         contexts = {"protocol.context_length": self.protocol.context_length}
         if isinstance(self.backbone, AttentionConfig):  # it counts tokens
@@ -243,15 +254,14 @@ def register() -> None:
 def resolve_evaluation(config: TrainConfig, dataset: DatasetInfo) -> Evaluation:
     """Returns the evaluation that a run ends with; refuses a published target that is unknown."""
     asked = config.evaluation
-    target, held = asked.target_return, False
-    if target is None:
-        target, held = target_of_rule(asked.target, dataset)
+    target = demand(asked.target, dataset)
+    if asked.target_return is not None:
+        target = {"target_returns": (asked.target_return,)}
     return Evaluation(
         dataset.environment_id,
         config.rollout,
         config.protocol.context_length,
-        (target,),
-        held,
+        **target,
         environment_kwargs=dataset.environment_kwargs,
         episodes=asked.episodes,
         seed=asked.seed,
@@ -259,17 +269,18 @@ def resolve_evaluation(config: TrainConfig, dataset: DatasetInfo) -> Evaluation:
     )
 
 
-def target_of_rule(rule: str, dataset: DatasetInfo) -> tuple[float, bool]:
-    """Returns the target return that a rule names, and whether it is held.
+def demand(rule: str, dataset: DatasetInfo) -> dict[str, Any]:
+    """Returns what a rule asks for: the `target_returns`, `held` and `chosen` of `Evaluation`.
 
     Raises:
         UserError: The published one is asked for, and none is known for the environment.
     """
+    target = dataset.return_max
     if rule == "published":
-        return published_target(dataset.environment_id), False
-    if rule == "data":
-        return dataset.return_top10, False
-    return dataset.return_max, rule == "held"
+        target = published_target(dataset.environment_id)
+    elif rule == "data":
+        target = dataset.return_top10
+    return {"target_returns": (target,), "held": rule == "held", "chosen": rule == "chosen"}
 
 
 def published_target(environment_id: str | None) -> float:

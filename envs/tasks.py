@@ -115,6 +115,8 @@ class Evaluation:
         context_length: Steps of the past that ``rolling`` and ``window`` keep.
         target_returns: Returns to ask for, each in `episodes` episodes of its own.
         held: Whether the policy is asked for its target at every step, the rewards not subtracted.
+        chosen: Whether the critic of the run chooses at every step between the actions of the
+            target less the rewards and of the target held; see agents.choosing.
         environment_kwargs: Keyword arguments of `gymnasium.make`.
         seed: Seed of the start states, and of the noise and the losses of observations.
         horizon: Steps after which an episode is truncated; None is the environment's own limit.
@@ -132,6 +134,7 @@ class Evaluation:
     context_length: int = number(at_least=1)
     target_returns: tuple[float, ...] = number(at_least=-MOST_RETURN, at_most=MOST_RETURN)
     held: bool = False
+    chosen: bool = False
     environment_kwargs: dict[str, Any] = field(default_factory=dict)
     episodes: int = number(100, at_least=1, at_most=MOST_EPISODES)
     seed: int = seed(1000)
@@ -150,6 +153,11 @@ class Evaluation:
                 "context_length is 1, but rollout=rolling resets its two states half a context "
                 "apart; choose rollout=carried or window."
             )
+
+    @property
+    def way(self) -> str:
+        """How the target is asked for, unless it is counted down, in words to append to it."""
+        return ", held" * self.held + ", chosen" * self.chosen
 
     @property
     def conditions(self) -> str:

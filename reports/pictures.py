@@ -132,7 +132,7 @@ def draw_target_returns(comparison: Comparison) -> Picture | None:
     """Draws the achieved return against the target return, if there are several targets."""
     achieved: Series = {}
     for key, cell in comparison.cells.items():
-        sweeps = [[s for s in run.sweep if not s.evaluation.held] for run in cell.runs]
+        sweeps = [[s for s in run.sweep if not s.evaluation.way] for run in cell.runs]
         shared = _shared([{s.target_return: s.return_mean for s in sweep} for sweep in sweeps])
         achieved[key] = shared if len(shared) > 1 else {}
     if not any(achieved.values()):

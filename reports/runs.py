@@ -18,7 +18,7 @@ IGNORED = (
     "evaluation.episodes_in_training",
 )
 # What an evaluation asks for, and how often.
-ASKED = {"target_returns", "held", "episodes"}
+ASKED = {"target_returns", "held", "chosen", "episodes"}
 UNKNOWN = "-"  # a fact that is not recorded, or does not apply
 
 
@@ -84,7 +84,7 @@ class Run:
         if score.reference is not None:
             ends = f"{score.reference.minimum:,.1f} and {score.reference.maximum:,.1f}"
         if self.config["policy.return_to_go"]:  # otherwise the policy does not see the target
-            asked = f"{score.target_return:,.0f}" + ", held" * evaluation.held
+            asked = f"{score.target_return:,.0f}{evaluation.way}"
         critic = self.config.get("critic.updates") or 0  # an earlier version knows none
         return {
             "part of the data": score.dataset_id.partition(" (")[2].rstrip(")") or "all",
@@ -119,10 +119,10 @@ class Run:
     @cached_property
     def sweep(self) -> list[Score]:
         """The scores at several target returns, in their order; at least `score`."""
-        targets: dict[tuple[float, bool], list[Score]] = {}
+        targets: dict[tuple[float, str], list[Score]] = {}
         for score, changed in self._evaluated:
             if not changed.keys() - ASKED:
-                target = score.target_return, score.evaluation.held
+                target = score.target_return, score.evaluation.way
                 targets.setdefault(target, []).append(score)
         # Of several at one target: the run's own, or else the one of most episodes.
         return [

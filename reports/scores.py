@@ -143,8 +143,8 @@ def print_scores(scores: list[Score], dataset: DatasetInfo, console: Console) ->
         table.add_column(name, justify="right", no_wrap=True)
 
     for score in scores:
-        held = ", held" * score.evaluation.held
-        cells = [f"{score.target_return:,.0f}{held}", score.evaluation.rollout]
+        asked = f"{score.target_return:,.0f}{score.evaluation.way}"
+        cells = [asked, score.evaluation.rollout]
         cells.append(f"{score.return_mean:,.1f} ± {score.return_std:,.1f}")
         if scored:
             cells.append(f"{score.normalized_score_mean:.1f} ± {score.normalized_score_std:.1f}")

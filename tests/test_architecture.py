@@ -26,9 +26,12 @@ ARROWS = {
     "agents.policy": ["agents.backbones"],
     "agents.critic": [],
     "agents.step": ["agents.policy", "agents.backbones", "agents.scan"],
-    "agents.acting": ["agents.step", "agents.policy", "agents.backbones"],
-    "agents.actor": ["agents.acting", "agents.checkpoint", "agents.hub", "agents.policy"],
-    "agents.hub": ["agents.checkpoint"],
+    "agents.choosing": ["agents.policy"],
+    "agents.acting": ["agents.step", "agents.choosing", "agents.policy", "agents.backbones"],
+    "agents.actor": [
+        "agents.acting", "agents.checkpoint", "agents.critic", "agents.hub", "agents.policy",
+    ],
+    "agents.hub": ["agents.checkpoint", "agents.critic"],
     "agents.export": [
         "agents.acting", "agents.step", "agents.checkpoint", "agents.policy", "agents.backbones",
     ],

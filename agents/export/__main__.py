@@ -34,10 +34,13 @@ class ExportConfig:
     Attributes:
         run: The run folder.
         to: The file to write: PATH.npz, with min_rnn.py beside it, or PATH.onnx (extra: onnx).
+        without_critic: Exports a policy whose critic chose when it was scored, without the critic:
+            it counts its target down, or holds it if it is told to.
     """
 
     run: str
     to: str
+    without_critic: bool = False
 
     def __post_init__(self) -> None:
         if not self.to.endswith((".npz", ".onnx")):
@@ -75,8 +78,10 @@ def arrays_of(
     return weights | {name: np.asarray(value) for name, value in settings.items()}
 
 
-def export(run: str | Path, to: str | Path) -> list[Path]:
+def export(run: str | Path, to: str | Path, *, without_critic: bool = False) -> list[Path]:
     """Writes the policy of a run folder to an .npz file, and min_rnn.py beside it, or to .onnx.
+
+    Args as of `ExportConfig`.
 
     Returns:
         The files.
@@ -88,6 +93,11 @@ def export(run: str | Path, to: str | Path) -> list[Path]:
     run, to = Path(run), Path(to)
     policy, description, updates = load_policy(run)
     how = scored_as(run, description)
+    if how.pop("chosen") and not without_critic:
+        raise UserError(
+            f"{run} was scored with a critic that chooses between actions, which an exported "
+            "policy does not have; give without_critic=true to export the policy alone."
+        )
     if to.suffix == ".onnx":
         from agents.export.onnx_form import onnx_of  # late: it needs an extra
 
@@ -110,7 +120,7 @@ def export(run: str | Path, to: str | Path) -> list[Path]:
 def main(arguments: list[str]) -> None:
     """Exports one run folder from the command line."""
     config = parse_arguments(ExportConfig, arguments)
-    for path in export(config.run, config.to):
+    for path in export(config.run, config.to, without_critic=config.without_critic):
         print(f"Written: {path} ({path.stat().st_size:,} bytes)")
 
 

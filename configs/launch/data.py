@@ -32,10 +32,10 @@ def read_data(config: TrainConfig, console: Console, given: Episodes | None = No
     """Reads the data of a run; what their environment rules out is said before."""
     if (named := config.dataset.environment) is not None:
         environment_spaces(named)
-    if config.policy.hidden or config.evaluation.asks_for_published:
+    if config.policy.hidden or config.evaluation.asks_by_rule("published"):
         known = given.environment_id if given else named_environment(config.dataset)
         hidden = hidden_indices(config.policy.hidden, known)
-        if config.evaluation.asks_for_published:
+        if config.evaluation.asks_by_rule("published"):
             published_target(known)
         if known is not None:
             check_hidden(hidden, environment_spaces(known)[0].shape[0])

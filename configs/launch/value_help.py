@@ -25,10 +25,15 @@ from configs.schema import TrainConfig
 
 
 class ValueHelp(NamedTuple):
-    """What the training of a policy needs: the critic, and the weights of each step of the data."""
+    """What a run has of its critic.
+
+    `step_weights` are those of each step of the data, (rows,) each; None if both weights of the
+    configuration are 0: then the critic only chooses between actions, and the policy is trained
+    without it.
+    """
 
     critic: Critic
-    step_weights: dict[str, np.ndarray]  # (rows,) each
+    step_weights: dict[str, np.ndarray] | None
 
 
 def make_value_help(
@@ -65,4 +70,5 @@ def make_value_help(
     critic = load_critic(folder, config.critic, sha256)
     assert critic is not None
     critic.to(ranks.device)
-    return ValueHelp(critic, step_weights(critic, steps, config.critic))
+    teaches = config.critic.advantage_weight or config.critic.q_weight
+    return ValueHelp(critic, step_weights(critic, steps, config.critic) if teaches else None)
