@@ -25,6 +25,7 @@ def make_run(
     episodes=4,
     targets=(3000.0,),
     held=False,
+    chosen=False,
     environment=None,
     engine="gymnasium",
     referenced=True,
@@ -63,7 +64,7 @@ def make_run(
         sha256=sha256 or "0" * 64,
     )
     own = resolve_evaluation(config, dataset)
-    own = replace(own, target_returns=targets[:1], held=held, episodes=episodes)
+    own = replace(own, target_returns=targets[:1], held=held, chosen=chosen, episodes=episodes)
     described = RunDescription(asdict(dataset), asdict(own))
     policy = ReturnConditionedPolicy(
         config.policy, config.backbone, observation_dim=2, action_dim=1

@@ -244,6 +244,29 @@ def test_value_help_from_the_command_line_and_resumed_to_the_same_bits(start, ca
     assert not torch.equal(weights[0]["head.weight"], weights[1]["head.weight"])
 
 
+def test_a_critic_that_only_chooses_leaves_the_policy_as_it_is(call, tmp_path):
+    plain = [*SMALL, "steps=60", "evaluation.every=30", "precision=float32"]
+    chosen = [*plain, "experiment=chosen", "critic.updates=60", "critic.width=16"]
+    for name, keys in ("plain", plain), ("chosen", chosen):
+        ended = call("train.py", *keys, f"run_dir={name}")
+        assert ended.returncode == 0, ended.stderr
+    assert ", chosen" in ended.stdout
+    tensors = [load_file(tmp_path / run / "model.safetensors") for run in ("plain", "chosen")]
+    assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
+
+    # It can be scored in every way; a run without a critic cannot be scored so.
+    returns = [[score.return_mean for score in read_scores(tmp_path / "chosen" / "scores.json")]]
+    for target in ("best", "held"):
+        ended = call("eval.py", "run=chosen", f"target={target}")
+        assert ended.returncode == 0 and ", chosen" not in ended.stdout
+    for path in (tmp_path / "chosen").glob("scores-*.json"):
+        returns.append([score.return_mean for score in read_scores(path)])
+    assert len(returns) == 3 and returns[1] != returns[2]
+    refused = call("eval.py", "run=plain", "target=chosen")
+    assert refused.returncode == 1 and "has no critic.safetensors" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def terminated(process, there):
     """Sends SIGTERM to a process as soon as `there` holds; returns how it ended."""
     wait_for(process, there)
@@ -329,7 +352,7 @@ WRONG = {
     "trainer.schedule=linear": r"trainer\.schedule 'linear' does not exist",
     "backbone.convolution=-1": r"backbone\.convolution is -1; it must be",
     "policy.tokens=2": r"policy\.tokens is 2; it must be 1 or 3",
-    "evaluation.target=top": r"evaluation\.target .top. does not exist; there are: best, held, da",
+    "evaluation.target=top": r"evaluation\.target .top. does not exist; there are: best, held, ch",
     "steps": r"'steps' is not an override; write key=value",
     "critic.q_weight=5": r"critic\.q_weight is 5\.0, but critic\.updates is 0: no critic",
     "critic.expectile=1": r"critic\.expectile is 1\.0; it must be",

@@ -218,10 +218,13 @@ def test_the_model_card_is_one_that_the_hub_indexes(tmp_path):
         assert fact in card.text
 
 
-def test_the_model_card_says_that_the_target_was_held(tmp_path):
+@pytest.mark.parametrize("way", ["held", "chosen"])
+def test_the_model_card_says_how_the_target_was_asked_for(tmp_path, way):
     run = shutil.copytree(HOPPER, tmp_path / "run")
     (score,) = json.loads((run / "scores.json").read_text())
-    score["evaluation"]["held"] = True
+    score["evaluation"][way] = True
+    (run / "critic.safetensors").write_bytes(b"of the run")
     (run / "scores.json").write_text(json.dumps([score]))
     main(["push", f"run={run}", f"to={tmp_path / 'folder'}"])
-    assert "for 3,389, held: return" in (tmp_path / "folder" / "README.md").read_text()
+    assert f"for 3,389, {way}: return" in (tmp_path / "folder" / "README.md").read_text()
+    assert (tmp_path / "folder" / "critic.safetensors").read_bytes() == b"of the run"

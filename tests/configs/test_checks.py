@@ -300,6 +300,8 @@ REFUSED = {
     "conditions.observation_loss=1": r"conditions\.observation_loss is 1.0; it must be .* below 1",
     "conditions.action_delay=2": r"change the trajectory, so recorded .* eval\.py action_delay=2",
     "evaluation.target=published dataset.environment=Ant-v5": "none is known for Ant-v5; choose",
+    "evaluation.target=chosen": r"critic\.updates is 0: no critic is trained .* experiment=chosen",
+    "experiment=chosen policy.return_to_go=false": r"return_to_go=false the policy sees no target",
     "run_dir=": "run_dir is empty",
     "=1": "'=1' is not an override; write key=value",
     "+foo=1": r"\+foo=1 would add or remove a key",
@@ -320,30 +322,38 @@ def test_an_override_is_refused(overrides):
 
 
 @pytest.mark.parametrize(
-    ("keys", "target"),
-    [("", 450.0), ("held", 450.0), ("best", 450.0), ("data", 300.0), ("published", 3600.0)],
+    ("keys", "target", "way"),
+    [
+        ("", 450.0, ""),
+        ("held", 450.0, ", held"),
+        ("chosen", 450.0, ", chosen"),
+        ("best", 450.0, ""),
+        ("data", 300.0, ""),
+        ("published", 3600.0, ""),
+    ],
 )
-def test_the_rule_of_the_target_return_is_followed(keys, target):
+def test_the_rule_of_the_target_return_is_followed(keys, target, way):
     register()
     overrides = [f"evaluation.target={keys}"] if keys else []
-    [(_, config)] = check(["dataset=hopper-medium", *overrides], "train")
+    critic = ["critic.updates=9"] if keys == "chosen" else []
+    [(_, config)] = check(["dataset=hopper-medium", *critic, *overrides], "train")
     dataset = DatasetInfo("mine/d-v0", "Hopper-v5", {}, None, 9, 99, 100.0, 300.0, 450.0, "0" * 64)
     asked = resolve_evaluation(config, dataset)
-    assert (asked.target_returns, asked.held) == ((target,), keys == "held")
+    assert (asked.target_returns, asked.way) == ((target,), way)
     [(_, config)] = check(["evaluation.target_return=7", *overrides], "train")
     own = resolve_evaluation(config, dataset)
-    assert own.target_returns == (7.0,) and not own.held
+    assert (own.target_returns, own.way) == ((7.0,), "")
 
     [(_, config)] = check(["run=any", f"target={keys or 'null'}"], "eval")
     again = resolve(config, dataset, own)
-    assert (again.target_returns, again.held) == ((target if keys else 7.0,), keys == "held")
+    assert (again.target_returns, again.way) == ((target if keys else 7.0,), way)
     for given, targets in (
         ("target_fraction=[0.5,1]", (225.0, 450.0)),
         ("target_return=[9]", (9.0,)),
     ):
         [(_, config)] = check(["run=any", given], "eval")
         again = resolve(config, dataset, asked)
-        assert (again.target_returns, again.held) == (targets, False)
+        assert (again.target_returns, again.way) == (targets, "")
     with pytest.raises(UserError, match="give only one of target_return, target_fraction and tar"):
         check(["run=any", "target=best", "target_fraction=[1]"], "eval")
 

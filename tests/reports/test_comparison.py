@@ -65,6 +65,7 @@ def test_a_setting_that_another_version_does_not_know_is_no_difference(tmp_path)
         ({"engine": "envpool"}, "engine", "envpool", "gymnasium"),
         ({"targets": (1800.0,)}, "target return", "1,800", "3,000"),
         ({"held": True}, "target return", "3,000, held", "3,000"),
+        ({"chosen": True}, "target return", "3,000, chosen", "3,000"),
         ({"step": 500}, "updates", "500", "1,500"),
         ({"critic": CriticConfig(updates=9000)}, "value help", "a critic of 9,000 updates", "none"),
     ],

@@ -31,7 +31,9 @@ POLICIES = [
 ]
 
 
-def save_run(folder, backbone, config, rollout, held=False) -> ReturnConditionedPolicy:
+def save_run(
+    folder, backbone, config, rollout, held=False, chosen=False
+) -> ReturnConditionedPolicy:
     """A run of random weights, every buffer and start state among them."""
     torch.manual_seed(0)
     policy = ReturnConditionedPolicy(config, backbone, observation_dim=5, action_dim=2).eval()
@@ -43,8 +45,8 @@ def save_run(folder, backbone, config, rollout, held=False) -> ReturnConditioned
         action_low=torch.tensor([-1.0, 0.0]), action_high=torch.tensor([2.0, 0.4]),
         target_return=700.0,
     )  # fmt: skip
-    description = RunDescription({}, {"rollout": rollout, "context_length": 7, "held": held})
-    save_description(folder, policy, backbone, description)
+    evaluation = {"rollout": rollout, "context_length": 7, "held": held, "chosen": chosen}
+    save_description(folder, policy, backbone, RunDescription({}, evaluation))
     save_policy(folder, policy, 1)
     return policy
 
@@ -72,6 +74,17 @@ def test_a_thousand_steps_with_resets_equal_those_of_the_policy(
         np.testing.assert_allclose(found.act(observation, reward, is_first), action, atol=1e-5)
         spread = max(spread, np.abs(action[0] - action.mean(0)).max(), abs(action[0, 0]))
     assert spread > 0.01, "the actions differ, so that equal ones mean something"
+
+
+def test_a_policy_whose_critic_chose_is_exported_without_it_only_if_that_is_said(tmp_path):
+    save_run(tmp_path, *POLICIES[1], "carried", chosen=True)
+    with pytest.raises(UserError, match=r"does not have; give without_critic=true to export the p"):
+        export(tmp_path, tmp_path / "policy.npz")
+    assert not (tmp_path / "policy.npz").exists()
+    export(tmp_path, tmp_path / "policy.npz", without_critic=True)
+    save_run(tmp_path, *POLICIES[1], "carried")
+    export(tmp_path, tmp_path / "plain.npz")
+    assert (tmp_path / "policy.npz").read_bytes() == (tmp_path / "plain.npz").read_bytes()
 
 
 def test_a_target_is_held_as_by_load_actor(tmp_path):
