@@ -30,7 +30,8 @@ from rich.progress import Progress
 
 from agents.acting import ROLLOUTS, make_actor
 from agents.checkpoint import RunDescription, load_policy
-from agents.critic import Critic, critic_of
+from agents.critic.file import critic_of
+from agents.critic.learning import Critic
 from agents.hub import own_folder
 from agents.policy import ReturnConditionedPolicy
 from common.checks import check_choice, require_extra

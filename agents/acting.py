@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from agents.choosing import ChoosingActor
+from agents.critic.choosing import ChoosingActor
 from agents.policy import PolicyState, Q, ReturnConditionedPolicy
 from agents.step.fused import FusedPolicy, fuse
 
@@ -144,7 +144,8 @@ def make_actor(
 
     The step of `carried` and `rolling` is fused into one kernel where possible; see
     agents.step.fused. The actor then has a copy of the weights as they are now. With a critic `q`
-    it chooses at each step between counting its target down and holding it; see agents.choosing.
+    it chooses at each step between counting its target down and holding it; see
+    agents.critic.choosing.
     """
     if q is not None:
         return ChoosingActor(make_actor(policy, rollout, context_length), q)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from agents.acting import make_actor
 from agents.checkpoint import load_policy, scored_as
-from agents.critic import critic_of
+from agents.critic.file import critic_of
 from agents.hub import find_run
 from agents.policy import Q, ReturnConditionedPolicy
 from common.errors import UserError

@@ -13,7 +13,6 @@ held_out.json       in place of scores.json where the data name no environment
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import zipfile
@@ -34,7 +33,8 @@ from torch import Tensor
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from agents.backbones import backbone_names, mixer_entry
-from agents.critic import CRITIC
+from agents.checksum import checksum
+from agents.critic.file import CRITIC
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
 from common.checks import nearest
 from common.errors import UserError
@@ -198,7 +198,7 @@ def save_policy(folder: Path, policy: ReturnConditionedPolicy, step: int) -> Non
     """Writes model.safetensors: the weights to act with after `step` updates."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in policy.state_dict().items()}
     # One key: safetensors writes several in random order, and equal weights give equal files.
-    metadata = {"checkpoint": json.dumps({"step": step, "sha256": _digest(tensors, step)})}
+    metadata = {"checkpoint": json.dumps({"step": step, "sha256": checksum(tensors, str(step))})}
     write_file(folder / WEIGHTS, serialise_tensors(tensors, metadata), MEND)
 
 
@@ -316,18 +316,9 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], int]:
         step, sha256 = metadata["step"], metadata["sha256"]
     except (SafetensorError, *_WRONG) as error:
         raise _damaged(path, str(error)) from error
-    if sha256 != _digest(tensors, step):
+    if sha256 != checksum(tensors, str(step)):
         raise _damaged(path, "its contents do not match the checksum that was saved with them")
     return tensors, step
-
-
-def _digest(tensors: dict[str, Tensor], step: int) -> str:
-    digest = hashlib.sha256(str(step).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _reason(error: Exception) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.checkpoint import load_policy
-from agents.critic import CRITIC
+from agents.critic.file import CRITIC
 from common.arguments import parse_arguments, run_command
 from common.errors import UserError
 

@@ -299,7 +299,7 @@ class ReturnConditionedPolicy(nn.Module):
             mask: (batch, time) bool, true on real steps; padding may only follow real steps.
             imitation_weights: (batch, time), of the errors.
             q_weights: (batch, time), of Q of the predicted actions.
-            q: A critic of the data, whose parameters have no gradient; see agents.critic.
+            q: A critic of the data, whose parameters have no gradient; see agents.critic.learning.
         """
         predicted, state = self.predict(actions=actions, **inputs)
         # In float32 even under mixed precision.

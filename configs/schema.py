@@ -14,7 +14,7 @@ from agents.acting import ROLLOUTS
 from agents.backbones import backbone_names, mixer_entry
 from agents.backbones.attention import AttentionConfig
 from agents.backbones.mixer import BackboneConfig
-from agents.critic import CriticConfig
+from agents.critic.learning import CriticConfig
 from agents.policy import PolicyConfig
 from agents.trackers import TRACKERS
 from agents.trainer import PRECISIONS, TrainerConfig

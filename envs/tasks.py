@@ -116,7 +116,7 @@ class Evaluation:
         target_returns: Returns to ask for, each in `episodes` episodes of its own.
         held: Whether the policy is asked for its target at every step, the rewards not subtracted.
         chosen: Whether the critic of the run chooses at every step between the actions of the
-            target less the rewards and of the target held; see agents.choosing.
+            target less the rewards and of the target held; see agents.critic.choosing.
         environment_kwargs: Keyword arguments of `gymnasium.make`.
         seed: Seed of the start states, and of the noise and the losses of observations.
         horizon: Steps after which an episode is truncated; None is the environment's own limit.

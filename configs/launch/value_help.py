@@ -9,14 +9,8 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from agents.critic import (
-    Critic,
-    Transitions,
-    load_critic,
-    save_critic,
-    step_weights,
-    train_critic,
-)
+from agents.critic.file import load_critic, save_critic
+from agents.critic.learning import Critic, Transitions, step_weights, train_critic
 from agents.distributed import Ranks
 from agents.trainer import stop_requests
 from configs.launch import command

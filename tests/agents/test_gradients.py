@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from agents.backbones import BUILT_IN, MIXERS
 from agents.backbones.state import tensors_of
-from agents.critic import Critic
+from agents.critic.learning import Critic
 from agents.gradients import backward, can_share
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
 

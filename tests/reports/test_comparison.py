@@ -5,7 +5,7 @@ import re
 import pytest
 from run_folders import damage, make_run
 
-from agents.critic import CriticConfig
+from agents.critic.learning import CriticConfig
 from agents.policy import PolicyConfig
 from reports.comparison import Note, compare_runs
 from reports.run_files import UnfinishedRun, read_run, read_runs

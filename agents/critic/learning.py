@@ -12,27 +12,21 @@ action was better than usual are imitated more (advantage-weighted regression, a
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise_tensors
 from torch import Tensor, nn
 
 from common.checks import MOST_STEPS, check_fields, number
 from common.errors import UserError
-from common.files import write_file
 from common.memory import require_memory
 
-CRITIC = "critic.safetensors"
 _TARGET_RATE = 0.005  # share of the weights that the target networks take over at each update
 _LEAST_WEIGHT, _MOST_WEIGHT = 0.05, 20.0
 _ROWS = 65_536  # steps that are judged at once
@@ -309,70 +303,3 @@ def step_weights(critic: Critic, data: Transitions, config: CriticConfig) -> dic
     for name, values in weights.items():
         found[name][rows] = values
     return found
-
-
-# -- the file ---------------------------------------------------------------------------------
-
-
-def save_critic(folder: Path, critic: Critic, config: CriticConfig, data_sha256: str) -> None:
-    """Writes critic.safetensors into a run folder."""
-    made = {"critic": json.dumps({**asdict(config), "data": data_sha256})}
-    content = serialise_tensors(critic.state_dict(), made)
-    write_file(folder / CRITIC, content, "free some space, then start again with resume=true")
-
-
-def load_critic(folder: Path, config: CriticConfig, data_sha256: str) -> Critic | None:
-    """Reads the critic of a run folder; None if it has none yet.
-
-    Raises:
-        UserError: The file is damaged, or the critic is one of other data or other settings.
-    """
-    if not (folder / CRITIC).exists():
-        return None
-    critic, made = _read(folder / CRITIC)
-    if made != {**asdict(config), "data": data_sha256}:
-        raise UserError(
-            f"{folder / CRITIC} is the critic of other data or settings than this run's; start the "
-            "run again with overwrite=true, or give the data that it was trained on."
-        )
-    return critic
-
-
-def critic_of(folder: Path, data_sha256: str) -> Critic:
-    """Reads the critic of a trained run, to choose actions.
-
-    Raises:
-        UserError: The run has none, or one of other data, or the file is damaged.
-    """
-    path = folder / CRITIC
-    if not path.exists():
-        raise UserError(
-            f"{folder} has no {CRITIC}, which is to choose between the actions; train a run with "
-            "experiment=chosen, or give another target."
-        )
-    critic, made = _read(path)
-    if made["data"] != data_sha256:
-        raise UserError(
-            f"{path} is the critic of other data than the policy beside it; copy both from one run."
-        )
-    return critic
-
-
-def _read(path: Path) -> tuple[Critic, dict[str, Any]]:
-    """Returns a critic, and what it was made of."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            made = json.loads((file.metadata() or {})["critic"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        observation_dim = len(tensors["observation_mean"])
-        action_dim = tensors["qs.0.0.weight"].shape[1] - observation_dim
-        with torch.device("meta"):  # draws no random numbers, which a resumed run would not
-            critic = Critic(len(tensors["qs.0.0.bias"]), observation_dim, action_dim)
-        critic.load_state_dict(tensors, assign=True)
-        made["data"]  # what is asked for later
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{path} is truncated or damaged ({reason}); start the run again with overwrite=true."
-        ) from error
-    return critic.requires_grad_(False), made

@@ -4,16 +4,28 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from test_actor import BACKBONE, TARGET, make_policy
 from test_critic import make_transitions
 
 from agents import load_actor
 from agents.acting import ROLLOUTS, make_actor
+from agents.backbones.min_gru import MinGRUConfig
 from agents.checkpoint import RunDescription, save_description, save_policy
-from agents.critic import CRITIC, Critic, CriticConfig, critic_of, save_critic, train_critic
+from agents.critic.file import CRITIC, critic_of, save_critic
+from agents.critic.learning import Critic, CriticConfig, train_critic
+from agents.policy import PolicyConfig, ReturnConditionedPolicy
 from common.errors import UserError
 from envs.simulation.rollout import rollout, start_seeds
 from envs.tasks import Evaluation
+
+BACKBONE = MinGRUConfig(d_model=16, n_layer=2)
+TARGET = 300.0
+
+
+def make_policy() -> ReturnConditionedPolicy:
+    torch.manual_seed(0)
+    policy = ReturnConditionedPolicy(PolicyConfig(), BACKBONE, observation_dim=11, action_dim=3)
+    policy.target_return.fill_(TARGET)
+    return policy.eval()
 
 
 def q(observation: torch.Tensor, action: torch.Tensor) -> torch.Tensor:

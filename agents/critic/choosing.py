@@ -25,7 +25,7 @@ class ChoosingActor:
 
         Args:
             actor: One of agents.acting.
-            q: The critic, of all observations and the policy's actions; see agents.critic.
+            q: The critic, of all observations and the policy's actions; see agents.critic.learning.
         """
         self._actor, self._q = actor, q
         self.observation_dim, self.action_dim = actor.observation_dim, actor.action_dim

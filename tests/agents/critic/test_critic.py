@@ -9,16 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from agents.critic import (
-    CRITIC,
+from agents.critic.file import CRITIC, load_critic, save_critic
+from agents.critic.learning import (
     Critic,
     CriticConfig,
     Transitions,
     discounted_returns,
     expectile_loss,
-    load_critic,
     make_targets,
-    save_critic,
     step_weights,
     train_critic,
 )
@@ -165,7 +163,8 @@ def test_a_saved_critic_is_the_same_and_of_its_own_data_only(tmp_path):
     with pytest.raises(UserError, match=r"critic\.safetensors is the critic of other data"):
         load_critic(tmp_path, config, "xyz")
     content = (tmp_path / CRITIC).read_bytes()
-    for broken in (content[:-100], b"", b"{" + content[1:]):
+    changed = content[:-100] + bytes([content[-100] ^ 1]) + content[-99:]
+    for broken in (content[:-100], b"", b"{" + content[1:], changed):
         (tmp_path / CRITIC).write_bytes(broken)
         with pytest.raises(UserError, match=r"truncated or damaged .*overwrite=true"):
             load_critic(tmp_path, config, "abc")
