@@ -184,7 +184,7 @@ def load_actor(
     how["held"] = (how["held"] and as_scored) if held is None else held
     q = None
     if how.pop("chosen") and as_scored:
-        q = critic_of(folder, description.dataset["sha256"]).to(device)
+        q = critic_of(folder, str(description.dataset.get("sha256"))).to(device)
     try:
         return Actor(policy.to(device), target_return=target_return, q=q, **how)
     except (TypeError, ValueError) as error:
