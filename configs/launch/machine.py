@@ -14,7 +14,7 @@ from common.memory import require_memory
 from configs.schema import TrainConfig
 
 # How many times faster bfloat16 must multiply for `auto` to take it: processors are far from it on
-# either side (Intel's without AMX at 0.5, AMD's at 2), so that one machine always answers alike.
+# either side (Intel's without AMX at 0.6, AMD's at 2), so that one machine always answers alike.
 WORTHWHILE = 1.2
 
 
