@@ -254,9 +254,10 @@ def register() -> None:
 def resolve_evaluation(config: TrainConfig, dataset: DatasetInfo) -> Evaluation:
     """Returns the evaluation that a run ends with; refuses a published target that is unknown."""
     asked = config.evaluation
-    target = demand(asked.target, dataset)
     if asked.target_return is not None:
-        target = {"target_returns": (asked.target_return,)}
+        target: dict[str, Any] = {"target_returns": (asked.target_return,)}
+    else:
+        target = demand(asked.target, dataset)
     return Evaluation(
         dataset.environment_id,
         config.rollout,

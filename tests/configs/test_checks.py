@@ -1,7 +1,7 @@
 """No value of any key, however hostile, ends in a traceback or is accepted as nonsense."""
 
 import math
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -343,6 +343,8 @@ def test_the_rule_of_the_target_return_is_followed(keys, target, way):
     [(_, config)] = check(["evaluation.target_return=7", *overrides], "train")
     own = resolve_evaluation(config, dataset)
     assert (own.target_returns, own.way) == ((7.0,), "")
+    unknown = replace(dataset, environment_id="Mine-v0")  # no return is published for it
+    assert resolve_evaluation(config, unknown).target_returns == (7.0,)
 
     [(_, config)] = check(["run=any", f"target={keys or 'null'}"], "eval")
     again = resolve(config, dataset, own)
