@@ -20,10 +20,14 @@ pytestmark = pytest.mark.skipif(
 _COMPARE = """
 import torch
 from agents.scan import linear_scan, minimal_scan
+from agents.scan import triton as kernels
 
 torch.manual_seed(0)
 scans = {"linear": (linear_scan, 1, 2), "gru": (minimal_scan, 2, 1), "lstm": (minimal_scan, 3, 1)}
 scan, gates, count = scans[NAME]
+if CUT:  # into pieces, as long sequences are
+    kernels._SHORTEST, kernels._FEWEST = 2, 2
+assert (kernels._length(2, 9, 5) < 9) == CUT
 for batch, time, channels in [(2, 9, 5), (1, 2, 70), (1, 1, 3), (2, 0, 3), (0, 2, 3)]:
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 2e-2)):
         exact = [2 * torch.randn(batch, time, gates * channels) for _ in range(count)]
@@ -46,6 +50,15 @@ for batch, time, channels in [(2, 9, 5), (1, 2, 70), (1, 1, 3), (2, 0, 3), (0, 2
                 if actual.numel():
                     error = (actual.double() - wanted).abs().max() / wanted.abs().max().clamp(1e-9)
                     assert error < tolerance, (batch, time, channels, dtype, form, error)
+# Nothing passes a reset, not even a NaN.
+p = torch.randn(1, 9, gates * 3)
+p[0, 1] = float("nan")
+inputs = [p.clone().requires_grad_() for _ in range(count)]
+resets = torch.arange(9)[None] == 4
+states = scan(*inputs, torch.zeros(1, 3), resets, form="triton")
+assert states[0, 1:4].isnan().all() and not states[0, 4:].isnan().any()
+(gradient,) = torch.autograd.grad(states[:, 4:].sum(), inputs[0])
+assert not gradient[0, 4:].isnan().any()
 if gates > 1:
     x = torch.tensor([-500.0, -50.0, 0.0, 50.0, 500.0])
     grid = torch.cartesian_prod(*[x] * gates)
@@ -66,11 +79,11 @@ from triton.compiler import ASTSource
 import triton.language as tl
 from agents.scan import triton as kernels
 
-def build(kernel, pointers, kind):
+def build(kernel, pointers, kind, ends):
     names = kernel.arg_names
     signature = {n: "*fp32" if n in pointers else "constexpr" for n in names}
-    signature |= {"time": "i32", "channels": "i32", "first_ptr": "*u8"}
-    constants = {"KIND": kind, "RESETS": True, "WIDE": tl.float32, "BLOCK": 64}
+    signature |= {"time": "i32", "length": "i32", "channels": "i32", "first_ptr": "*u8"}
+    constants = {"KIND": kind, "RESETS": True, "ENDS": ends, "WIDE": tl.float32, "BLOCK": 64}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     compiled = triton.compile(source, target=GPUTarget("cuda", 80, 32))
     assert ".entry" in compiled.asm["ptx"]
@@ -78,7 +91,8 @@ def build(kernel, pointers, kind):
 for kernel in (kernels._forward_kernel, kernels._backward_kernel):
     pointers = [n for n in kernel.arg_names if n.endswith("_ptr")]
     for kind in (0, 1, 2):
-        build(kernel, pointers, kind)
+        for ends in (False, True):
+            build(kernel, pointers, kind, ends)
 """
 
 
@@ -93,9 +107,10 @@ def run(code: str, interpret: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize("cut", [False, True])
 @pytest.mark.parametrize("name", ["linear", "gru", pytest.param("lstm", marks=pytest.mark.slow)])
-def test_interpreted_kernels_agree_with_the_loop(name):
-    run(_COMPARE.replace("NAME", repr(name)), interpret="1")
+def test_interpreted_kernels_agree_with_the_loop(name, cut):
+    run(_COMPARE.replace("NAME", repr(name)).replace("CUT", repr(cut)), interpret="1")
 
 
 def test_kernels_build_to_ptx_without_a_gpu():
