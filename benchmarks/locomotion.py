@@ -148,6 +148,7 @@ TARGETS = "episodes=50 target_fraction=[0.25,0.5,0.75,1,1.5,2]"
 # What eval.py is asked of some policies: data sets, names of runs, arguments.
 EVALUATIONS: list[tuple[list[str], list[str], str]] = [
     (NINE, ["min_gru"], "target=data"),
+    (NINE, ["min_gru"], "target=best"),
     (NINE, ["min_gru"], "target=held"),
     (NINE, ["min_gru_chosen"], "target=best"),
     (NINE, ["min_gru_chosen"], "target=held"),
@@ -198,7 +199,7 @@ def evaluate(name: str, arguments: list[str], known: dict[str, Run]) -> None:
     dataset, own = read_description(ROOT / folder, load_description(ROOT / folder))
     ((_, config),) = command.check([f"run={folder}", *arguments], "eval")
     file = scores_file(resolve(config, dataset, own), own)
-    if Path(file).stem not in known[name].evaluations:
+    if file != "scores.json" and Path(file).stem not in known[name].evaluations:
         start("eval.py", f"run={folder}", *arguments)
 
 

@@ -33,7 +33,7 @@ from envs.tasks import (
 )
 
 DEVICES = ("auto", "cpu", "cuda")
-TARGETS = ("best", "held", "chosen", "data", "published")
+TARGETS = ("auto", "best", "held", "chosen", "data", "published")
 
 
 @dataclass
@@ -42,10 +42,12 @@ class EvaluationConfig:
 
     Attributes:
         target: The rule for the target return, fixed in advance: `best`, the largest return in the
-            data; `held`, the same, but asked for at every step, the rewards not subtracted;
-            `chosen`, at every step the better of the actions of these two, as the run's critic
-            judges them; `data`, the mean return of their best 10 % of the episodes; or `published`,
-            Decision Transformer's first target for the task.
+            data; `held`, the same, but asked for at every step, the rewards not subtracted; `auto`,
+            `held` where the best episodes of the data are cut short by a fall (see
+            `Episodes.cut_short`), otherwise `best`; `chosen`, at every step the better of the
+            actions of these two, as the run's critic judges them; `data`, the mean return of the
+            best 10 % of the episodes; or `published`, Decision Transformer's first target for the
+            task.
         target_return: A target return to use instead.
         episodes: Episodes of the final evaluation.
         every: Updates between two evaluations in training; 0 evaluates at the end only.
@@ -53,7 +55,7 @@ class EvaluationConfig:
         seed: Fixes the start states: the same for every run, so that runs are comparable.
     """
 
-    target: str = choice("best", TARGETS)
+    target: str = choice("auto", TARGETS)
     target_return: float | None = number(None, at_least=-MOST_RETURN, at_most=MOST_RETURN)
     episodes: int = number(100, at_least=1, at_most=MOST_EPISODES)
     every: int = number(500, at_least=0, at_most=MOST_STEPS)
@@ -257,7 +259,9 @@ def resolve_evaluation(config: TrainConfig, dataset: DatasetInfo) -> Evaluation:
     if asked.target_return is not None:
         target: dict[str, Any] = {"target_returns": (asked.target_return,)}
     else:
-        target = demand(asked.target, dataset)
+        # A policy that sees no return is not said to hold one.
+        unseen = asked.target == "auto" and not config.policy.return_to_go
+        target = demand("best" if unseen else asked.target, dataset)
     return Evaluation(
         dataset.environment_id,
         config.rollout,
@@ -281,7 +285,8 @@ def demand(rule: str, dataset: DatasetInfo) -> dict[str, Any]:
         target = published_target(dataset.environment_id)
     elif rule == "data":
         target = dataset.return_top10
-    return {"target_returns": (target,), "held": rule == "held", "chosen": rule == "chosen"}
+    held = rule == "held" or (rule == "auto" and bool(dataset.cut_short))
+    return {"target_returns": (target,), "held": held, "chosen": rule == "chosen"}
 
 
 def published_target(environment_id: str | None) -> float:

@@ -90,7 +90,8 @@ class DatasetInfo:
     """What config.json keeps of the data that a policy was trained on.
 
     `return_top10` is the mean return of the best 10 % of the episodes, `sha256` hashes the arrays;
-    `environment_id` and `reference` are None where the data does not give them.
+    `environment_id` and `reference` are None where the data does not give them. `cut_short` is that
+    of `Episodes`, None in the description of an earlier version.
     """
 
     id: str
@@ -103,6 +104,7 @@ class DatasetInfo:
     return_top10: float
     return_max: float
     sha256: str
+    cut_short: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,11 @@ def mean_difference(scores: Scores, others: Scores) -> np.ndarray:
     return mean_over_tasks(scores) - mean_over_tasks(others)
 
 
+def interquartile_difference(scores: Scores, others: Scores) -> np.ndarray:
+    """Returns a method's interquartile mean minus another's on the same tasks, of shape (...)."""
+    return interquartile_mean(scores) - interquartile_mean(others)
+
+
 def bootstrap_interval(
     statistic: Callable[..., np.ndarray], *methods: Scores, repeats: int = 10_000, seed: int = 0
 ) -> tuple[float, float] | None:

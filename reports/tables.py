@@ -12,12 +12,15 @@ import numpy as np
 from reports.comparison import Cell, Comparison, short, usual
 from reports.statistics import (
     bootstrap_interval,
+    interquartile_difference,
     interquartile_mean,
     mean_difference,
     mean_over_tasks,
     score_of_the_chosen,
     student_half_width,
 )
+
+DIFFERENCES = {"mean": mean_difference, "IQM": interquartile_difference}
 
 
 @dataclass(frozen=True)
@@ -176,16 +179,23 @@ def improvement_table(comparison: Comparison) -> Table:
             both = [task for task in comparison.ran(row) if task in comparison.ran(baseline)]
             if row != baseline and both:
                 scores = comparison.scores(row, both), comparison.scores(baseline, both)
-                interval = bootstrap_interval(mean_difference, *scores, repeats=2000)
-                difference = Estimate(float(mean_difference(*scores)), interval, "+,.1f")
-                line = {"row": row, "over": baseline, "difference": difference, "tasks": len(both)}
+                differences = {
+                    name: Estimate(
+                        float(difference(*scores)),
+                        bootstrap_interval(difference, *scores, repeats=2000),
+                        "+,.1f",
+                    )
+                    for name, difference in DIFFERENCES.items()
+                }
+                line = {"row": row, "over": baseline, **differences, "tasks": len(both)}
                 lines.append(line)
     return Table(
         "improvement",
         "Improvement",
         lines,
-        "Difference: of the means, averaged over the tasks that both rows were run on. In brackets "
-        "the 95 % interval of the stratified bootstrap, too narrow for few seeds and tasks.",
+        "Differences of the means and of the interquartile means over the tasks that both rows "
+        "were run on. In brackets the 95 % interval of the stratified bootstrap, too narrow for few "
+        "seeds and tasks.",
     )
 
 

@@ -82,14 +82,14 @@ def test_figures_by_hand(report):
     assert (rows["min_lstm"]["tasks"], rows["min_lstm"]["IQM"]) == ("1 of 2", "")
 
     better = {(r["row"], r["over"]): r for r in records(out / "improvement.csv")}
-    assert float(better["min_gru", "attention"]["difference"]) == pytest.approx(10)
+    assert float(better["min_gru", "attention"]["mean"]) == pytest.approx(10)
     # The least and the greatest means that three runs can be drawn to: 50 - 60 and 70 - 40.
-    low, high = (
-        float(better["min_gru", "attention"][f"difference {end}"]) for end in ("low", "high")
-    )
+    low, high = (float(better["min_gru", "attention"][f"mean {end}"]) for end in ("low", "high"))
     assert -10 < low < 10 < high < 30
+    other = float(rows["attention"]["IQM"])
+    assert float(better["min_gru", "attention"]["IQM"]) == pytest.approx(70 - other)
     assert better["min_lstm", "min_gru"]["tasks"] == "1"
-    assert better["min_lstm", "min_gru"]["difference low"] == ""
+    assert better["min_lstm", "min_gru"]["mean low"] == ""
 
     assert "60.0 ± 24.8" in text
     assert "| 1 | min_lstm | walker2d-medium | runs | none | needed for" in markdown(out)

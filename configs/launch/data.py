@@ -57,6 +57,12 @@ def read_data(config: TrainConfig, console: Console, given: Episodes | None = No
             f"{episodes.n_episodes + held_out.n_episodes:,}.",
             soft_wrap=True,
         )
+    if config.evaluation.asks_by_rule("auto") and evaluation.held:
+        console.print(
+            f"note: the best episodes of {info.id} are cut short by a fall, so the policy is asked "
+            "for their best return at every step; evaluation.target=best counts it down.",
+            soft_wrap=True,
+        )
     if config.protocol.name == "windowed" and config.rollout == "carried" and not alone:
         console.print(
             f"note: trained on windows of {config.protocol.context_length} steps, the policy will "
@@ -79,4 +85,5 @@ def describe(episodes: Episodes) -> DatasetInfo:
         return_top10=float(episodes.top_fraction_return(0.1)),
         return_max=float(episodes.returns.max()),
         sha256=episodes.sha256(),
+        cut_short=episodes.cut_short,
     )

@@ -263,6 +263,25 @@ class Episodes:
         return result
 
     @cached_property
+    def terminated(self) -> np.ndarray:
+        """(episodes,) bool, whether an episode ends by termination, and not by truncation."""
+        result = self.terminations[self.starts + self.lengths - 1]
+        release(self.terminations)
+        return result
+
+    @cached_property
+    def cut_short(self) -> bool:
+        """Whether the best 10 % of the episodes fall: they end, where to go on would earn more.
+
+        That is, more than half of them end by termination, and over all episodes return and length
+        correlate above 0.5. An episode that ends because its goal is reached is not cut short.
+        """
+        if np.ptp(self.lengths) == 0 or np.ptp(self.returns) == 0:
+            return False
+        grows = np.corrcoef(self.lengths, self.returns)[0, 1] > 0.5
+        return bool(grows and self.terminated[self.best(0.1)].mean() > 0.5)
+
+    @cached_property
     def returns_to_go(self) -> np.ndarray:
         """(rows,) float32, sum of the rewards from each step (inclusive) to its episode's end.
 

@@ -324,7 +324,8 @@ def test_an_override_is_refused(overrides):
 @pytest.mark.parametrize(
     ("keys", "target", "way"),
     [
-        ("", 450.0, ""),
+        ("", 450.0, ", held"),
+        ("auto", 450.0, ", held"),
         ("held", 450.0, ", held"),
         ("chosen", 450.0, ", chosen"),
         ("best", 450.0, ""),
@@ -337,9 +338,16 @@ def test_the_rule_of_the_target_return_is_followed(keys, target, way):
     overrides = [f"evaluation.target={keys}"] if keys else []
     critic = ["critic.updates=9"] if keys == "chosen" else []
     [(_, config)] = check(["dataset=hopper-medium", *critic, *overrides], "train")
-    dataset = DatasetInfo("mine/d-v0", "Hopper-v5", {}, None, 9, 99, 100.0, 300.0, 450.0, "0" * 64)
+    dataset = DatasetInfo(
+        "mine/d-v0", "Hopper-v5", {}, None, 9, 99, 100.0, 300.0, 450.0, "0" * 64, cut_short=True
+    )
     asked = resolve_evaluation(config, dataset)
     assert (asked.target_returns, asked.way) == ((target,), way)
+    if keys in ("", "auto"):
+        for other in (False, None):
+            assert resolve_evaluation(config, replace(dataset, cut_short=other)).way == ""
+        blind = replace(config, policy=PolicyConfig(return_to_go=False))
+        assert resolve_evaluation(blind, dataset).way == ""
     [(_, config)] = check(["evaluation.target_return=7", *overrides], "train")
     own = resolve_evaluation(config, dataset)
     assert (own.target_returns, own.way) == ((7.0,), "")
@@ -348,7 +356,7 @@ def test_the_rule_of_the_target_return_is_followed(keys, target, way):
 
     [(_, config)] = check(["run=any", f"target={keys or 'null'}"], "eval")
     again = resolve(config, dataset, own)
-    assert (again.target_returns, again.way) == ((target if keys else 7.0,), way)
+    assert (*again.target_returns, again.way) == ((target, way) if keys else (7.0, ""))
     for given, targets in (
         ("target_fraction=[0.5,1]", (225.0, 450.0)),
         ("target_return=[9]", (9.0,)),

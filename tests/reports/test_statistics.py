@@ -10,6 +10,7 @@ from scipy import stats
 
 from reports.statistics import (
     bootstrap_interval,
+    interquartile_difference,
     interquartile_mean,
     mean_difference,
     mean_over_tasks,
@@ -60,8 +61,9 @@ def test_resamples_are_computed_side_by_side(scores):
         own, other = [task[i] for task in resampled], [task[i] for task in others]
         for mean in (interquartile_mean, mean_over_tasks):
             assert mean(resampled)[i] == pytest.approx(float(mean(own)))
-        difference = float(mean_difference(own, other))
-        assert mean_difference(resampled, others)[i] == pytest.approx(difference)
+        for difference in (mean_difference, interquartile_difference):
+            alone = float(difference(own, other))
+            assert difference(resampled, others)[i] == pytest.approx(alone)
 
 
 @settings(deadline=None)

@@ -152,6 +152,35 @@ def test_flat_arrays_are_cut_where_an_episode_ends():
 
 
 @pytest.mark.parametrize(
+    ("reward", "goal", "falls", "expected"),
+    [
+        (1.0, 0.0, 20, True),
+        (1.0, 0.0, 19, False),  # the best ones, which last longest, reach the time limit
+        (-1.0, 0.0, 20, False),  # each step costs: the goal was reached
+        (0.0, 1.0, 20, False),  # a reward for the goal alone
+        (0.0, 0.0, 20, False),
+    ],
+)
+def test_the_best_episodes_are_cut_short_by_a_fall_where_going_on_would_earn_more(
+    reward, goal, falls, expected
+):
+    lengths = np.arange(2, 22)
+    ends = np.cumsum(lengths) - 1
+    rewards = np.full(lengths.sum(), reward)
+    rewards[ends] += goal
+    flags = np.zeros((2, len(rewards)))
+    flags[0, ends[:falls]] = 1
+    flags[1, ends[falls:]] = 1
+    many = {"observations": np.zeros((len(rewards), 2)), "actions": np.zeros((len(rewards), 1))}
+    flagged = {"rewards": rewards, "terminations": flags[0], "truncations": flags[1]}
+    episodes = Episodes.from_arrays(**flat(**many, **flagged))
+    assert episodes.terminated.sum() == falls
+    assert episodes.cut_short is expected
+    later = episodes.select(np.arange(4, 20))  # of these too
+    assert later.terminated.sum() == falls - 4 and later.cut_short is expected
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"actions": np.zeros((2, 1))}, "2 actions for 3 rewards; each step needs one of each"),
