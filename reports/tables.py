@@ -179,23 +179,17 @@ def improvement_table(comparison: Comparison) -> Table:
             both = [task for task in comparison.ran(row) if task in comparison.ran(baseline)]
             if row != baseline and both:
                 scores = comparison.scores(row, both), comparison.scores(baseline, both)
-                differences = {
-                    name: Estimate(
-                        float(difference(*scores)),
-                        bootstrap_interval(difference, *scores, repeats=2000),
-                        "+,.1f",
-                    )
-                    for name, difference in DIFFERENCES.items()
-                }
-                line = {"row": row, "over": baseline, **differences, "tasks": len(both)}
-                lines.append(line)
+                line: dict[str, Any] = {"row": row, "over": baseline}
+                for name, difference in DIFFERENCES.items():
+                    interval = bootstrap_interval(difference, *scores, repeats=2000)
+                    line[name] = Estimate(float(difference(*scores)), interval, "+,.1f")
+                lines.append(line | {"tasks": len(both)})
     return Table(
         "improvement",
         "Improvement",
         lines,
-        "Differences of the means and of the interquartile means over the tasks that both rows "
-        "were run on. In brackets the 95 % interval of the stratified bootstrap, too narrow for few "
-        "seeds and tasks.",
+        "Differences of the means and of the IQMs, over the tasks that both rows were run on. In "
+        "brackets the 95 % interval of the stratified bootstrap, too narrow for few seeds and tasks.",
     )
 
 
