@@ -188,8 +188,8 @@ def improvement_table(comparison: Comparison) -> Table:
         "improvement",
         "Improvement",
         lines,
-        "Differences of the means and of the IQMs, over the tasks that both rows were run on. In "
-        "brackets the 95 % interval of the stratified bootstrap, too narrow for few seeds and tasks.",
+        "Differences of the means and IQMs, over the tasks that both rows were run on. In brackets "
+        "the 95 % interval of the stratified bootstrap, too narrow for few seeds and tasks.",
     )
 
 
