@@ -12,6 +12,7 @@ from programs import ROOT, SMALL, end, wait_for
 from rich.console import Console
 from safetensors.torch import load_file
 
+from agents import load_actor
 from common.errors import UserError
 from configs.launch import command
 from configs.launch.data import read_data
@@ -242,6 +243,18 @@ def test_value_help_from_the_command_line_and_resumed_to_the_same_bits(start, ca
     assert not (tmp_path / "killed" / "critic.safetensors").exists()
     weights = [load_file(tmp_path / r / "model.safetensors") for r in ("killed", "unbroken")]
     assert not torch.equal(weights[0]["head.weight"], weights[1]["head.weight"])
+
+
+def test_where_the_best_episodes_fall_their_return_is_held(call, tmp_path):
+    ended = call("train.py", *SMALL, "dataset=hopper-medium", "steps=5", "run_dir=run")
+    assert ended.returncode == 0, ended.stderr
+    assert "are cut short by a fall, so the policy is asked for" in ended.stdout
+    assert ", held" in ended.stdout
+    actor = load_actor(tmp_path / "run")
+    first, second = (actor.act(np.zeros(11)) for _ in range(2))  # it needs no rewards
+    assert not np.array_equal(first, second)
+    counted = call("eval.py", "run=run", "target=best")
+    assert counted.returncode == 0 and ", held" not in counted.stdout
 
 
 def test_a_critic_that_only_chooses_leaves_the_policy_as_it_is(call, tmp_path):
