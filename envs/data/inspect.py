@@ -35,8 +35,8 @@ def summarize(episodes: Episodes) -> dict[str, Any]:
     Returns are sums of rewards, normalised scores run from 0 to 100, lengths are in steps, and
     shares are parts of 1.
     """
-    ends = episodes.starts + episodes.lengths - 1
-    terminated, truncated = episodes.terminations[ends], episodes.truncations[ends]
+    terminated = episodes.terminated
+    truncated = episodes.truncations[episodes.starts + episodes.lengths - 1]
     spec = gym.registry.get(episodes.environment_id or "")
     horizon = spec.max_episode_steps if spec is not None else None
     cut = truncated & ~terminated & (episodes.lengths < horizon) if horizon is not None else None
@@ -68,6 +68,7 @@ def summarize(episodes: Episodes) -> dict[str, Any]:
             "neither": int((~truncated & ~terminated).sum()),
             "truncated_before_horizon": int(cut.sum()) if cut is not None else None,
         },
+        "best_episodes_cut_short": episodes.cut_short,
         "actions": {
             "bound_low": episodes.action_low.tolist(),
             "bound_high": episodes.action_high.tolist(),
