@@ -69,6 +69,7 @@ def test_the_summary_says_what_is_in_the_data(dataset):
         "neither": 0,
         "truncated_before_horizon": 1,
     }
+    assert not summary["best_episodes_cut_short"]  # the best one reached the time limit
     actions = summary["actions"]
     assert (actions["min"][1], actions["max"][0]) == (-1.0, 1.0)
     np.testing.assert_allclose(actions["saturated_share"], [7 / 1065, 7 / 1065, 1.0])
