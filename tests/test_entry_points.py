@@ -23,7 +23,7 @@ from reports.scores import read_scores
 
 
 def test_train_then_eval(start, call, tmp_path):
-    trained = call("train.py", *SMALL, "steps=80", "held_out=0.2")
+    trained = call("train.py", *SMALL, "steps=80", "held_out=0.2", "evaluation.target=best")
     assert trained.returncode == 0, trained.stderr
     (folder,) = tmp_path.glob("runs/hopper-medium-expert/*")
     assert re.fullmatch(r"min_gru-streamed-seed0-[0-9a-f]{8}", folder.name)
@@ -365,7 +365,7 @@ WRONG = {
     "trainer.schedule=linear": r"trainer\.schedule 'linear' does not exist",
     "backbone.convolution=-1": r"backbone\.convolution is -1; it must be",
     "policy.tokens=2": r"policy\.tokens is 2; it must be 1 or 3",
-    "evaluation.target=top": r"evaluation\.target .top. does not exist; there are: best, held, ch",
+    "evaluation.target=top": r"evaluation\.target .top. does not exist; there are: auto, best, held, ch",
     "steps": r"'steps' is not an override; write key=value",
     "critic.q_weight=5": r"critic\.q_weight is 5\.0, but critic\.updates is 0: no critic",
     "critic.expectile=1": r"critic\.expectile is 1\.0; it must be",
