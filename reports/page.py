@@ -69,12 +69,20 @@ def to_markdown(part: Table | Picture) -> str:
 def to_rich(table: Table) -> RichTable:
     """Returns a table for a terminal of 80 columns: a task is a line above its rows."""
     by_task = table.columns[0] == "task"
-    shown = RichTable(title=_bold(table.title), title_justify="left", box=SIMPLE_HEAD)
+    shown = RichTable(
+        title=_bold(table.title),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
     for column in table.columns[by_task:]:
         if column in WORDS:
             shown.add_column(_bold(column), overflow="fold")
         else:
-            shown.add_column(_bold(column.replace(" ", "\n")), justify="right", no_wrap=True)
+            heading = _bold(column.replace(" ", "\n"))
+            # Of many notes the numbers may break, or they would take the room of the names.
+            shown.add_column(heading, justify="right", no_wrap=column != "note")
     task = None
     for row in table.shown():
         if by_task and row[0] != task:

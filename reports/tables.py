@@ -241,15 +241,14 @@ def choice_table(comparison: Comparison) -> Table:
         for trial in TRIALS:
             if trial < min(run.fewest_in_sweep for run in runs):
                 found = [score_of_the_chosen(scores, trial) for scores in targets]
-                words = f"{trial} episode{'s' * (trial > 1)} each"
-                line[words] = float(np.mean(found))
+                line[f"tried {trial}"] = float(np.mean(found))
         lines.append(line)
     return Table(
         "choice",
         "If the target were chosen by trying",
         [{key: line.get(key) for key in max(lines, key=len)} for line in lines],
         "Asked in advance: the score of the table of scores, whose target follows from the data. "
-        "Else the score expected after so many episodes of each target, of which the best mean is "
+        "Tried n: the score expected after n episodes of each target, of which the best mean is "
         "chosen; it is scored by its other episodes. Mean over tasks and seeds.",
     )
 

@@ -104,8 +104,8 @@ def test_what_a_choice_of_the_target_brings_is_told_where_several_were_tried(tmp
     assert (line["row"], line["targets"], line["runs"]) == ("a", 3, 1)
     assert line["asked in advance"] == pytest.approx(50)
     # The target of score 70 is the best in each episode.
-    assert line["1 episode each"] == pytest.approx(70, abs=0.1)
-    assert "5 episodes each" not in line or line["5 episodes each"] is None
+    assert line["tried 1"] == pytest.approx(70, abs=0.1)
+    assert "tried 5" not in line or line["tried 5"] is None
 
 
 def test_a_held_target_and_one_counted_down_are_two_of_a_sweep(tmp_path):
