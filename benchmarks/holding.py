@@ -9,13 +9,15 @@ at every step. Prints and saves holding.csv: normalised scores, beside the share
 the episodes that end by termination and whether evaluation.target=auto holds.
 """
 
+import argparse
 import itertools
 import os
 from collections.abc import Iterator
 from multiprocessing import get_context
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from timing import Row, make_parser, printed, write_csv
+from timing import ROOT, Row, printed, write_csv
 
 from common.errors import exits
 from configs.schema import EvaluationConfig
@@ -77,9 +79,13 @@ def compare(job: Job) -> Row:
 
 def main() -> None:
     """Compares both ways on all data sets."""
-    parser = make_parser(__doc__, 1)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--jobs", type=int, default=1, help="policies at once, each on one thread")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    results = ROOT / "benchmarks" / "results"
+    parser.add_argument("--out", type=Path, default=results, help="folder of the table")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     with get_context("spawn").Pool(given.jobs, maxtasksperchild=1) as pool:

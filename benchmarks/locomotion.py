@@ -47,7 +47,7 @@ WINDOWED = ["protocol.name=windowed", "protocol.context_length=20", "rollout=rol
 UNIFORM = "protocol.best_share=0"
 # Decision Transformer's network and rollout; optimiser, schedule and target of the others.
 DECISION_TRANSFORMER = [
-    *("experiment=decision_transformer", "evaluation.target=best"),
+    *("experiment=decision_transformer", "evaluation.target=auto"),
     *("trainer.learning_rate=1e-3", "trainer.warmup=100", "trainer.schedule=cosine"),
     *("trainer.gradient_clip=1.0", "trainer.ema_decay=0.99"),
 ]

@@ -66,7 +66,7 @@ def write_data(data: Data, path: Path) -> None:
     episodes = data.episodes
     ends = np.array([end for _, end in episodes.borders]) - 1
     timeouts = np.zeros(episodes.n_steps, np.float32)
-    timeouts[ends] = ~episodes.terminations[ends]
+    timeouts[ends] = ~episodes.terminated
     np.savez(
         path,
         observations=episodes.observations,

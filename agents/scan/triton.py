@@ -173,9 +173,10 @@ def _forward(sequences: list[Tensor], state: Tensor, resets: Tensor | None) -> T
     starts = state.unsqueeze(1)  # the state before each piece, (batch, pieces, channels)
     length = _length(*states.shape)
     if length < states.shape[1]:
-        zeros, products, ends, cut = _pieces(states, resets, length)
+        zeros = _of_pieces(states, length)
+        products, ends = torch.empty_like(zeros), torch.empty_like(zeros)
         _launch(_forward_kernel, [*inputs, zeros], resets, [ends, products], states, length, True)
-        chained = _forward([products, ends], state.to(ends), cut)
+        chained = _forward([products, ends], state.to(ends), _has_reset(resets, length))
         starts = torch.cat([starts.to(ends), chained[:, :-1]], dim=1)
     _launch(_forward_kernel, [*inputs, starts], resets, [states, states], states, length)
     return states
@@ -189,17 +190,18 @@ def _backward(
     d_state = state.new_zeros(state.shape)
     after = [states, grad.contiguous(), gradients[0], gradients[-1]]
     length = _length(*states.shape)
-    zeros, products, ends, cut = _pieces(states, resets, length)
+    zeros = _of_pieces(states, length)
     carries = zeros  # what comes from the later pieces, (batch, pieces, channels)
     if length < states.shape[1]:
-        before = [sequence, state, zeros]
-        after_ends = [*after, ends, products]
+        products, ends = torch.empty_like(zeros), torch.empty_like(zeros)
+        before, after_ends = [sequence, state, zeros], [*after, ends, products]
         _launch(_backward_kernel, before, resets, after_ends, states, length, True)
+        cut = _has_reset(resets, length)
         backwards = [products.flip(1), ends.flip(1)]
         chained = _forward(backwards, zeros[:, 0], None if cut is None else cut.flip(1))
         carries = torch.cat([chained.flip(1)[:, 1:], zeros[:, :1]], dim=1)
-    before = [sequence, state, carries]
-    _launch(_backward_kernel, before, resets, [*after, d_state, products], states, length)
+    before, after_all = [sequence, state, carries], [*after, d_state, d_state]
+    _launch(_backward_kernel, before, resets, after_all, states, length)
     return [*gradients, d_state]
 
 
@@ -210,27 +212,24 @@ def _length(batch: int, time: int, channels: int) -> int:
     return triton.cdiv(time, pieces) if pieces >= _FEWEST else time
 
 
-def _wide(tensor: Tensor) -> torch.dtype:
-    """Returns the dtype in which a kernel accumulates."""
-    return torch.promote_types(tensor.dtype, torch.float32)
-
-
-def _pieces(
-    states: Tensor, resets: Tensor | None, length: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Returns zeros, room for products and ends, and which pieces have a reset.
-
-    All are (batch, pieces, channels) but the last, (batch, pieces): nothing passes through a piece
-    with a reset, neither a state nor, where its product of 0 would not stop it, a NaN.
-    """
+def _of_pieces(states: Tensor, length: int) -> Tensor:
+    """Returns zeros (batch, pieces, channels) of the type in which the kernels accumulate."""
     batch, time, channels = states.shape
-    pieces = max(1, triton.cdiv(time, length)) if length else 1
-    zeros = states.new_zeros((batch, pieces, channels), dtype=_wide(states))
-    cut = None
-    if resets is not None:
-        padded = F.pad(resets, (0, pieces * length - time))
-        cut = padded.view(batch, pieces, length).any(dim=-1)
-    return zeros, torch.empty_like(zeros), torch.empty_like(zeros), cut
+    pieces = triton.cdiv(time, length) if time else 1
+    wide = torch.promote_types(states.dtype, torch.float32)
+    return states.new_zeros((batch, pieces, channels), dtype=wide)
+
+
+def _has_reset(resets: Tensor | None, length: int) -> Tensor | None:
+    """Returns which pieces have a reset, (batch, pieces).
+
+    Nothing passes through those, neither a state nor, where its product of 0 would not stop it, a
+    NaN.
+    """
+    if resets is None:
+        return None
+    batch, time = resets.shape
+    return F.pad(resets, (0, -time % length)).view(batch, -1, length).any(dim=-1)
 
 
 def _launch(
