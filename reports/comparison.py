@@ -21,8 +21,8 @@ Value = TypeVar("Value", bound=Hashable)
 class Note:
     """A difference between runs of one table.
 
-    `row` and `task` may name several. `fact` is what differs: ``updates``, or a key of the
-    configuration.
+    `row` and `task` may name several, or ``all``. `fact` is what differs: ``updates``, or a key of
+    the configuration.
     """
 
     row: str
@@ -195,7 +195,7 @@ def _unaveraged(comparison: Comparison) -> Found:
     for task in comparison.tasks:
         if task not in comparison.averaged:
             keys = [key for key in comparison.cells if key[0] == task]
-            note = Note("all", short(task), "reference returns", "none", "known: an average")
+            note = Note("all", short(task), "reference returns", "none", "known, for an average")
             yield note, keys
 
 
@@ -212,7 +212,7 @@ def _unlike_others(comparison: Comparison) -> Found:
                     found.setdefault((row, fact, own[fact], common), []).append(task)
     order = {row: place for place, row in enumerate(comparison.rows)}
     for (row, fact, value, common), tasks in sorted(found.items(), key=lambda f: order[f[0][0]]):
-        note = Note(row, ", ".join(map(short, tasks)), fact, value, common)
+        note = Note(row, _named(tasks, comparison), fact, value, common)
         yield note, [(task, row) for task in tasks]
 
 
@@ -255,10 +255,16 @@ def _incomplete(comparison: Comparison) -> Found:
     for part in comparison.parts():
         for row in part.rows if part.tasks == comparison.tasks else []:
             if missing := [task for task in comparison.averaged if (task, row) not in part.cells]:
-                alone.setdefault(", ".join(map(short, missing)), []).append(row)
+                alone.setdefault(_named(missing, comparison), []).append(row)
     for tasks, rows in alone.items():
-        note = Note(", ".join(rows), tasks, "runs", "none", "needed for an average over tasks")
+        note = Note(", ".join(rows), tasks, "runs", "none", "on every task, for an average")
         yield note, [key for key in comparison.cells if key[1] in rows]
+
+
+def _named(tasks: Sequence[str], comparison: Comparison) -> str:
+    """Returns the tasks' short names, or ``all`` where these are all of several."""
+    every = len(tasks) == len(comparison.tasks) > 1
+    return "all" if every else ", ".join(map(short, tasks))
 
 
 def usual(values: Sequence[Value]) -> Value:

@@ -68,6 +68,8 @@ def to_markdown(part: Table | Picture) -> str:
 
 def to_rich(table: Table) -> RichTable:
     """Returns a table for a terminal of 80 columns: a task is a line above its rows."""
+    if table.name == "notes":
+        return _sentences(table)
     by_task = table.columns[0] == "task"
     shown = RichTable(
         title=_bold(table.title),
@@ -81,8 +83,7 @@ def to_rich(table: Table) -> RichTable:
             shown.add_column(_bold(column), overflow="fold")
         else:
             heading = _bold(column.replace(" ", "\n"))
-            # Of many notes the numbers may break, or they would take the room of the names.
-            shown.add_column(heading, justify="right", no_wrap=column != "note")
+            shown.add_column(heading, justify="right", no_wrap=True)
     task = None
     for row in table.shown():
         if by_task and row[0] != task:
@@ -93,6 +94,16 @@ def to_rich(table: Table) -> RichTable:
         cells = zip(table.columns[by_task:], row[by_task:], strict=True)
         # A figure stands above its interval.
         shown.add_row(*[Text(v if c in WORDS else v.replace(" (", "\n(")) for c, v in cells])
+    return shown
+
+
+def _sentences(notes: Table) -> RichTable:
+    """Returns the notes as a line each: their names are too long to stand side by side."""
+    shown = RichTable.grid(padding=(0, 2))
+    shown.title, shown.title_justify = _bold(f"{notes.title}\n"), "left"
+    shown.add_column(justify="right")
+    for note, row, task, fact, value, usual in notes.shown():
+        shown.add_row(Text(note), Text(f"{row} on {task}: {fact} {value} (usual: {usual})"))
     return shown
 
 

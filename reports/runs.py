@@ -80,11 +80,12 @@ class Run:
     def facts(self) -> dict[str, str]:
         """How it was scored and on what it was trained, in words: differences are noted."""
         score, data, evaluation = self.score, self.data, self.score.evaluation
-        ends, asked = UNKNOWN, UNKNOWN
+        ends, asked, way = UNKNOWN, UNKNOWN, UNKNOWN
         if score.reference is not None:
             ends = f"{score.reference.minimum:,.1f} and {score.reference.maximum:,.1f}"
         if self.config["policy.return_to_go"]:  # otherwise the policy does not see the target
-            asked = f"{score.target_return:,.0f}{evaluation.way}"
+            asked = f"{score.target_return:,.0f}"
+            way = evaluation.way.removeprefix(", ") or "counted down"
         critic = self.config.get("critic.updates") or 0  # an earlier version knows none
         return {
             "part of the data": score.dataset_id.partition(" (")[2].rstrip(")") or "all",
@@ -99,6 +100,7 @@ class Run:
             "episodes": str(evaluation.episodes),
             "seed of the start states": str(evaluation.seed),
             "target return": asked,
+            "the target is": way,
             "updates": f"{score.checkpoint_step:,}",
             "value help": f"a critic of {critic:,} updates" if critic else "none",
             "hidden observations": score.hidden_observations or "none",
