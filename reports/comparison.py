@@ -49,6 +49,13 @@ class Cell:
         best = [run.best for run in self.runs if run.best is not None]
         return float(np.mean(best)) if len(best) == len(self.runs) else None
 
+    @property
+    def minutes(self) -> float | None:
+        """The mean time of a run's updates; None if it is not known of each run."""
+        seconds = [run.config.get("training_seconds") for run in self.runs]
+        known = [float(value) for value in seconds if value is not None]
+        return float(np.mean(known)) / 60 if len(known) == len(self.runs) else None
+
 
 @dataclass(frozen=True)
 class Comparison:

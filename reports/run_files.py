@@ -2,8 +2,9 @@
 
 A table folder has three CSV files, from which compare.py shows the same as from the run folders:
 
-- runs.csv, a row for each run: every key of its configuration (``protocol.name``), its data set
-  (``data.sha256``) and its score (``score.normalized_score_mean``);
+- runs.csv, a row for each run: every key of its configuration (``protocol.name``), the time of its
+  updates (``training_seconds``), its data set (``data.sha256``) and its score
+  (``score.normalized_score_mean``);
 - evaluations.csv, a row for each further evaluation; an empty cell means: as in runs.csv;
 - curves.csv, a row for each update at which a run was evaluated.
 
@@ -39,6 +40,7 @@ EPISODES = ("episode_returns", "episode_lengths")  # packed; lengths of a run's 
 LOGGED = (
     *("train/loss", "eval/loss"),
     *("eval/normalized_score_mean", "eval/return_mean", "eval/length_mean"),
+    SPEED := "time/updates_per_second",
 )
 REQUIRED = {  # settings that a comparison reads by name
     **{"backbone.name": str, "seed": int, "steps": int},
@@ -165,6 +167,10 @@ def read_run(folder: Path, name: str = "") -> Run:
         for record in read_log(path):
             steps.setdefault(record["step"], {}).update(record)
     last = max(steps, default=0)
+    # The median forgives a pause; a critic's own training is not in it.
+    speeds = [speed for record in steps.values() if (speed := record.pop(SPEED, 0)) > 0]
+    if speeds and not config.get("critic.updates"):
+        config["training_seconds"] = config["steps"] / float(np.median(speeds))
     return Run(
         name=name or folder.resolve().name,
         folder=folder,

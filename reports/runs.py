@@ -15,7 +15,7 @@ IGNORED = (
     *("seed", "run_dir", "device", "trainer.log_every", "trainer.save_every", "rollout"),
     *("dataset.source", "dataset.id", "dataset.path", "dataset.name", "dataset.parts"),
     *("dataset.environment", "evaluation.episodes", "evaluation.every", "evaluation.seed"),
-    "evaluation.episodes_in_training",
+    *("evaluation.episodes_in_training", "training_seconds"),
 )
 # What an evaluation asks for, and how often.
 ASKED = {"target_returns", "held", "chosen", "episodes"}
@@ -29,7 +29,8 @@ class Run:
     Attributes:
         name: Its folder, below the one that was searched: ``hopper-medium/min_gru-seed0``.
         folder: Its folder; for a row of a table, where the folder would be.
-        config: config.yaml, its keys joined: ``protocol.name`` to ``windowed``.
+        config: config.yaml, its keys joined: ``protocol.name`` to ``windowed``; and
+            ``training_seconds``, if they are known.
         data: The data that it was trained on.
         scores: scores.json; the first is the score of the last checkpoint by the run's own
             evaluation.

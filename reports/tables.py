@@ -158,6 +158,8 @@ def overall_table(comparison: Comparison) -> Table:
             averages["IQM"] = average(comparison, row)
             averages["mean"] = float(mean_over_tasks(comparison.scores(row, tasks)))
             averages["mean of best"] = float(np.mean(best)) if len(best) == count else None
+        minutes = [cell.minutes for cell in cells if cell.minutes is not None]
+        averages["minutes"] = float(np.mean(minutes)) if len(minutes) == len(cells) else None
         marks = {mark for task in tasks for mark in comparison.marks.get((task, row), [])}
         lines.append(line | averages | {"note": _listed(sorted(marks))})
     return Table(
@@ -165,9 +167,9 @@ def overall_table(comparison: Comparison) -> Table:
         f"Over {count} task{'s' * (count != 1)}",
         lines,
         "IQM: interquartile mean over all runs of all tasks, with equal weight for each run; mean: "
-        "of the tasks' means; in brackets the 95 % interval of the stratified bootstrap, which is "
-        "too narrow for few seeds (none if a task has a single seed). Rows that were not run on "
-        "every task have no average.",
+        "of the tasks' means; in brackets the 95 % interval of the stratified bootstrap, too "
+        "narrow for few seeds (none if a task has one). Rows that were not run on every task have "
+        "no average. Minutes: of a run's updates; those of two machines do not compare.",
     )
 
 

@@ -33,6 +33,7 @@ def make_run(
     step=1500,
     protocol=None,
     sha256=None,
+    updates_per_second=None,
     others=None,
     **keys,
 ):
@@ -90,6 +91,8 @@ def make_run(
         return make_scores(result, evaluation, dataset, checkpoint_step, hidden)[0]
 
     metrics = Metrics(folder, resume_step=0)
+    if updates_per_second is not None:
+        metrics.record(step, {"time/updates_per_second": updates_per_second})
     for i, value in enumerate(curve, start=1):
         metrics.record(50 * i, {"train/loss": 1.0})
         metrics.record(50 * i, scored(value, targets[0]).scalars())

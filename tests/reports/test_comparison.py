@@ -9,7 +9,7 @@ from agents.critic.learning import CriticConfig
 from agents.policy import PolicyConfig
 from reports.comparison import Note, compare_runs
 from reports.run_files import UnfinishedRun, read_run, read_runs
-from reports.tables import choice_table
+from reports.tables import choice_table, overall_table
 
 
 def compared(folder):
@@ -77,6 +77,17 @@ def test_what_was_scored_otherwise_is_noted(tmp_path, more, fact, value, usual):
     found = compared(tmp_path)
     assert found.notes == [Note("c", "hopper-medium", fact, value, usual)]
     assert found.marks == {("builtin/hopper/medium-v1", "c"): [1]}
+
+
+def test_the_time_of_the_updates_is_told_where_it_is_known_and_is_no_difference(tmp_path):
+    for seed, speed in enumerate((5.0, 2.5)):  # of 1,500 updates
+        make_run(tmp_path / f"min_gru-seed{seed}", seed=seed, updates_per_second=speed)
+    make_run(tmp_path / "bc-seed0", updates_per_second=5.0)
+    make_run(tmp_path / "bc-seed1", seed=1)
+    critic = {"critic": CriticConfig(updates=9000), "updates_per_second": 5.0}
+    make_run(tmp_path / "critic-seed0", **critic)  # trained for longer than its updates
+    minutes = {line["row"]: line["minutes"] for line in overall_table(compared(tmp_path)).rows}
+    assert minutes == {"min_gru": pytest.approx(7.5), "bc": None, "critic": None}
 
 
 def test_a_configuration_that_changes_from_task_to_task_is_noted(tmp_path):

@@ -21,6 +21,7 @@ def make_runs(folder):
         curve=(10, 30.25, 1e-7),
         targets=(100.0, 3000.0),
         sha256="1e5" + "0" * 61,
+        updates_per_second=12.5,
         others={
             "scores-horizon-5000": [(99, 3000.0, {"horizon": 5000})],
             "scores-rollout-window": [(48, 100.0, {"rollout": "window"})],
