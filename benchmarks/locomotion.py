@@ -6,10 +6,11 @@
 
 Every run is `python train.py` with the overrides below: 3,000 updates of 1,280 steps in bfloat16,
 and otherwise the defaults. Runs are trained in runs/locomotion and kept as rows of the tables in
-benchmarks/results/locomotion; a run that has a row is not trained again. All runs of one seed come
-before those of the next, so that an unfinished benchmark is already a comparison. A run takes 1.5
-to 5 minutes on one core where bfloat16 is fast, and longer for Decision Transformer, which trains
-on three tokens a step and runs its window again at each step of the rollout.
+benchmarks/results/locomotion (`--results` names another folder for both); a run that has a row is
+not trained again. All runs of one seed come before those of the next, so that an unfinished
+benchmark is already a comparison. A run takes 2.5 to 7 minutes on one core where bfloat16 is fast,
+and longer for Decision Transformer, which trains on three tokens a step and runs its window again
+at each step of the rollout.
 """
 
 from __future__ import annotations
@@ -37,8 +38,7 @@ from reports.run_files import read_runs, write_tables  # noqa: E402
 from reports.runs import Run  # noqa: E402
 from reports.scores import scores_file  # noqa: E402
 
-RUNS = Path("runs", "locomotion")
-RESULTS = ROOT / "benchmarks" / "results" / "locomotion"
+RESULTS = ROOT / "benchmarks" / "results"
 
 COMMON = ["protocol.batch_steps=1280", "steps=3000", "evaluation.every=0", "precision=bfloat16"]
 # 64 windows of 20 steps an update. Every rollout sees a past of that length: recurrent backbones
@@ -87,6 +87,7 @@ ABLATIONS: dict[str, list[str]] = {
     "best_share_75": ["protocol.best_share=0.75"],
     "learning_rate_2e-3": ["trainer.learning_rate=2e-3"],
     "no_average": ["trainer.ema_decay=0"],
+    "float32": ["precision=float32"],
     "no_previous_action": ["policy.previous_action=false"],
     "return_before_head": ["policy.return_before_head=true"],
     "timestep_embedding": [EMBEDDED],
@@ -96,8 +97,6 @@ ABLATIONS: dict[str, list[str]] = {
     "gate_bias_minus_4": ["backbone.gate_bias=-4"],
     "no_restart": ["protocol.restart=0"],  # reset only where an episode begins
 }
-# min_gru once more where the rows of `main` were trained with `--overrides precision=float32`.
-PRECISION: dict[str, list[str]] = {"min_gru_bfloat16": []}
 # Dropout, which was the default before, with what was compared under it; cloning has it by default.
 DROPOUT = {
     f"{name}_dropout": [*overrides, "backbone.dropout=0.1"]
@@ -137,7 +136,6 @@ HIDDEN["min_gru_convolution_hidden"] = [*CONVOLUTION, "policy.hidden=velocities"
 GROUPS = {
     "main": (NINE, MAIN),
     "others": (NINE, OTHERS),
-    "precision": (NINE, PRECISION),
     "ablations": (THREE, ABLATIONS),
     "dropout": (NINE, DROPOUT),
     "transformers": (MEDIUM, TRANSFORMERS),
@@ -188,20 +186,19 @@ def start(*arguments: str) -> None:
         print(done.stdout.decode(errors="replace"), flush=True)
 
 
-def train(name: str, overrides: list[str]) -> None:
+def train(folder: Path, overrides: list[str]) -> None:
     """Trains one run, or resumes it."""
-    start("train.py", *overrides, f"run_dir={RUNS / name}", "resume=true")
+    start("train.py", *overrides, f"run_dir={folder}", "resume=true")
 
 
-def evaluate(name: str, arguments: list[str], known: dict[str, Run]) -> None:
-    """Makes one further evaluation of a trained policy, unless it has been made."""
-    folder = RUNS / name
+def evaluate(folder: Path, arguments: list[str], row: Run | None) -> None:
+    """Makes one further evaluation of a trained policy, unless its row has it."""
     if not (ROOT / folder / "scores.json").exists():
         return  # the row was trained on another machine
     dataset, own = read_description(ROOT / folder, load_description(ROOT / folder))
     ((_, config),) = command.check([f"run={folder}", *arguments], "eval")
     file = scores_file(resolve(config, dataset, own), own)
-    if file != "scores.json" and Path(file).stem not in known[name].evaluations:
+    if file != "scores.json" and (row is None or Path(file).stem not in row.evaluations):
         start("eval.py", f"run={folder}", *arguments)
 
 
@@ -239,11 +236,14 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on one thread")
     parser.add_argument("--overrides", nargs="+", default=[], help="further keys of every run")
+    both = "folder of the runs in runs/, and of their tables in benchmarks/results/"
+    parser.add_argument("--results", default="locomotion", metavar="NAME", help=both)
     parser.add_argument("--evaluate", action="store_true", help="evaluate what was trained")
     parser.add_argument("--dry-run", action="store_true", help="only print what is missing")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    known = collect(ROOT / RUNS, RESULTS)
+    folder, results = Path("runs", given.results), RESULTS / given.results
+    known = collect(ROOT / folder, results)
     runs = list(commands(given.groups, given.seeds))
     if given.names:
         runs = [run for run in runs if run[0].split("/")[1].rsplit("-", 1)[0] in given.names]
@@ -257,11 +257,12 @@ def main() -> None:
         with ThreadPoolExecutor(given.jobs) as pool:
             if given.evaluate:
                 register()
-                list(pool.map(lambda e: evaluate(e[0], e[1], known), evaluations(given.seeds)))
+                asked = list(evaluations(given.seeds))
+                list(pool.map(lambda e: evaluate(folder / e[0], e[1], known.get(e[0])), asked))
             else:
-                list(pool.map(lambda run: train(run[0], run[1] + given.overrides), missing))
+                list(pool.map(lambda r: train(folder / r[0], r[1] + given.overrides), missing))
     finally:
-        collect(ROOT / RUNS, RESULTS)
+        collect(ROOT / folder, results)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def test_each_variant_composes_and_differs(group):
         assert config.protocol.batch_steps == 1280
     plain = command.check(locomotion.COMMON, "train")[0][1]
     assert all(configs.count(config) == 1 for config in configs)
-    assert group in {"main", "precision"} or plain not in configs
+    assert group == "main" or plain not in configs
 
 
 def test_only_runs_that_are_made_are_evaluated():
@@ -42,7 +42,7 @@ def test_only_runs_that_are_made_are_evaluated():
 def test_rows_are_not_trained_again_unless_their_data_are_of_another_version(
     monkeypatch, capsys, version
 ):
-    runs, problems = read_runs([locomotion.RESULTS])
+    runs, problems = read_runs([locomotion.RESULTS / "locomotion"])
     asked = {name for name, _ in locomotion.commands(["main"], [0, 1, 2])}
     finished = len(asked & {run.name for run in runs}) if version == "v1" else 0
     assert not problems and len(runs) > 20
@@ -51,6 +51,16 @@ def test_rows_are_not_trained_again_unless_their_data_are_of_another_version(
     monkeypatch.setattr(sys, "argv", ["locomotion.py", "--dry-run", "--groups", "main"])
     locomotion.main()
     assert capsys.readouterr().out == f"{finished} of {len(asked)} runs are finished.\n"
+
+
+def test_other_results_have_runs_of_their_own(monkeypatch, capsys):
+    words = ["--dry-run", "--groups", "main", "others", "--seeds", "0", "--results"]
+    asked = len(list(locomotion.commands(["main", "others"], [0])))
+    for name, finished in {"of_nobody": 0, "locomotion_backbones": 7 * 9}.items():
+        monkeypatch.setattr(sys, "argv", ["locomotion.py", *words, name])
+        locomotion.main()
+        assert capsys.readouterr().out == f"{finished} of {asked} runs are finished.\n"
+    assert not (locomotion.ROOT / "runs" / "of_nobody").exists()
 
 
 def test_finished_runs_become_rows_and_nothing_is_lost(tmp_path):
