@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from agents.checkpoint import load_description  # noqa: E402
-from common.errors import exits  # noqa: E402
+from common.errors import UserError, exits  # noqa: E402
 from configs.launch import command  # noqa: E402
 from configs.schema import register  # noqa: E402
 from envs.behaviors import RECIPES  # noqa: E402
@@ -242,6 +243,10 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="only print what is missing")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
+    if not re.fullmatch(r"\w[\w.-]*", given.results):
+        raise UserError(
+            f"--results is {given.results!r}; it must be the name of one folder, such as mine."
+        )
     folder, results = Path("runs", given.results), RESULTS / given.results
     known = collect(ROOT / folder, results)
     runs = list(commands(given.groups, given.seeds))

@@ -92,6 +92,7 @@ def test_figures_by_hand(report):
     assert better["min_lstm", "min_gru"]["mean low"] == ""
 
     assert "60.0 ± 24.8" in text
+    assert "min_lstm on walker2d-medium: runs none" in text
     assert "| 1 | min_lstm | walker2d-medium | runs | none | on every task" in markdown(out)
     assert max(map(len, text.split("\n\n")[0].splitlines())) <= 80
     assert "\x1b" not in text

@@ -7,6 +7,7 @@ import pytest
 from run_folders import make_run
 
 from benchmarks import locomotion
+from common.errors import UserError
 from configs.launch import command
 from configs.schema import register
 from reports.run_files import read_runs
@@ -62,6 +63,10 @@ def test_other_results_have_runs_of_their_own(monkeypatch, capsys):
         locomotion.main()
         assert capsys.readouterr().out == f"{finished} of {asked} runs are finished.\n"
     assert not (locomotion.ROOT / "runs" / "of_nobody").exists()
+    for wrong in ("", "..", "a/b"):
+        monkeypatch.setattr(sys, "argv", ["locomotion.py", *words, wrong])
+        with pytest.raises(UserError, match=r"--results is .*; it must be the name of one folder"):
+            locomotion.main()
 
 
 def test_finished_runs_become_rows_and_nothing_is_lost(tmp_path):
