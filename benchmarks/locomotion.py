@@ -75,9 +75,9 @@ MAIN: dict[str, list[str]] = {
 OTHERS: dict[str, list[str]] = {
     name: [f"backbone={name}"] for name in ("min_lstm", "gru", "lstm", "aaren", "s4d", "mamba")
 }
+OTHERS["decision_transformer"] = DECISION_TRANSFORMER
 # Which part of Decision Transformer lowers its scores at so few updates: its tokens, its timesteps?
 TRANSFORMERS: dict[str, list[str]] = {
-    "decision_transformer": DECISION_TRANSFORMER,
     "attention_timestep": [*ATTENTION, EMBEDDED],
     "decision_transformer_no_timestep": [*DECISION_TRANSFORMER, "policy.timestep_embedding=false"],
 }

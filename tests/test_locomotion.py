@@ -55,8 +55,8 @@ def test_rows_are_not_trained_again_unless_their_data_are_of_another_version(
 
 
 def test_other_results_have_runs_of_their_own(monkeypatch, capsys):
-    words = ["--dry-run", "--groups", "main", "others", "--seeds", "0", "--results"]
-    asked = len(list(locomotion.commands(["main", "others"], [0])))
+    words = ["--dry-run", "--groups", "main", "others", "--results"]
+    asked = len(list(locomotion.commands(["main", "others"], [0, 1, 2])))
     rows = len(read_runs([locomotion.RESULTS / "locomotion_backbones"])[0])
     for name, finished in {"of_nobody": 0, "locomotion_backbones": rows}.items():
         monkeypatch.setattr(sys, "argv", ["locomotion.py", *words, name])
