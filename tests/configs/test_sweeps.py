@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra import initialize_config_dir
 from programs import SMALL, Ended, end, wait_for
 
 import train
 from common.errors import UserError
 from configs.launch import command
+from configs.launch.overrides import FOLDER, composed, to_dataclass
 from configs.launch.sweep import run_sweep
 from configs.schema import register
 
@@ -166,6 +168,26 @@ def test_hydra_s_grammar():
     assert len(overrides_of("dataset=glob(*-medium*,exclude=hopper*)")) == 6
     assert overrides_of("seed=choice(5,7)", "hydra/launcher=joblib") == [["seed=5"], ["seed=7"]]
     assert overrides_of("seed=3") == [["seed=3"]]
+
+
+# Sweeps, with the number of their runs.
+ALIKE = {
+    "seed=range(3) backbone=min_gru,lstm trainer.learning_rate=1e-3,2e-3 steps=5": 12,
+    "backbone.d_model=16,32 backbone=min_lstm backbone.expansion=1": 2,
+    "policy.hidden=[0],[1,2],velocities,null experiment=bc,bc_top10": 8,
+    "policy.tokens=1 backbone.n_layer=1,2 experiment=decision_transformer,bc": 4,
+    "dataset=minari dataset.id=a/b-v0,'c,d' run_dir='x=y',z": 4,
+    "dataset=mix dataset.parts=[hopper-medium],[hopper-medium,hopper-medium-replay]": 2,
+}
+
+
+@pytest.mark.parametrize("arguments", ALIKE)
+def test_each_run_of_a_sweep_is_what_hydra_composes_for_it_alone(arguments):
+    runs = runs_of(*arguments.split())
+    assert len(runs) == ALIKE[arguments]
+    with initialize_config_dir(str(FOLDER), version_base="1.3"):
+        for overrides, config in runs:
+            assert config == to_dataclass(composed(overrides, "train"))
 
 
 WRONG = {

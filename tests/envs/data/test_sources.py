@@ -222,7 +222,7 @@ def test_a_data_set_of_a_newer_minari_is_one_sentence():
 
 def test_what_does_not_exist_is_one_sentence_that_says_what_does(monkeypatch):
     monkeypatch.setenv("MINARI_REMOTE", "hf://no-such-place")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     write()
     with pytest.raises(UserError, match=r"'test/nothing-v0' is not in .*: test/line-v0$"):
         load("test/nothing-v0")
