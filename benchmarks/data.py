@@ -197,7 +197,7 @@ def train_on_disk(path: Path) -> list[Row]:
 
     episodes = row("open", lambda: load_d4rl(path))
     row("observation statistics", lambda: episodes.observation_std)
-    row("hash", episodes.sha256)
+    row("hash", lambda: episodes.sha256)
     row("returns-to-go", lambda: episodes.returns_to_go)
     trainer = row("sampler", lambda: trainer_of(episodes, ProtocolConfig(), path.parent))
     row("a batch, of 3,000", trainer.batches.next, 3000)

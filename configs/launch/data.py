@@ -84,6 +84,6 @@ def describe(episodes: Episodes) -> DatasetInfo:
         return_mean=float(episodes.returns.mean()),
         return_top10=float(episodes.top_fraction_return(0.1)),
         return_max=float(episodes.returns.max()),
-        sha256=episodes.sha256(),
+        sha256=episodes.sha256,
         cut_short=episodes.cut_short,
     )

@@ -1,8 +1,8 @@
 """Flat arrays of a data set on disk: read once, memory-mapped in every later run.
 
-A cache entry is a directory of .npy files, one for each array of `Episodes`, below `cache_root`.
-Its name is a fingerprint of the source, so that a changed source is read again. It may be deleted
-at any time.
+A cache entry is a directory of .npy files below `cache_root`: one for each array of `Episodes`, and
+for what takes a pass over all of their steps. Its name is a fingerprint of the source, so that a
+changed source is read again. It may be deleted at any time.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -29,12 +29,15 @@ from envs.data.mapped import RESIDENT_BYTES
 logger = logging.getLogger(__name__)
 
 # Part of every fingerprint: raise it when the meaning of the files below changes.
-FORMAT = 3
+FORMAT = 4
 
 # A file is fingerprinted by its size, its modification time and this many blocks of its content:
 # hashing all of it would take as long as reading the data.
 _BLOCKS = 64
 _BLOCK_BYTES = 65_536
+
+# What takes a pass over all steps, besides the returns-to-go.
+_SMALL = ("observation_mean", "observation_std", "sha256")
 
 # Smaller data sets are read too fast for a progress bar.
 _STEPS_WITH_PROGRESS = 500_000
@@ -98,9 +101,8 @@ def load_cached(
         with only_process(entry.parent / ".lock", f"reading {name}"):
             if not entry.exists():
                 with hidden_directory(entry.parent) as hidden:
-                    _write(hidden / "new", name, read())
                     # Validated before it is put in place, and never again.
-                    _map(hidden / "new", attributes, check=True)
+                    _write(hidden / "new", attributes, read(), check=True)
                     put_in_place(hidden / "new", entry, hidden)
                 # Stale entries are removed; open mappings of them stay valid.
                 for other in entry.parent.iterdir():
@@ -128,8 +130,8 @@ def lay_out(attributes: dict[str, Any], read: Callable[[], Reading]) -> Episodes
             root.mkdir(parents=True, exist_ok=True)
             lock = only_process(root / ".lock", f"laying out {name}")
             with lock, hidden_directory(root) as hidden:
-                _write(hidden / "new", name, reading)
-                return _map(hidden / "new", attributes, check=False)
+                _write(hidden / "new", attributes, reading, check=False)
+                return _map(hidden / "new", attributes)
         except OSError as error:
             _warn(name, error)
             reading = read()
@@ -169,7 +171,7 @@ def _entry(files: Sequence[Path], bounds: Sequence[np.ndarray]) -> Path:
 
 def _open(entry: Path, attributes: dict[str, Any]) -> Episodes | None:
     try:
-        episodes = _map(entry, attributes, check=False)
+        episodes = _map(entry, attributes)
         note = (entry / "note.txt").read_text()
     except (OSError, ValueError, EOFError, UserError):
         return None  # missing or damaged
@@ -178,26 +180,48 @@ def _open(entry: Path, attributes: dict[str, Any]) -> Episodes | None:
     return episodes
 
 
-def _map(entry: Path, attributes: dict[str, Any], *, check: bool) -> Episodes:
-    arrays: dict[str, Any] = {
-        name: np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        for name in (*TYPES, "lengths")
-    }
-    return Episodes(**arrays, **attributes, check=check)
+def _map(entry: Path, attributes: dict[str, Any]) -> Episodes:
+    episodes = Episodes(**_mapped(entry, *TYPES, "lengths"), **attributes, check=False)
+    # The values of cached properties.
+    known = {name: np.load(entry / f"{name}.npy", allow_pickle=False) for name in _SMALL}
+    known["sha256"] = str(known["sha256"])
+    vars(episodes).update(known, **_mapped(entry, "returns_to_go"))
+    return episodes
 
 
-def _write(directory: Path, name: str, reading: Reading) -> None:
+def _mapped(entry: Path, *names: str) -> dict[str, Any]:
+    arrays = {n: np.load(entry / f"{n}.npy", mmap_mode="r", allow_pickle=False) for n in names}
+    return {name: np.asarray(array) for name, array in arrays.items()}
+
+
+def _write(directory: Path, attributes: dict[str, Any], reading: Reading, *, check: bool) -> None:
     directory.mkdir()
     np.save(directory / "lengths.npy", reading.lengths.astype(np.int64))
     (directory / "note.txt").write_text(reading.note)
     with ExitStack() as stack:
-        files = {key: stack.enter_context((directory / f"{key}.npy").open("wb")) for key in TYPES}
-        for key, shape in reading.shapes.items():
-            header = np.lib.format.header_data_from_array_1_0(np.empty(0, TYPES[key]))
-            np.lib.format.write_array_header_1_0(files[key], header | {"shape": shape})
-        for rows in _converted(name, reading):
+        files = {
+            key: stack.enter_context(_begin(directory / f"{key}.npy", TYPES[key], shape))
+            for key, shape in reading.shapes.items()
+        }
+        for rows in _converted(attributes["dataset_id"], reading):
             for key, values in rows.items():
                 files[key].write(values.data)
+    # What is known only now that all steps are there.
+    arrays = _mapped(directory, *TYPES, "lengths")
+    episodes = Episodes(**arrays, **attributes, check=check)
+    with _begin(directory / "returns_to_go.npy", np.float32, episodes.rewards.shape) as file:
+        for values in episodes.each_returns_to_go():
+            file.write(values.data)
+    for name in _SMALL:
+        np.save(directory / f"{name}.npy", getattr(episodes, name))
+
+
+def _begin(path: Path, dtype: type, shape: tuple[int, ...]) -> BinaryIO:
+    """Opens a new .npy file, to which the values of an array are to be written."""
+    file = path.open("wb")
+    header = np.lib.format.header_data_from_array_1_0(np.empty(0, dtype))
+    np.lib.format.write_array_header_1_0(file, header | {"shape": shape})
+    return file
 
 
 def _in_memory(reading: Reading, attributes: dict[str, Any], *, check: bool) -> Episodes:

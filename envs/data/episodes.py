@@ -147,13 +147,16 @@ class Episodes:
     def select(self, chosen: np.ndarray, dataset_id: str | None = None) -> "Episodes":
         """Returns the episodes of these numbers, in the order of the data; shares the arrays."""
         chosen = np.unique(chosen)
-        return replace(
+        selected = replace(
             self,
             starts=self.starts[chosen],
             lengths=self.lengths[chosen],
             dataset_id=dataset_id or self.dataset_id,
             check=False,
         )
+        if "returns_to_go" in vars(self):  # each episode has its own, in any selection
+            vars(selected)["returns_to_go"] = self.returns_to_go
+        return selected
 
     def validate(self) -> None:
         """Checks shapes, borders, finiteness and action bounds.
@@ -281,18 +284,26 @@ class Episodes:
         grows = np.corrcoef(self.lengths, self.returns)[0, 1] > 0.5
         return bool(grows and self.terminated[self.best(0.1)].mean() > 0.5)
 
+    def each_returns_to_go(self) -> Iterator[np.ndarray]:
+        """Yields the returns-to-go of each episode, (steps,) float32.
+
+        Summed in float64 within each episode: differences of one cumulative sum over all episodes
+        would carry the rounding errors of one into the next.
+        """
+        for begin, end in self.borders:
+            rewards = self.rewards[begin:end]
+            yield np.cumsum(rewards[::-1], dtype=np.float64)[::-1].astype(np.float32)
+        release(self.rewards)
+
     @cached_property
     def returns_to_go(self) -> np.ndarray:
         """(rows,) float32, sum of the rewards from each step (inclusive) to its episode's end.
 
-        Summed in float64 within each episode: differences of one cumulative sum over all episodes
-        would carry the rounding errors of one into the next. Rows outside the selection hold 0.
+        Rows outside the selection hold any numbers.
         """
         result = np.zeros(len(self.rewards), np.float32)
-        for begin, end in self.borders:
-            rewards = self.rewards[begin:end]
-            result[begin:end] = np.cumsum(rewards[::-1], dtype=np.float64)[::-1]
-        release(self.rewards)
+        for (begin, end), values in zip(self.borders, self.each_returns_to_go(), strict=True):
+            result[begin:end] = values
         return result
 
     @cached_property
@@ -323,8 +334,9 @@ class Episodes:
         """Returns the mean return of the best `fraction` (0 to 1) of the episodes, at least one."""
         return float(np.sort(self.returns[self.best(fraction)]).mean())
 
+    @cached_property
     def sha256(self) -> str:
-        """Returns a hash of the observations, actions and rewards, and of the borders."""
+        """A hash of the observations, actions and rewards, and of the borders."""
         digest = hashlib.sha256()
         for name in ("observations", "actions", "rewards"):
             for piece in self.pieces(name):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import h5py
 import minari
@@ -15,6 +16,7 @@ from minari.storage import get_dataset_path
 import envs.data.cache
 from common.errors import UserError
 from envs.data.cache import Reading, cache_root, load_cached
+from envs.data.episodes import Episodes
 from envs.data.sources.d4rl import load_d4rl
 from envs.data.sources.minari import load_minari
 from envs.data.store import store_episodes
@@ -99,20 +101,45 @@ def test_an_older_format_is_ignored_and_removed(path, monkeypatch):
     assert len(reads) == 2 and len(entries()) == 1 and entries() != old
 
 
+DERIVED = ("returns_to_go", "observation_mean", "observation_std", "sha256")
+
+
+def test_what_takes_a_pass_over_all_steps_is_kept_too(path, monkeypatch):
+    first = load_d4rl(path)
+    assert isinstance(first.returns_to_go.base, np.memmap)
+    plain = Episodes(**{f.name: getattr(first, f.name) for f in fields(first)})
+    assert not DERIVED & vars(plain).keys()
+    chosen = np.array([1, 7])
+    for ours, anew in [(first, plain), (first.select(chosen), plain.select(chosen))]:
+        rows = np.concatenate([np.arange(*border) for border in anew.borders])
+        np.testing.assert_array_equal(ours.returns_to_go[rows], anew.returns_to_go[rows])
+        for name in ("observation_mean", "observation_std", "sha256"):
+            np.testing.assert_array_equal(getattr(ours, name), getattr(anew, name))
+    assert first.select(chosen).sha256 != first.sha256 and type(first.sha256) is str
+    # A later run makes no such pass.
+    monkeypatch.delattr(Episodes, "pieces")
+    monkeypatch.delattr(Episodes, "each_returns_to_go")
+    later = load_d4rl(path)
+    for name in DERIVED:
+        np.testing.assert_array_equal(getattr(later, name), getattr(first, name))
+
+
+@pytest.mark.parametrize("name", ["observations", "returns_to_go", "sha256"])
 @pytest.mark.parametrize("damage", ["cut", "removed", "pickle"])
-def test_a_damaged_copy_is_made_anew(path, damage):
+def test_a_damaged_copy_is_made_anew(path, damage, name):
+    names = (*ARRAYS, *DERIVED)
     expected = load_d4rl(path)
-    expected = {name: getattr(expected, name).copy() for name in ARRAYS}
-    file = entries()[0] / "observations.npy"
+    expected = {name: np.array(getattr(expected, name)) for name in names}
+    file = entries()[0] / f"{name}.npy"
     if damage == "cut":
-        file.write_bytes(file.read_bytes()[:1000])
+        file.write_bytes(file.read_bytes()[:-10])
     elif damage == "removed":
         file.unlink()
     else:
         np.save(file, np.array([object()]), allow_pickle=True)
     for _ in range(2):
         episodes = load_d4rl(path)
-        for name in ARRAYS:
+        for name in names:
             np.testing.assert_array_equal(getattr(episodes, name), expected[name])
     assert isinstance(episodes.observations.base, np.memmap)
 
@@ -164,13 +191,11 @@ def test_a_cache_that_cannot_be_written_keeps_the_data_in_memory(path, store, ca
 def test_a_killed_process_leaves_nothing_that_is_used(path):
     slow = (
         "import envs.data.cache, time;"
-        "arrays = envs.data.cache._map;"
-        "envs.data.cache._map = lambda *a, check: (time.sleep(60 * check), "
-        "arrays(*a, check=check));"
+        "envs.data.cache.Episodes.sha256 = property(lambda episodes: time.sleep(60));"
         "load_d4rl(Path(sys.argv[1]))"
     )
     process = run(path, slow)
-    while not list(cache_root().glob("*/.making-*/new/lengths.npy")):
+    while not list(cache_root().glob("*/.making-*/new/observation_std.npy")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
     process.kill()

@@ -77,7 +77,7 @@ def test_a_selection_is_an_index_and_equals_a_slow_copy(lengths, data):
     np.testing.assert_array_equal(selected.returns_to_go[rows], slow.returns_to_go)
     np.testing.assert_allclose(selected.observation_mean, slow.observation_mean, rtol=1e-6)
     np.testing.assert_allclose(selected.observation_std, slow.observation_std, rtol=1e-5)
-    assert selected.sha256() == slow.sha256()
+    assert selected.sha256 == slow.sha256
     assert [t for begin, end in selected.spans for t in range(begin, end)] == rows
     assert all(a[1] < b[0] for a, b in itertools.pairwise(selected.spans))
     selected.validate()

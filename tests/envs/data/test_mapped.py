@@ -59,7 +59,7 @@ def test_batches_of_released_arrays_are_those_of_arrays_in_memory(path, released
     large = batches(episodes, name)
     released.clear()
     ours = [large.next() for _ in range(50)]
-    assert len(released) == 2 * 50  # observations and actions
+    assert len(released) == 3 * 50  # observations, actions and returns-to-go
     for name_of_array, array in copy.items():
         object.__setattr__(episodes, name_of_array, array)
     plain = batches(episodes, name)
