@@ -37,7 +37,7 @@ _BLOCKS = 64
 _BLOCK_BYTES = 65_536
 
 # What takes a pass over all steps, besides the returns-to-go.
-_SMALL = ("observation_mean", "observation_std", "sha256")
+_SMALL = ("returns", "terminated", "observation_mean", "observation_std", "sha256")
 
 # Smaller data sets are read too fast for a progress bar.
 _STEPS_WITH_PROGRESS = 500_000

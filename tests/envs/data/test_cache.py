@@ -101,7 +101,8 @@ def test_an_older_format_is_ignored_and_removed(path, monkeypatch):
     assert len(reads) == 2 and len(entries()) == 1 and entries() != old
 
 
-DERIVED = ("returns_to_go", "observation_mean", "observation_std", "sha256")
+SMALL = ("returns", "terminated", "observation_mean", "observation_std", "sha256")
+DERIVED = ("returns_to_go", *SMALL)
 
 
 def test_what_takes_a_pass_over_all_steps_is_kept_too(path, monkeypatch):
@@ -113,7 +114,7 @@ def test_what_takes_a_pass_over_all_steps_is_kept_too(path, monkeypatch):
     for ours, anew in [(first, plain), (first.select(chosen), plain.select(chosen))]:
         rows = np.concatenate([np.arange(*border) for border in anew.borders])
         np.testing.assert_array_equal(ours.returns_to_go[rows], anew.returns_to_go[rows])
-        for name in ("observation_mean", "observation_std", "sha256"):
+        for name in SMALL:
             np.testing.assert_array_equal(getattr(ours, name), getattr(anew, name))
     assert first.select(chosen).sha256 != first.sha256 and type(first.sha256) is str
     # A later run makes no such pass.
