@@ -234,6 +234,7 @@ def main() -> None:
     names = list(dict.fromkeys(name for _, variants in GROUPS.values() for name in variants))
     only = "only these runs of the groups"
     parser.add_argument("--names", nargs="+", default=[], choices=names, help=only)
+    parser.add_argument("--datasets", nargs="+", default=NINE, choices=NINE)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on one thread")
     parser.add_argument("--overrides", nargs="+", default=[], help="further keys of every run")
@@ -249,7 +250,7 @@ def main() -> None:
         )
     folder, results = Path("runs", given.results), RESULTS / given.results
     known = collect(ROOT / folder, results)
-    runs = list(commands(given.groups, given.seeds))
+    runs = [r for r in commands(given.groups, given.seeds) if r[0].split("/")[0] in given.datasets]
     if given.names:
         runs = [run for run in runs if run[0].split("/")[1].rsplit("-", 1)[0] in given.names]
     # Rows of an earlier version of the built-in data are made anew.

@@ -63,6 +63,10 @@ def test_other_results_have_runs_of_their_own(monkeypatch, capsys):
         locomotion.main()
         assert capsys.readouterr().out == f"{finished} of {asked} runs are finished.\n"
     assert not (locomotion.ROOT / "runs" / "of_nobody").exists()
+    only = ["--datasets", "hopper-medium", "walker2d-medium", "--names", "min_gru", "gru"]
+    monkeypatch.setattr(sys, "argv", ["locomotion.py", *words, "of_nobody", *only])
+    locomotion.main()
+    assert capsys.readouterr().out == "0 of 12 runs are finished.\n"
     for wrong in ("", "..", "a/b"):
         monkeypatch.setattr(sys, "argv", ["locomotion.py", *words, wrong])
         with pytest.raises(UserError, match=r"--results is .*; it must be the name of one folder"):
