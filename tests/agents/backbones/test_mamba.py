@@ -4,8 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-from transformers import MambaConfig as PeerConfig
-from transformers.models.mamba.modeling_mamba import MambaMixer as Peer
 
 from agents.backbones import mamba
 from agents.backbones.mamba import Mamba, MambaConfig
@@ -24,6 +22,9 @@ def make(dtype: torch.dtype = torch.float32, **config) -> Mamba:
 
 @pytest.mark.parametrize("config", [{}, {"d_state": 5, "d_conv": 3, "expand": 3}])
 def test_values_and_gradients_are_those_of_transformers(config):
+    from transformers import MambaConfig as PeerConfig  # takes seconds
+    from transformers.models.mamba.modeling_mamba import MambaMixer as Peer
+
     mixer = make(**config)
     with torch.no_grad():  # away from the initial values, which are the same in every channel
         for parameter in mixer.parameters():
