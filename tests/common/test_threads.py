@@ -1,7 +1,14 @@
 import pytest
 
+SHOW = "print(os.environ.get('GOMP_SPINCOUNT'))"
+
 
 @pytest.mark.parametrize("program", ["train", "eval"])
+def test_programs_tell_threads_how_to_wait_before_pytorch_is_imported(start, program):
+    done = start("-c", f"import os, {program}; {SHOW}")
+    assert done.stdout.strip() == "1000", done.stderr
+
+
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
@@ -10,14 +17,10 @@ import pytest
         ({"OMP_WAIT_POLICY": "active"}, "None"),  # whoever sets this has decided
     ],
 )
-def test_threads_are_told_how_to_wait_before_pytorch_is_imported(
-    start, program, variables, expected
-):
-    code = f"import os, {program}; print(os.environ.get('GOMP_SPINCOUNT'))"
-    done = start("-c", code, variables=variables)
+def test_what_the_user_has_set_is_left_alone(start, variables, expected):
+    done = start("-c", f"import os, common.threads; {SHOW}", variables=variables)
     assert done.stdout.strip() == expected, done.stderr
 
 
 def test_it_is_left_alone_where_pytorch_has_been_imported(start):
-    code = "import os, torch, common.threads; print(os.environ.get('GOMP_SPINCOUNT'))"
-    assert start("-c", code).stdout.strip() == "None"
+    assert start("-c", f"import os, torch, common.threads; {SHOW}").stdout.strip() == "None"
