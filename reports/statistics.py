@@ -23,11 +23,19 @@ def interquartile_mean(scores: Scores) -> np.ndarray:
     """Returns the mean of the middle half of all runs of all tasks, of shape (...).
 
     The 25 % trimmed mean (Agarwal et al., section 4.3): a quarter of the runs, rounded down, is
-    left out at either end, as ``scipy.stats.trim_mean`` does.
+    left out at either end, as ``scipy.stats.trim_mean`` does. Where tasks have different numbers of
+    runs, these share the weight of their task: another seed of a task does not count it twice.
     """
-    runs = np.sort(np.concatenate(scores, axis=-1), axis=-1)
-    cut = runs.shape[-1] // 4
-    return np.asarray(runs[..., cut : runs.shape[-1] - cut].mean(axis=-1))
+    runs = np.concatenate(scores, axis=-1)
+    shares = [np.full(task.shape[-1], 1 / task.shape[-1] / len(scores)) for task in scores]
+    order = runs.argsort(axis=-1)
+    share = np.concatenate(shares)[order]
+    up_to = share.cumsum(axis=-1)
+    cut = runs.shape[-1] // 4 / runs.shape[-1]
+    kept = np.minimum(up_to, 1 - cut) - np.maximum(up_to - share, cut)
+    kept = np.where(kept > 1e-9, kept, 0)  # left out, but for rounding
+    middle = np.take_along_axis(runs, order, axis=-1) * kept
+    return np.asarray(middle.sum(axis=-1) / kept.sum(axis=-1))
 
 
 def mean_difference(scores: Scores, others: Scores) -> np.ndarray:

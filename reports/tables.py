@@ -166,10 +166,10 @@ def overall_table(comparison: Comparison) -> Table:
         "overall",
         f"Over {count} task{'s' * (count != 1)}",
         lines,
-        "IQM: interquartile mean over all runs of all tasks, with equal weight for each run; mean: "
-        "of the tasks' means; in brackets the 95 % interval of the stratified bootstrap, too "
-        "narrow for few seeds (none if a task has one). Rows that were not run on every task have "
-        "no average. Minutes: of a run's updates; those of two machines do not compare.",
+        "IQM: interquartile mean over all runs, each task of equal weight; mean: of the tasks' "
+        "means; in brackets the 95 % interval of the stratified bootstrap, too narrow for few "
+        "seeds (none if a task has one). Rows that were not run on every task have no average. "
+        "Minutes: of a run's updates; those of two machines do not compare.",
     )
 
 

@@ -28,13 +28,22 @@ def arrays(*runs):
     return [np.array(task, float) for task in runs]
 
 
-def test_interquartile_mean_by_hand():
-    # Eight runs: two go at either end, whichever task they are of.
-    assert interquartile_mean(arrays([100, 1, 2, 3], [4, 5, -50, 6])) == (2 + 3 + 4 + 5) / 4
-    # Six: a quarter is 1.5, and one goes, as scipy.stats.trim_mean(x, 0.25) cuts.
-    assert interquartile_mean(arrays([0, 10, 20], [30, 40, 500])) == (10 + 20 + 30 + 40) / 4
-    # Fewer than four: none goes.
-    assert interquartile_mean(arrays([1, 2], [6])) == 3
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        # Eight runs: two go at either end, whichever task they are of.
+        (arrays([100, 1, 2, 3], [4, 5, -50, 6]), (2 + 3 + 4 + 5) / 4),
+        # Six: a quarter is 1.5, and one goes, as scipy.stats.trim_mean(x, 0.25) cuts.
+        (arrays([0, 10, 20], [30, 40, 500]), (10 + 20 + 30 + 40) / 4),
+        # Fewer than four: none goes. Both tasks count alike, however many runs they have.
+        (arrays([1, 3], [6]), (2 + 6) / 2),
+        # Five: a fifth of the weight goes at either end. Each run of the first task has an eighth,
+        # the one of the second a half: 1 goes, and parts of 2 and of 6.
+        (arrays([1, 2, 3, 4], [6]), (2 * 0.05 + 3 / 8 + 4 / 8 + 6 * 0.3) / 0.6),
+    ],
+)
+def test_interquartile_mean_by_hand(scores, expected):
+    assert interquartile_mean(scores) == pytest.approx(expected)
 
 
 def test_mean_over_tasks_weighs_tasks_not_runs():
@@ -48,7 +57,8 @@ def test_what_the_definitions_promise(scores):
     assert mean_difference(stretched, scores) == pytest.approx(float(mean_over_tasks(scores)) + 7)
     for mean in (interquartile_mean, mean_over_tasks):
         assert mean(stretched) == pytest.approx(2 * float(mean(scores)) + 7)
-        assert np.concatenate(scores).min() <= mean(scores) <= np.concatenate(scores).max()
+        runs = np.concatenate(scores)
+        assert runs.min() - 1e-9 <= mean(scores) <= runs.max() + 1e-9
 
 
 @settings(deadline=None)
@@ -69,8 +79,15 @@ def test_resamples_are_computed_side_by_side(scores):
 @settings(deadline=None)
 @given(tasks)
 def test_statistics_against_scipy(scores):
-    trimmed = stats.trim_mean(np.concatenate(scores), 0.25)
+    # Each run as often as gives all tasks the same weight, and the quarter whole runs.
+    runs = sum(map(len, scores))
+    often = [np.repeat(task, 60 * runs // len(task)) for task in scores]  # 60: of 1 to 5 runs
+    share = runs // 4 / runs
+    trimmed = stats.trim_mean(np.concatenate(often), share + 1e-9)
     assert interquartile_mean(scores) == pytest.approx(trimmed)
+    if len({*map(len, scores)}) == 1:
+        plain = stats.trim_mean(np.concatenate(scores), 0.25)
+        assert interquartile_mean(scores) == pytest.approx(plain)
     for task in scores:
         if len(task) > 1:
             width = stats.t.ppf(0.975, len(task) - 1) * stats.sem(task)
