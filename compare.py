@@ -2,6 +2,7 @@
 
     python compare.py runs/
     python compare.py runs/hopper-medium runs/walker2d-medium --published --out comparison
+    python compare.py runs/ --tasks hopper-medium walker2d-medium
     python compare.py runs/ --watch
     python compare.py runs/ --table results/     # runs.csv, evaluations.csv, curves.csv
     python compare.py results/ runs/more         # tables are read as run folders are
@@ -17,6 +18,7 @@ import common.interrupt  # isort: skip  # noqa: F401
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
+from common.checks import check_choice
 from common.errors import UserError, exits
 from reports.comparison import Comparison, compare_runs, short
 from reports.page import Picture, print_tables, write_report
@@ -57,6 +60,7 @@ def main(
     console: Console,
     published: bool = False,
     table: Path | None = None,
+    tasks: Sequence[str] = (),
 ) -> int:
     """Reads the runs, prints the tables and writes the report to the folder `out`.
 
@@ -64,7 +68,8 @@ def main(
         The exit status: 1 if a run is damaged, else 0.
 
     Raises:
-        UserError: There is nothing to compare, or a folder cannot be written.
+        UserError: There is nothing to compare, no run is of one of the `tasks`, or a folder cannot
+            be written.
     """
     # Read the runs; name those that cannot be compared.
     runs, problems = read_runs(folders)
@@ -78,6 +83,9 @@ def main(
         )
     if table is not None:
         write_tables(table, runs)
+    for task in tasks:
+        check_choice("--tasks", task, sorted({short(run.task) for run in runs}))
+    runs = [run for run in runs if not tasks or short(run.task) in tasks]
 
     # Make the tables and pictures, in the order of the report.
     comparison = compare_runs(runs)
@@ -156,13 +164,14 @@ def run() -> None:
     add("--out", type=Path, metavar="FOLDER", help=report)
     add("--table", type=Path, metavar="FOLDER", help="also write the runs as tables to this folder")
     add("--published", action="store_true", help="also show the published scores of these tasks")
+    add("--tasks", nargs="+", default=[], metavar="NAME", help="only these, named as in the tables")
     add("--watch", action="store_true", help="only show how far the runs are, until Ctrl-C")
     given = parser.parse_args()
     out = given.out or given.folders[0] / "comparison"
     with exits():
         if given.watch:
             return watch(given.folders, Console())
-        more = {"published": given.published, "table": given.table}
+        more = {"published": given.published, "table": given.table, "tasks": given.tasks}
         sys.exit(main(given.folders, out=out, console=Console(), **more))
 
 

@@ -20,11 +20,11 @@ from reports.scores import write_scores
 ROOT = Path(__file__).parents[1]
 
 
-def printed(folders, tmp_path, published=False):
+def printed(folders, tmp_path, **options):
     text = io.StringIO()
     out = tmp_path / "out"
     console = Console(file=text, width=80)
-    compare.main(list(folders), published=published, out=out, console=console)
+    compare.main(list(folders), out=out, console=console, **options)
     return text.getvalue(), out
 
 
@@ -175,6 +175,16 @@ def test_different_tasks_have_no_average(tmp_path):
     assert not (out / "interquartile_mean.png").exists()
 
 
+def test_some_tasks_alone(tmp_path):
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", "walker2d-medium", "attention", targets=(100.0, 3000.0))
+    _, out = printed([tmp_path], tmp_path, tasks=["walker2d-medium"], table=tmp_path / "table")
+    assert "hopper" not in markdown(out)
+    (line,) = records(out / "overall.csv")
+    assert line["row"] == "b" and line["tasks"] == "1 of 1"
+    assert len(records(tmp_path / "table" / "runs.csv")) == 2  # of all runs
+
+
 def test_without_matplotlib_the_tables_are_written_all_the_same(tmp_path, monkeypatch):
     make_run(tmp_path / "run")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -301,6 +311,7 @@ BAD = {
     "file": (lambda t: [t / "file.txt"], r"file\.txt is not a folder; give run folders"),
     "empty": (lambda t: [t / "empty"], r"empty holds no runs: there is no config\.yaml"),
     "unfinished": (lambda t: [t / "unfinished"], r"none of the 1 runs in .* can be compared"),
+    "tasks": (lambda t: [t / "good", "--tasks", "hoper-medium"], r"mean 'hopper-medium'"),
     "watch": (lambda t: ["--watch", t / "empty"], r"empty holds no runs"),
     "out": (lambda t: [t / "good", "--out", t / "file.txt"], r"file\.txt cannot be written"),
 }
