@@ -61,7 +61,8 @@ def check(arguments: list[str], name: str) -> list[tuple[list[str], Any]]:
                 of_hydra.append(text)
             else:
                 swept[override.key_or_group] = _values(override)
-        composed(of_hydra, name)
+        if of_hydra:
+            composed(of_hydra, name)  # says what is wrong
         return [(run, to_dataclass(config)) for run, config in _compositions(swept, name)]
 
 
