@@ -176,6 +176,8 @@ ALIKE = {
     "backbone.d_model=16,32 backbone=min_lstm backbone.expansion=1": 2,
     "policy.hidden=[0],[1,2],velocities,null experiment=bc,bc_top10": 8,
     "policy.tokens=1 backbone.n_layer=1,2 experiment=decision_transformer,bc": 4,
+    "policy={tokens:3} policy.tokens=1 seed=1,2": 2,
+    "trainer={learning_rate:1e-3},{warmup:5}": 2,  # the second run does not have the first's
     "dataset=minari dataset.id=a/b-v0,'c,d' run_dir='x=y',z": 4,
     "dataset=mix dataset.parts=[hopper-medium],[hopper-medium,hopper-medium-replay]": 2,
 }
