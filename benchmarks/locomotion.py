@@ -134,6 +134,7 @@ HIDDEN = {
 CONVOLUTION = ABLATIONS["convolution"]
 HIDDEN["min_gru_convolution"] = CONVOLUTION
 HIDDEN["min_gru_convolution_hidden"] = [*CONVOLUTION, "policy.hidden=velocities"]
+HIDDEN["min_gru_convolution_hidden_longer"] = [*HIDDEN["min_gru_convolution_hidden"], "steps=12000"]
 GROUPS = {
     "main": (NINE, MAIN),
     "others": (NINE, OTHERS),
