@@ -1,7 +1,7 @@
 """Pictures of a comparison in one style: dots with intervals, and lines with bands.
 
-Colours: Okabe and Ito, "Color Universal Design" (2008), distinguishable with any form of
-colour vision.
+Colours: Okabe and Ito, "Color Universal Design" (2008), and a grey: distinguishable with any form
+of colour vision.
 """
 
 import io
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 LINES = ("-", "--", ":", "-.")
 DOTTED: dict[str, Any] = {"lw": 1, "ls": (0, (2, 2)), "zorder": 1}
 ABOVE: dict[str, Any] = {

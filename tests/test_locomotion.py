@@ -24,10 +24,10 @@ def test_each_variant_composes_and_differs(group):
     register()
     _, variants = locomotion.GROUPS[group]
     configs = []
-    for overrides in variants.values():
+    for name, overrides in variants.items():
         ((_, config),) = command.check([*locomotion.COMMON, *overrides], "train")
         configs.append(config)
-        assert config.steps == (6000 if group == "longer" else 3000)
+        assert config.steps > 3000 if name.endswith("_longer") else config.steps == 3000
         assert config.protocol.batch_steps == 1280
     plain = command.check(locomotion.COMMON, "train")[0][1]
     assert all(configs.count(config) == 1 for config in configs)
