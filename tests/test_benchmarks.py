@@ -12,6 +12,7 @@ import torch
 from programs import ROOT, SMALL
 
 from configs.schema import register
+from envs.data.episodes import Episodes
 from envs.simulation.rollout import rollout, start_seeds
 from envs.tasks import Evaluation
 
@@ -90,3 +91,58 @@ def test_a_peer_is_scored_from_its_torchscript(store, tmp_path, monkeypatch):
             observation, reward, terminated, truncated, _ = environment.step(action)
             earned, ended = earned + reward, terminated or truncated
         assert earned == pytest.approx(expected, rel=1e-3)
+
+
+def test_estimated_velocities_are_the_true_ones_where_the_past_tells_them(monkeypatch):
+    """A velocity is a difference of positions and half an action: exactly so at every step."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from velocities import EstimatingActor, Estimator
+
+    random, lengths = np.random.default_rng(0), [7, 9, 8, 6] * 10
+    positions = [random.normal(size=(n, 2)).astype(np.float32) for n in lengths]
+    actions = [random.uniform(-1, 1, (n, 1)).astype(np.float32) for n in lengths]
+    observations = []
+    for p, a in zip(positions, actions, strict=True):
+        earlier = np.concatenate([p[:1], p[:-1]]), np.concatenate([0 * a[:1], a[:-1]])
+        observations.append(np.concatenate([p, p - earlier[0] + earlier[1] / 2], 1))
+    count = sum(lengths)
+    ends = np.zeros(count, bool)
+    ends[np.cumsum(lengths) - 1] = True
+    episodes = Episodes.from_arrays(
+        observations=np.concatenate(observations),
+        actions=np.concatenate(actions),
+        rewards=np.ones(count),
+        terminations=ends,
+        truncations=np.zeros(count, bool),
+        action_low=np.array([-1.0]),
+        action_high=np.array([1.0]),
+        dataset_id="exact",
+    )
+    estimator = Estimator(episodes, [2, 3], steps=3, updates=0, seed=0)
+    assert estimator.r2 == pytest.approx(1, abs=1e-4)
+
+    class Replay:
+        """Does what the data did, and keeps what it was given."""
+
+        def __init__(self, rows):
+            self.rows, self.given = rows, []
+
+        def initial_state(self, batch_size, target_return):
+            return 0
+
+        def act(self, observation, reward, state, is_first):
+            self.given.append(observation.numpy())
+            return torch.from_numpy(self.rows[state]), state + 1
+
+    # Two episodes side by side, then two others.
+    pairs = [(0, 4), (1, 5)]
+    replay = Replay(np.concatenate([np.stack([actions[i] for i in pair], 1) for pair in pairs]))
+    actor = EstimatingActor(replay, estimator, action_dim=1)
+    state, wanted = actor.initial_state(2, torch.zeros(2)), []
+    for pair in pairs:
+        for t, row in enumerate(np.stack([observations[i] for i in pair], 1)):
+            wanted.append(row)
+            blind = torch.from_numpy(row * [1, 1, 0, 0]).float()
+            with torch.inference_mode():
+                _, state = actor.act(blind, torch.zeros(2), state, torch.full((2,), t == 0))
+    assert np.stack(replay.given) == pytest.approx(np.stack(wanted), abs=2e-3)
