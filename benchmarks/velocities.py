@@ -27,13 +27,15 @@ from torch import Tensor, nn
 
 from agents.acting import make_actor
 from agents.checkpoint import load_policy
-from common.errors import exits
+from common.errors import UserError, exits
 from configs.schema import EvaluationConfig, register
 from envs.data.episodes import Episodes
 from envs.simulation.rollout import Actor, rollout
 from envs.tasks import TASKS, hidden_indices
 from eval import read_description
 from train import train
+
+NAMES = ["hopper", "walker2d", "halfcheetah"]  # the tasks of the benchmark
 
 
 class Estimator:
@@ -155,7 +157,8 @@ def play(job: tuple[int, str], steps: list[int], updates: list[int]) -> list[Row
     register()
     with TemporaryDirectory() as folder:
         asked = EvaluationConfig(every=0)
-        run = train(name, steps=3000, seed=seed, run_dir=f"{folder}/run", evaluation=asked)
+        keys = {"steps": 3000, "precision": "bfloat16", "evaluation": asked}
+        run = train(name, seed=seed, run_dir=f"{folder}/run", **keys)
         policy, description, _ = load_policy(run.folder)
         _, evaluation = read_description(run.folder, description)
         true_score = run.scores[0].value
@@ -191,7 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tasks", nargs="+", default=["hopper", "walker2d", "halfcheetah"])
+    parser.add_argument("--tasks", nargs="+", default=NAMES, choices=NAMES)
     parser.add_argument("--positions", nargs="+", type=int, default=[4], help="seen at once")
     parser.add_argument("--updates", nargs="+", type=int, default=[0, 5000, 20_000])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -199,6 +202,11 @@ def main() -> None:
     results = ROOT / "benchmarks" / "results"
     parser.add_argument("--out", type=Path, default=results, help="folder of the table")
     given = parser.parse_args()
+    if min(given.positions) < 1 or min(given.updates) < 0 or given.jobs < 1:
+        raise UserError(
+            "--positions and --jobs must be 1 or more and --updates 0 or more; they are "
+            f"{given.positions}, {given.jobs} and {given.updates}."
+        )
     os.environ["OMP_NUM_THREADS"] = "1"
     jobs = itertools.product(given.seeds, given.tasks)
     one = partial(play, steps=given.positions, updates=given.updates)
