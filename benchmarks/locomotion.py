@@ -105,12 +105,10 @@ DROPOUT = {
     if name in {"min_gru", "min_gru_uniform", "attention", "best_share_75", "learning_rate_2e-3"}
 }
 DROPOUT["bc_top10_no_dropout"] = ["experiment=bc_top10", "backbone.dropout=0"]
-# Whether twice as many updates change the ranking.
-TWICE = "steps=6000"
-LONGER: dict[str, list[str]] = {
-    "min_gru_longer": [TWICE],
-    "attention_longer": [*ATTENTION, TWICE],
-    "bc_top10_longer": ["experiment=bc_top10", TWICE],
+# Whether a longer training changes the ranking: 25.6 million steps, as many as 100,000 updates of
+# the peers see (peers.py).
+LONGER = {
+    f"{name}_longer": [*MAIN[name], "steps=20000"] for name in ("min_gru", "bc_top10", "attention")
 }
 # With a critic; and, of a shorter one, weights by advantage alone and with Q, lightly and strongly.
 VALUE_HELP = {"min_gru_critic": ["experiment=value_help"]} | {
@@ -141,7 +139,7 @@ GROUPS = {
     "ablations": (THREE, ABLATIONS),
     "dropout": (NINE, DROPOUT),
     "transformers": (MEDIUM, TRANSFORMERS),
-    "longer": (list(dict.fromkeys([*THREE, *EXPERT])), LONGER),
+    "longer": (THREE, LONGER),
     "value_help": (["hopper-medium", *REPLAY], VALUE_HELP),
     "chosen": (NINE, CHOSEN),
     "hidden": (EXPERT, CONTEXTS | HIDDEN),
