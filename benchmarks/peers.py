@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", default=NINE)
     parser.add_argument("--algorithms", nargs="+", default=ALGORITHMS, choices=ALGORITHMS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--updates", type=int, default=50_000, help="of 256 transitions each")
+    parser.add_argument("--updates", type=int, default=20_000, help="of 256 transitions each")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on one thread")
     parser.add_argument("--overrides", nargs="+", default=[], help="keys of train.py for the data")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "peers")
