@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 
 from timing import ROOT, Row, printed, write_csv
 
-from common.errors import exits
+from common.errors import UserError, exits
 from configs.schema import EvaluationConfig
 from envs.behaviors import DEFAULT_STEPS, SNAPSHOTS, Recipe
 from envs.behaviors.collect import collect, flat_arrays
@@ -88,6 +88,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=results, help="folder of the table")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
+    if given.jobs < 1:
+        raise UserError(f"--jobs is {given.jobs}; it must be 1 or more.")
     with get_context("spawn").Pool(given.jobs, maxtasksperchild=1) as pool:
         rows = printed(pool.imap(compare, jobs(given.seeds)))
     write_csv(given.out / "holding.csv", rows)

@@ -247,6 +247,8 @@ def main() -> None:
         raise UserError(
             f"--results is {given.results!r}; it must be the name of one folder, such as mine."
         )
+    if given.jobs < 1:
+        raise UserError(f"--jobs is {given.jobs}; it must be 1 or more.")
     folder, results = Path("runs", given.results), RESULTS / given.results
     known = collect(ROOT / folder, results)
     runs = [r for r in commands(given.groups, given.seeds) if r[0].split("/")[0] in given.datasets]

@@ -117,6 +117,10 @@ def main() -> None:
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+    if min(given.jobs, given.updates) < 1:
+        raise UserError(
+            f"--jobs and --updates must be 1 or more; they are {given.jobs} and {given.updates}."
+        )
     try:
         subprocess.run([given.python, "-c", "import d3rlpy"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):

@@ -54,6 +54,9 @@ def test_peers_without_d3rlpy_end_in_one_sentence_before_any_work(start, tmp_pat
     assert re.fullmatch(
         r"error: --python \S+ cannot import d3rlpy; .*give its Python\.\n", done.stderr
     )
+    wrong = ("--updates", "0", "--out", tmp_path / "peers")
+    done = start("benchmarks/peers.py", "--python", sys.executable, *wrong)
+    assert done.stderr == "error: --jobs and --updates must be 1 or more; they are 1 and 0.\n"
     assert not (tmp_path / "peers").exists()
 
 

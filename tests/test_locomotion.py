@@ -71,6 +71,9 @@ def test_other_results_have_runs_of_their_own(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["locomotion.py", *words, wrong])
         with pytest.raises(UserError, match=r"--results is .*; it must be the name of one folder"):
             locomotion.main()
+    monkeypatch.setattr(sys, "argv", ["locomotion.py", "--jobs", "0"])
+    with pytest.raises(UserError, match=r"--jobs is 0; it must be 1 or more\."):
+        locomotion.main()
 
 
 def test_finished_runs_become_rows_and_nothing_is_lost(tmp_path):
