@@ -154,6 +154,7 @@ EVALUATIONS: list[tuple[list[str], list[str], str]] = [
     (NINE, ["min_gru_chosen"], "target=held"),
     (NINE, ["min_gru", "min_gru_uniform"], TARGETS),
     (NINE, ["min_gru"], "rollout=rolling"),
+    (NINE, ["min_gru"], "rollout=window"),
     (MEDIUM, ["min_gru"], "horizon=5000"),
     (MEDIUM, ["min_gru"], "observation_noise=0.1"),
     (MEDIUM, ["min_gru"], "action_delay=1"),
