@@ -194,8 +194,6 @@ def train(folder: Path, overrides: list[str]) -> None:
 
 def evaluate(folder: Path, arguments: list[str], row: Run | None) -> None:
     """Makes one further evaluation of a trained policy, unless its row has it."""
-    if not (ROOT / folder / "scores.json").exists():
-        return  # the row was trained on another machine
     dataset, own = read_description(ROOT / folder, load_description(ROOT / folder))
     ((_, config),) = command.check([f"run={folder}", *arguments], "eval")
     file = scores_file(resolve(config, dataset, own), own)
@@ -252,21 +250,29 @@ def main() -> None:
         raise UserError(f"--jobs is {given.jobs}; it must be 1 or more.")
     folder, results = Path("runs", given.results), RESULTS / given.results
     known = collect(ROOT / folder, results)
-    runs = [r for r in commands(given.groups, given.seeds) if r[0].split("/")[0] in given.datasets]
-    if given.names:
-        runs = [run for run in runs if run[0].split("/")[1].rsplit("-", 1)[0] in given.names]
+
+    def wanted(run: tuple[str, list[str]]) -> bool:
+        dataset, name = run[0].rsplit("-seed", 1)[0].split("/")
+        return dataset in given.datasets and name in (given.names or names)
+
+    runs = list(filter(wanted, commands(given.groups, given.seeds)))
+    asked = list(filter(wanted, evaluations(given.seeds)))
+    # A policy that was trained on another machine has a row, but no folder.
+    able = [e for e in asked if (ROOT / folder / e[0] / "scores.json").exists()]
     # Rows of an earlier version of the built-in data are made anew.
     current = {name for name, run in known.items() if run.task in RECIPES}
     missing = [run for run in runs if run[0] not in current]
-    print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished.", flush=True)
+    if given.evaluate:
+        print(f"The policies of {len(able)} of {len(asked)} evaluations are here.", flush=True)
+    else:
+        print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished.", flush=True)
     if given.dry_run:
         return
     try:
         with ThreadPoolExecutor(given.jobs) as pool:
             if given.evaluate:
                 register()
-                asked = list(evaluations(given.seeds))
-                list(pool.map(lambda e: evaluate(folder / e[0], e[1], known.get(e[0])), asked))
+                list(pool.map(lambda e: evaluate(folder / e[0], e[1], known.get(e[0])), able))
             else:
                 list(pool.map(lambda r: train(folder / r[0], r[1] + given.overrides), missing))
     finally:

@@ -57,8 +57,10 @@ def test_rows_are_not_trained_again_unless_their_data_are_of_another_version(
 def test_other_results_have_runs_of_their_own(monkeypatch, capsys):
     words = ["--dry-run", "--groups", "main", "others", "--results"]
     asked = len(list(locomotion.commands(["main", "others"], [0, 1, 2])))
-    rows = len(read_runs([locomotion.RESULTS / "locomotion_backbones"])[0])
-    for name, finished in {"of_nobody": 0, "locomotion_backbones": rows}.items():
+    runs, _ = read_runs([locomotion.RESULTS / "locomotion_backbones"])
+    rows = {name for name, _ in locomotion.commands(["main", "others"], [0, 1, 2])}
+    rows &= {run.name for run in runs}
+    for name, finished in {"of_nobody": 0, "locomotion_backbones": len(rows)}.items():
         monkeypatch.setattr(sys, "argv", ["locomotion.py", *words, name])
         locomotion.main()
         assert capsys.readouterr().out == f"{finished} of {asked} runs are finished.\n"
@@ -67,6 +69,11 @@ def test_other_results_have_runs_of_their_own(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["locomotion.py", *words, "of_nobody", *only])
     locomotion.main()
     assert capsys.readouterr().out == "0 of 12 runs are finished.\n"
+    monkeypatch.setattr(sys, "argv", ["locomotion.py", "--evaluate", *words, "of_nobody", *only])
+    locomotion.main()
+    both = [data for data, names, _ in locomotion.EVALUATIONS if "min_gru" in names]
+    count = 3 * sum("hopper-medium" in data for data in both) * 2  # seeds; two medium sets
+    assert capsys.readouterr().out == f"The policies of 0 of {count} evaluations are here.\n"
     for wrong in ("", "..", "a/b"):
         monkeypatch.setattr(sys, "argv", ["locomotion.py", *words, wrong])
         with pytest.raises(UserError, match=r"--results is .*; it must be the name of one folder"):
