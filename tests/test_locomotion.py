@@ -56,24 +56,18 @@ def test_rows_are_not_trained_again_unless_their_data_are_of_another_version(
 
 def test_other_results_have_runs_of_their_own(monkeypatch, capsys):
     words = ["--dry-run", "--groups", "main", "others", "--results"]
-    asked = len(list(locomotion.commands(["main", "others"], [0, 1, 2])))
-    runs, _ = read_runs([locomotion.RESULTS / "locomotion_backbones"])
-    rows = {name for name, _ in locomotion.commands(["main", "others"], [0, 1, 2])}
-    rows &= {run.name for run in runs}
-    for name, finished in {"of_nobody": 0, "locomotion_backbones": len(rows)}.items():
+    asked = {name for name, _ in locomotion.commands(["main", "others"], [0, 1, 2])}
+    rows = {run.name for run in read_runs([locomotion.RESULTS / "locomotion_backbones"])[0]}
+    finished = {"of_nobody": 0, "locomotion_backbones": len(asked & rows)}
+    for name, count in finished.items():
         monkeypatch.setattr(sys, "argv", ["locomotion.py", *words, name])
         locomotion.main()
-        assert capsys.readouterr().out == f"{finished} of {asked} runs are finished.\n"
+        assert capsys.readouterr().out == f"{count} of {len(asked)} runs are finished.\n"
     assert not (locomotion.ROOT / "runs" / "of_nobody").exists()
     only = ["--datasets", "hopper-medium", "walker2d-medium", "--names", "min_gru", "gru"]
     monkeypatch.setattr(sys, "argv", ["locomotion.py", *words, "of_nobody", *only])
     locomotion.main()
     assert capsys.readouterr().out == "0 of 12 runs are finished.\n"
-    monkeypatch.setattr(sys, "argv", ["locomotion.py", "--evaluate", *words, "of_nobody", *only])
-    locomotion.main()
-    both = [data for data, names, _ in locomotion.EVALUATIONS if "min_gru" in names]
-    count = 3 * sum("hopper-medium" in data for data in both) * 2  # seeds; two medium sets
-    assert capsys.readouterr().out == f"The policies of 0 of {count} evaluations are here.\n"
     for wrong in ("", "..", "a/b"):
         monkeypatch.setattr(sys, "argv", ["locomotion.py", *words, wrong])
         with pytest.raises(UserError, match=r"--results is .*; it must be the name of one folder"):
@@ -81,6 +75,22 @@ def test_other_results_have_runs_of_their_own(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["locomotion.py", "--jobs", "0"])
     with pytest.raises(UserError, match=r"--jobs is 0; it must be 1 or more\."):
         locomotion.main()
+
+
+def test_only_policies_that_are_asked_for_and_here_are_evaluated(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(locomotion, "ROOT", tmp_path)
+    monkeypatch.setattr(locomotion, "RESULTS", tmp_path / "results")
+    make_run(tmp_path / "runs" / "mine" / "hopper-medium" / "min_gru-seed0")
+    make_run(tmp_path / "runs" / "mine" / "hopper-medium" / "min_gru-seed1", finished=False)
+    make_run(tmp_path / "runs" / "mine" / "walker2d-medium" / "min_gru-seed0")
+    each = sum("min_gru" in names for data, names, _ in locomotion.EVALUATIONS)
+    assert all("hopper-medium" in data for data, _, _ in locomotion.EVALUATIONS)
+    words = ["--evaluate", "--dry-run", "--results", "mine", "--datasets", "hopper-medium"]
+    for name, here, asked in (("min_gru", each, 3 * each), ("min_gru_uniform", 0, 3)):
+        monkeypatch.setattr(sys, "argv", ["locomotion.py", *words, "--names", name])
+        locomotion.main()
+        said = capsys.readouterr().out
+        assert said == f"The policies of {here} of {asked} evaluations are here.\n"
 
 
 def test_finished_runs_become_rows_and_nothing_is_lost(tmp_path):
