@@ -42,13 +42,16 @@ from torch.utils._pytree import tree_leaves
 from agents.acting import make_actor
 from agents.backbones import MIXERS, mixer_entry
 from agents.backbones.attention import AttentionConfig
+from agents.backbones.min_gru import MinGRUConfig
 from agents.policy import PolicyConfig, ReturnConditionedPolicy
 
 OBSERVATION_DIM, ACTION_DIM = 17, 6  # HalfCheetah's
 WINDOWS, STREAMS, PACKED = (64, 20), (20, 64), (2, 1000)
 HISTORIES = [10, 100, 1000, 10_000]
 TRANSFORMER = "attention, Decision Transformer's settings"
-NAMES = [*MIXERS, TRANSFORMER, "transformers", "d3rlpy"]
+WIDE = "min_gru, expansion 2"  # about as many parameters as GRU, LSTM and Mamba have
+STREAMED = [*MIXERS, WIDE]
+NAMES = [*STREAMED, TRANSFORMER, "transformers", "d3rlpy"]
 # The lines of the picture, and their words in it.
 LINES = {
     "min_gru": "minGRU, one compiled kernel",
@@ -64,6 +67,8 @@ def make_policy(name: str) -> ReturnConditionedPolicy:
     """The policy around a backbone."""
     torch.manual_seed(0)
     config, backbone = PolicyConfig(), mixer_entry(name.partition(",")[0])[0]()
+    if name == WIDE:
+        backbone = MinGRUConfig(expansion=2)
     if name == TRANSFORMER:
         config = PolicyConfig(tokens=3, timestep_embedding=True, token_norm=True)
         backbone = AttentionConfig(context_length=60)
@@ -185,7 +190,7 @@ def measure(names: list[str], threads: int, rounds: int) -> list[Row]:
     for shape in (WINDOWS, STREAMS, PACKED):
         label = f"{shape[0]}x{shape[1]}"
         # Decision Transformer has no form for streams, and for long rows but quadratic attention.
-        chosen = [n for n in names if shape == WINDOWS or n in MIXERS]
+        chosen = [n for n in names if shape == WINDOWS or n in STREAMED]
         if not chosen:
             continue
         works = {n: update_of(n, shape) for n in chosen}
@@ -214,7 +219,7 @@ def measure(names: list[str], threads: int, rounds: int) -> list[Row]:
         if name != "transformers":
             parts = tree_leaves(actor_of(name).initial_state(1))
             rows[name]["state bytes"] = sum(x.nbytes for x in parts if isinstance(x, Tensor))
-        if name in MIXERS:
+        if name in STREAMED:
             rows[name]["peak MiB 2x1000"] = peak_mebibytes(compiled_update, name)
     return list(rows.values())
 

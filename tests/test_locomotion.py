@@ -86,8 +86,12 @@ def test_only_policies_that_are_asked_for_and_here_are_evaluated(monkeypatch, ca
     each = sum("min_gru" in names for data, names, _ in locomotion.EVALUATIONS)
     assert all("hopper-medium" in data for data, _, _ in locomotion.EVALUATIONS)
     words = ["--evaluate", "--dry-run", "--results", "mine", "--datasets", "hopper-medium"]
-    for name, here, asked in (("min_gru", each, 3 * each), ("min_gru_uniform", 0, 3)):
-        monkeypatch.setattr(sys, "argv", ["locomotion.py", *words, "--names", name])
+    for only, here, asked in (
+        (["--names", "min_gru"], each, 3 * each),
+        (["--names", "min_gru_uniform"], 0, 3),
+        (["--groups", "chosen"], 0, 6),
+    ):
+        monkeypatch.setattr(sys, "argv", ["locomotion.py", *words, *only])
         locomotion.main()
         said = capsys.readouterr().out
         assert said == f"The policies of {here} of {asked} evaluations are here.\n"
