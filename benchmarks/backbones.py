@@ -2,7 +2,8 @@
 
     python benchmarks/backbones.py --threads 1
 
-For every backbone of the registry (3 layers, d 128, one token a step unless it says otherwise):
+For every backbone of the registry (3 layers, d 128, one token a step unless it says otherwise), and
+a minGRU with expansion 2:
 
 - one training update (forward, backward, clipping, AdamW) on 64 windows of 20 steps, on 20 pieces
   of 64 steps of streams, in which one step of 100 begins an episode, and on 2 rows of 1000 steps,
